@@ -1,0 +1,92 @@
+"""The values that travel between the stages; all of them frozen.
+
+Frame -> Encoder -> Packet -> bytes == uplink == queue ==> bytes -> Packet -> Decoder -> Mask -> screen
+           ^                                                                   |
+           +----------------------------- KeyRequest ---------------------------+
+"""
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+
+_CAMERA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+def check_camera_name(name: str) -> str:
+    """Return the name, or raise ConfigError when it is not `[a-z0-9][a-z0-9_-]{0,62}` (WIRE.md section 2)."""
+    if not _CAMERA_NAME.fullmatch(name):
+        raise ConfigError(
+            f"camera name {name!r}: use 1 to 63 of a-z, 0-9, '-' and '_', beginning with a letter or a digit"
+        )
+    return name
+
+
+class Kind(IntEnum):
+    """How a region is coded; the numbers are on the wire."""
+
+    KEY = 1  # body: latents
+    WARP = 2  # body: flow from the region's key
+    DELTA = 3  # body: flow, then latents coded given the warped key's
+
+
+@dataclass(frozen=True, slots=True)
+class FrameId:
+    """Names one frame of one camera for ever."""
+
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture at the bundle's size: uint8 RGB (H, W, 3)."""
+
+    id: FrameId
+    captured_ms: int
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One coded region; `age` is the packet's sequence minus that of the key it is (0) or refers to."""
+
+    kind: Kind
+    index: int
+    age: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One frame of one camera as it travels; `bundle` is the first 4 bytes of the bundle's hash."""
+
+    id: FrameId
+    captured_ms: int
+    bundle: bytes
+    quality: int
+    rows: int
+    columns: int
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """Class index per pixel, uint8 (H, W), of one frame."""
+
+    id: FrameId
+    captured_ms: int
+    bundle: bytes
+    classes: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """The one message back: these regions of the camera need a new key."""
+
+    camera: str
+    regions: tuple[int, ...]
