@@ -1,0 +1,25 @@
+"""Atrous spatial pyramid pooling (Chen et al. 2017): one feature map seen at several dilations at once."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.layers import conv_bn_relu
+
+
+class ASPP(nn.Module):
+    """(B, C_in, h, w) -> (B, C_out, h, w): a 1x1 branch, one 3x3 branch per dilation, a pooled branch, a projection."""
+
+    def __init__(self, c_in: int, c_out: int, *, branch: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        # Dense convolutions: bf16 gradients of depthwise ones with large dilation are wrong on some CPUs.
+        self.branches = nn.ModuleList(
+            [conv_bn_relu(c_in, branch), *(conv_bn_relu(c_in, branch, 3, dilation=d) for d in dilations)]
+        )
+        self.pooled = nn.Sequential(nn.Conv2d(c_in, branch, 1), nn.ReLU(inplace=True))
+        self.project = conv_bn_relu(branch * (len(dilations) + 2), c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        local = [branch(x) for branch in self.branches]  # each (B, branch, h, w)
+        whole = self.pooled(x.mean((2, 3), keepdim=True)).expand_as(local[0])
+        y: Tensor = self.project(torch.cat([*local, whole], 1))
+        return y

@@ -1,0 +1,157 @@
+"""Entropy model: a mean-scale hyperprior whose decoder is an integer network.
+
+Balle et al. 2018 (scale hyperprior), Minnen et al. 2018 (means), Balle et al. 2019 (integer networks): camera and
+worker must find the same scale for every symbol, so the hyper decoder is trained as the integer arithmetic that
+both of them run (`pipeline/integer_prior.py`), with gradients straight through the rounding.
+
+Fixed point: activations are integers 0..255 in units of 1/16, weights are integers -127..127 in units of 1/128,
+so that every sum stays below 2**24 and is exact in float32 too.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.models.layers import round_through
+from pipeline.models.source_encoder import HyperEncoder
+
+ACTIVATION_UNITS = 16
+WEIGHT_UNITS = 128
+SCALE_LEVELS = 64
+SCALE_MIN, SCALE_MAX = 0.11, 64.0
+HYPER_LIMIT = 63  # |z| beyond this is clamped by the encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """What the bottleneck gives: y_hat (B, C, h, w), and the bits of y and z per image (B,)."""
+
+    y_hat: Tensor
+    y_bits: Tensor
+    z_bits: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenPrior:
+    """The prior as integers: three layers of weights and biases, scales of the table, frequencies of z as floats.
+
+    weights[i] is int8 (C_out, C_in, k, k); biases[i] is int32 (C_out,), in units of 1/2048.
+    hyper_pmf is float64 (Z, 2 * HYPER_LIMIT + 1): the probability of z = -HYPER_LIMIT..HYPER_LIMIT per channel.
+    """
+
+    weights: tuple[NDArray[np.int8], ...]
+    biases: tuple[NDArray[np.int32], ...]
+    scales: NDArray[np.float64]
+    hyper_pmf: NDArray[np.float64]
+
+
+def scale_table() -> NDArray[np.float64]:
+    """The SCALE_LEVELS standard deviations that a scale index can name, geometrically spaced."""
+    return np.geomspace(SCALE_MIN, SCALE_MAX, SCALE_LEVELS)
+
+
+class IntegerConv(nn.Conv2d):
+    """Convolution of integers with integer weights, its sum shifted back to units of 1/16.
+
+    Parameters are kept as real numbers and rounded on use; the gradient goes straight through.
+    """
+
+    def integer_weight(self) -> Tensor:
+        return round_through((self.weight * WEIGHT_UNITS).clamp(-127, 127))
+
+    def integer_bias(self) -> Tensor:
+        if self.bias is None:
+            raise ValueError("an integer convolution needs a bias")
+        return round_through(self.bias * (ACTIVATION_UNITS * WEIGHT_UNITS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = F.conv2d(x, self.integer_weight(), self.integer_bias(), padding=self.padding)
+        return round_through(total / WEIGHT_UNITS)
+
+
+class IntegerHyperDecoder(nn.Module):
+    """Integer z (B, Z, h/4, w/4) -> means in 1/16 and scale indexes, both integer-valued (B, C, h, w)."""
+
+    def __init__(self, latents: int, hyper_latents: int, width: int) -> None:
+        super().__init__()
+        self.up_2 = IntegerConv(hyper_latents, 4 * width, 3, padding=1)
+        self.up_1 = IntegerConv(width, 4 * width, 3, padding=1)
+        self.predict = IntegerConv(width, 2 * latents, 1)
+        with torch.no_grad():
+            # z counts in ones, activations in sixteenths: start where z = 1 gives an activation of one.
+            self.up_2.weight.mul_(ACTIVATION_UNITS / 4)
+            self.predict.bias[latents:] = 1.0
+
+    def forward(self, z_hat: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+        """Integer z and the size (h, w) of y -> means and scale indexes."""
+        h, w = size
+        x = F.pixel_shuffle(self.up_2(z_hat).clamp(0, 255), 2)[..., : -(-h // 2), : -(-w // 2)]
+        x = F.pixel_shuffle(self.up_1(x).clamp(0, 255), 2)[..., :h, :w]
+        mean, index = self.predict(x).chunk(2, 1)
+        return mean, index.clamp(0, SCALE_LEVELS - 1)
+
+
+class MeanScaleHyperprior(nn.Module):
+    """y -> y_hat and its cost: y is Gaussian given z, z is fully factorised."""
+
+    def __init__(self, latents: int, hyper_latents: int, *, width: int) -> None:
+        super().__init__()
+        self.hyper_encoder = HyperEncoder(latents, hyper_latents)
+        self.hyper_decoder = IntegerHyperDecoder(latents, hyper_latents, width)
+        self.factorised = EntropyBottleneck(hyper_latents)
+        self.gaussian = GaussianConditional(None)
+        self.register_buffer("log_scales", torch.from_numpy(np.log(scale_table())).float(), persistent=False)
+
+    def forward(self, y: Tensor) -> Coded:
+        """y (B, C, h, w) -> y_hat and bits; in training the bits are those of y and z with uniform noise."""
+        z = self.hyper_encoder(y)
+        with torch.autocast(y.device.type, enabled=False):
+            y, z = y.float(), z.float()
+            z_hat = round_through(z.clamp(-HYPER_LIMIT, HYPER_LIMIT))
+            mean, index = self.hyper_decoder(z_hat, y.shape[-2:])
+            mean = mean / ACTIVATION_UNITS
+            y_hat = round_through(y - mean) + mean
+            y_seen, z_seen = (y + _noise(y), z + _noise(z)) if self.training else (y_hat, z_hat)
+            y_bits = _bits(self.gaussian._likelihood(y_seen, self._scale(index), mean))
+            z_bits = _bits(self._hyper_likelihood(z_seen))
+        return Coded(y_hat, y_bits, z_bits)
+
+    def _scale(self, index: Tensor) -> Tensor:
+        step = self.log_scales[1] - self.log_scales[0]
+        return torch.exp(self.log_scales[0] + index * step)
+
+    def _hyper_likelihood(self, z: Tensor) -> Tensor:
+        """(B, Z, h, w) -> likelihoods, same shape; compressai's density wants (Z, 1, N)."""
+        flat = z.transpose(0, 1).flatten(1).unsqueeze(1)
+        likelihood = self.factorised._likelihood(flat)[0]
+        return likelihood.squeeze(1).unflatten(1, (z.shape[0], *z.shape[2:])).transpose(0, 1)
+
+
+def _noise(x: Tensor) -> Tensor:
+    return torch.rand_like(x) - 0.5
+
+
+def _bits(likelihood: Tensor) -> Tensor:
+    """Likelihoods (B, ...) -> bits per image (B,)."""
+    return -likelihood.clamp_min(2**-24).log2().flatten(1).sum(1)
+
+
+@torch.no_grad()
+def freeze(prior: MeanScaleHyperprior) -> FrozenPrior:
+    """The integers that camera and worker compute with; the trained prior is left untouched."""
+    decoder = prior.hyper_decoder
+    layers = (decoder.up_2, decoder.up_1, decoder.predict)
+    grid = torch.arange(-HYPER_LIMIT, HYPER_LIMIT + 1.0, device=prior.log_scales.device)
+    channels = decoder.up_2.in_channels
+    pmf = prior._hyper_likelihood(grid.expand(1, channels, 1, -1))[0, :, 0]  # (Z, 2 * HYPER_LIMIT + 1)
+    return FrozenPrior(
+        weights=tuple(layer.integer_weight().cpu().numpy().astype(np.int8) for layer in layers),
+        biases=tuple(layer.integer_bias().cpu().numpy().astype(np.int32) for layer in layers),
+        scales=scale_table(),
+        hyper_pmf=pmf.double().cpu().numpy(),
+    )

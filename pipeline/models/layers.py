@@ -1,0 +1,59 @@
+"""Layers shared by the networks: convolutions with batch norm, and rounding that lets gradients through."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_bn(c_in: int, c_out: int, kernel: int = 1, *, dilation: int = 1) -> nn.Sequential:
+    """(B, c_in, H, W) -> (B, c_out, H, W): convolution without bias, then batch norm; stride 1, zero padding."""
+    padding = dilation * (kernel - 1) // 2
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(c_out),
+    )
+
+
+def conv_bn_relu(c_in: int, c_out: int, kernel: int = 1, *, dilation: int = 1) -> nn.Sequential:
+    """As conv_bn, then ReLU."""
+    return nn.Sequential(*conv_bn(c_in, c_out, kernel, dilation=dilation), nn.ReLU(inplace=True))
+
+
+class SameConv(nn.Conv2d):
+    """Convolution with TensorFlow's "same" rule: at stride 2 the odd row and column are added at bottom and right.
+
+    The ImageNet weights were trained so; symmetric padding would shift every feature map by half a pixel.
+    Sizes must be divisible by the stride.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(c_in, c_out, kernel, stride, groups=groups, bias=False)
+        total = max(kernel - stride, 0)
+        self.margins = (total // 2, total - total // 2) * 2  # left, right, top, bottom
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.margins))
+
+
+class _RoundThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x: Tensor) -> Tensor:
+        return torch.floor(x + 0.5)
+
+    @staticmethod
+    def backward(_, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Round half up; the gradient passes unchanged (straight-through estimator, Bengio et al. 2013)."""
+    result: Tensor = _RoundThrough.apply(x)
+    return result
+
+
+def fuse(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of the one convolution equal to bn(conv(x)) in eval mode; conv has no bias."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be fused")
+    gain = bn.weight / (bn.running_var + bn.eps).sqrt()  # (C_out,)
+    return conv.weight * gain[:, None, None, None], bn.bias - bn.running_mean * gain

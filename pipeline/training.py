@@ -1,0 +1,301 @@
+"""The training loop: flat, resumable, readable from top to bottom."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline import datasets, distillation, losses
+from pipeline.accuracy import confusion, mean_iou
+from pipeline.datasets import Labelled
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.experiment import Experiment
+from pipeline.models import MODELS
+from pipeline.models.backbone import load_folded, unfold_batch_norm
+from pipeline.models.split_segmenter import SplitSegmenter
+
+_CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where a run reads from and writes to."""
+
+    data: Path
+    backbone: Path
+    teacher: Path | None
+    run: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Accuracy and estimated rate of a network on one split."""
+
+    split: str
+    miou: float
+    rate_bpp: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One line of the log: means of the loss terms over an epoch, and what was measured after it."""
+
+    epoch: int
+    epochs: int
+    segmentation: float
+    distillation: float
+    rate_bpp: float
+    gradient_norm: float
+    measured: tuple[Measured, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    images: Tensor  # (B, 3, h, w) uint8
+    labels: Tensor  # (B, h, w) uint8
+    soft: Tensor | None  # (B, K, h, w) uint8
+
+
+class TrainingDiverged(PipelineError):
+    """A gradient is not finite; the text names the parameter."""
+
+
+def build(experiment: Experiment, classes: int) -> SplitSegmenter:
+    """The experiment's network with fresh weights; ConfigError on an unknown name."""
+    sizes = experiment.model.model_dump(exclude={"name"})
+    if experiment.model.name not in MODELS:
+        raise ConfigError(f"model.name {experiment.model.name!r} is unknown; use one of {', '.join(MODELS)}")
+    return MODELS[experiment.model.name](classes, **sizes)
+
+
+def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
+    """Train, resuming from the run's checkpoint if there is one; yields once per epoch, after saving.
+
+    Raises ConfigError on wrong folders and TrainingDiverged when a gradient is not finite.
+    """
+    schedule, device = experiment.schedule, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(schedule.seed)
+    folders.run.mkdir(parents=True, exist_ok=True)
+    described = datasets.camvid_classes(folders.data)
+    data = datasets.camvid(folders.data, experiment.data.split, without_drives=experiment.data.without_drives)
+    held = {name: datasets.camvid(folders.data, name) for name in experiment.data.choose_by}
+    soft = _soft_labels(experiment, folders, data, described, device)
+    weighting = experiment.data.class_weighting
+    class_weights = torch.from_numpy(
+        datasets.class_weights(data.labels, len(described.classes), strength=weighting)
+    ).to(device)
+
+    network = build(experiment, len(described.classes))
+    load_folded(network.backbone, folders.backbone)
+    unfold_batch_norm(network.backbone, _calibration_images(data))
+    network = network.to(device, memory_format=torch.channels_last)
+    average = deepcopy(network).eval().requires_grad_(False)
+    optimiser = _optimiser(network, experiment)
+    steps_per_epoch = len(data.images) // schedule.batch
+    first_epoch = _resume(folders.run, network, average, optimiser)
+
+    for epoch in range(first_epoch, schedule.epochs):
+        sums = np.zeros(4)
+        steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+        for step, batch in zip(steps, _batches(experiment, data, soft, steps), strict=True):
+            images = batch.images.to(device).float().contiguous(memory_format=torch.channels_last)
+            terms = _losses(network.train(), images, batch, class_weights)
+            loss = (
+                schedule.label_weight * terms.segmentation
+                + experiment.teacher.weight * terms.distillation
+                + schedule.rate_weight * terms.rate
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = _clip(network, schedule.clip_norm)
+            _set_rates(optimiser, experiment, step, steps_per_epoch * schedule.epochs)
+            optimiser.step()
+            _update_average(average, network, min(schedule.average_decay, (1 + step) / (10 + step)))
+            sums += [float(terms.segmentation), float(terms.distillation), float(terms.rate), norm]
+        last = epoch + 1 == schedule.epochs
+        due = last or (epoch + 1) % schedule.measure_every == 0
+        measured = [measure(average, part, name) for name, part in held.items()] if due else []
+        _save(folders.run, network, average, optimiser, epoch + 1)
+        yield Progress(epoch + 1, schedule.epochs, *(sums / steps_per_epoch), measured=tuple(measured))
+
+
+def load_trained(experiment: Experiment, run: Path, classes: int) -> SplitSegmenter:
+    """The averaged weights of a run's checkpoint, in eval mode; ConfigError when there is none."""
+    path = run / _CHECKPOINT
+    if not path.is_file():
+        raise ConfigError(f"run {run}: no {_CHECKPOINT} in it; train first, or name another run")
+    network = build(experiment, classes)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
+    return network.eval()
+
+
+@torch.no_grad()
+def measure(network: SplitSegmenter, data: Labelled, split: str) -> Measured:
+    """Accuracy and estimated rate of the network on frames at their own size."""
+    device = next(network.parameters()).device
+    classes = network.decoder.classify.out_channels // 4
+    matrix, bits = np.zeros((classes, classes), np.int64), 0.0
+    for image, labels in zip(data.images, data.labels, strict=True):
+        x = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
+        with torch.autocast(device.type, torch.bfloat16):
+            seen = network(x.contiguous(memory_format=torch.channels_last))
+        matrix += confusion(labels, seen.logits.argmax(1)[0].byte().cpu().numpy(), classes)
+        bits += float(seen.coded.y_bits + seen.coded.z_bits)
+    pixels = sum(label.size for label in data.labels)
+    return Measured(split, mean_iou(matrix), bits / pixels)
+
+
+def _losses(network: nn.Module, images: Tensor, batch: _Batch, class_weights: Tensor) -> losses.Losses:
+    device = images.device
+    with torch.autocast(device.type, torch.bfloat16):
+        seen = network(images)
+    logits = seen.logits.float()
+    soft_term = logits.new_zeros(())
+    if batch.soft is not None:
+        soft_term = losses.distillation(logits, batch.soft.to(device).float() / 255, class_weights)
+    return losses.Losses(
+        segmentation=losses.segmentation(logits, batch.labels.to(device), class_weights),
+        distillation=soft_term,
+        rate=losses.rate_bpp(seen.coded, images.shape[-2] * images.shape[-1]),
+    )
+
+
+def _soft_labels(
+    experiment: Experiment, folders: Folders, data: Labelled, described: datasets.Classes, device: torch.device
+) -> NDArray[np.uint8] | None:
+    if experiment.teacher.weight == 0:
+        return None
+    if folders.teacher is None:
+        raise ConfigError("teacher.weight is above 0, but no teacher weights are named; add --teacher FILE")
+    return distillation.soft_label_file(
+        folders.run / "soft_labels.npy",
+        data.images,
+        teacher=distillation.load_teacher(folders.teacher).to(device, memory_format=torch.channels_last),
+        target=torch.tensor(described.from_cityscapes, device=device),
+        classes=len(described.classes),
+        size=experiment.teacher.size,
+    )
+
+
+def _calibration_images(data: Labelled, count: int = 16) -> Tensor:
+    """A few frames spread over the data set, cropped to a size divisible by 16: (N, 3, h, w)."""
+    chosen = data.images[:: max(1, len(data.images) // count)][:count]
+    height, width = (size // 16 * 16 for size in chosen[0].shape[:2])
+    stacked = np.stack([image[:height, :width] for image in chosen])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float()
+
+
+def _batches(
+    experiment: Experiment, data: Labelled, soft: NDArray[np.uint8] | None, steps: range
+) -> Iterator[_Batch]:
+    """One batch per step, made ahead in a thread; a batch depends on seed and step alone, so that runs can resume."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = [pool.submit(_batch, experiment, data, soft, step) for step in steps[:3]]
+        for step in steps:
+            batch = ahead.pop(0).result()
+            if step + 3 in steps:
+                ahead.append(pool.submit(_batch, experiment, data, soft, step + 3))
+            yield batch
+
+
+def _batch(experiment: Experiment, data: Labelled, soft: NDArray[np.uint8] | None, step: int) -> _Batch:
+    seed, size = experiment.schedule.seed, experiment.schedule.batch
+    steps_per_epoch = len(data.images) // size
+    epoch, place = divmod(step, steps_per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(len(data.images))
+    rng = np.random.default_rng((seed, epoch, place))
+    scale = experiment.data.scale
+    augmentation = datasets.Augmentation(*scale, experiment.data.jitter)
+    views = [
+        datasets.random_view(
+            data, int(i), soft=soft, size=experiment.data.crop, augmentation=augmentation, rng=rng
+        )
+        for i in order[place * size : (place + 1) * size]
+    ]
+    softs = [view.soft for view in views if view.soft is not None]
+    return _Batch(
+        torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2),
+        torch.from_numpy(np.stack([view.labels for view in views])),
+        torch.from_numpy(np.stack(softs)).permute(0, 3, 1, 2) if softs else None,
+    )
+
+
+def _optimiser(network: SplitSegmenter, experiment: Experiment) -> torch.optim.AdamW:
+    backbone = list(network.backbone.parameters())
+    known = {id(p) for p in backbone}
+    rest = [p for p in network.parameters() if id(p) not in known]
+    groups = [{"params": backbone, "lr": 0.0}, {"params": rest, "lr": 0.0}]
+    return torch.optim.AdamW(groups, weight_decay=experiment.schedule.weight_decay)
+
+
+def _set_rates(optimiser: torch.optim.Optimizer, experiment: Experiment, step: int, steps: int) -> None:
+    """Linear warm-up, then half a cosine down to zero."""
+    schedule = experiment.schedule
+    warm = min(1.0, (step + 1) / max(1, schedule.warmup_steps))
+    factor = warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group, peak in zip(optimiser.param_groups, (schedule.backbone_lr, schedule.lr), strict=True):
+        group["lr"] = peak * factor
+
+
+def _clip(network: nn.Module, limit: float) -> float:
+    """Scale the gradients down to the limit; their norm before that. TrainingDiverged names a bad parameter."""
+    norm = float(nn.utils.clip_grad_norm_(network.parameters(), limit))
+    if not math.isfinite(norm):
+        bad = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        raise TrainingDiverged(f"the gradient of {(bad or ['the norm'])[0]} is not finite; lower the learning rate")
+    return norm
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    for mean, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(new, 1 - decay)
+        else:
+            mean.copy_(new)
+
+
+def _save(
+    run: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, epochs_done: int
+) -> None:
+    state: Mapping[str, object] = {
+        "network": network.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "epochs_done": epochs_done,
+        "random": torch.get_rng_state(),
+    }
+    torch.save(state, run / f"{_CHECKPOINT}.new")
+    os.replace(run / f"{_CHECKPOINT}.new", run / _CHECKPOINT)
+
+
+def _resume(run: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Load the run's checkpoint, if there is one; the epochs it has done."""
+    path = run / _CHECKPOINT
+    if not path.is_file():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    network.load_state_dict(state["network"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["random"])
+    return int(state["epochs_done"])
+
+
+def describe(progress: Progress) -> str:
+    """One line for the log."""
+    line = (
+        f"epoch {progress.epoch}/{progress.epochs}  labels {progress.segmentation:.3f}  "
+        f"teacher {progress.distillation:.3f}  rate {progress.rate_bpp:.4f} bpp  gradient {progress.gradient_norm:.2f}"
+    )
+    for one in progress.measured:
+        line += f"  | {one.split}: {100 * one.miou:.2f} mIoU at {one.rate_bpp:.4f} bpp"
+    return line
