@@ -1,0 +1,105 @@
+"""The hyper decoder as camera and worker run it: integers in, integers out, the same on every machine.
+
+Sums are taken by float32 matrix products, which are exact here in any order and on any hardware: load_prior
+proves that no sum of a layer can reach 2**24. Trained by `models/entropy_model.py`, which draws the arithmetic.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BitstreamError, ConfigError
+
+LAYERS = 3
+ACTIVATION_UNITS = 16  # a mean of 16 is one step of the latent
+_ACTIVATION_MAX = 255
+_SHIFT = 128
+_EXACT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """Means float32 (C, h, w), multiples of 1/16, and scale indexes uint8 (C, h, w)."""
+
+    means: NDArray[np.float32]
+    indexes: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    matrix: NDArray[np.float32]  # (C_in * k * k, C_out)
+    bias: NDArray[np.float32]  # (C_out,)
+    kernel: int
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Integers (C_in, h, w) -> rounded sums (C_out, h, w)."""
+        height, width = x.shape[1:]
+        if self.kernel == 1:
+            columns = x.reshape(len(x), -1)
+        else:
+            padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+            columns = windows.transpose(0, 3, 4, 1, 2).reshape(len(self.matrix), -1)
+        total = self.matrix.T @ columns + self.bias[:, None]
+        rounded: NDArray[np.float32] = np.floor(total / _SHIFT + np.float32(0.5))
+        return rounded.reshape(-1, height, width)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntegerPrior:
+    """Hyper latents to what is known of the latents before they are read."""
+
+    layers: tuple[_Layer, ...]
+    scale_levels: int
+
+    @property
+    def latents(self) -> int:
+        """Channels C of the latent."""
+        return len(self.layers[-1].bias) // 2
+
+    def predict(self, z: NDArray[np.int16], size: tuple[int, int]) -> Prediction:
+        """Integer z (Z, ceil(h/4), ceil(w/4)) and the latent's size (h, w) -> means and scale indexes."""
+        height, width = size
+        half = (-(-height // 2), -(-width // 2))
+        x = _shuffle(self.layers[0](z.astype(np.float32)), half)
+        x = _shuffle(self.layers[1](x), size)
+        means, indexes = np.split(self.layers[2](x), 2)
+        top = self.scale_levels - 1
+        return Prediction(means / np.float32(ACTIVATION_UNITS), indexes.clip(0, top).astype(np.uint8))
+
+
+def _shuffle(x: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(4C, h, w) -> activations (C, 2h, 2w), cut to size: four channels become a 2 x 2 block of one."""
+    channels, height, width = len(x) // 4, x.shape[1], x.shape[2]
+    blocks = x.clip(0, _ACTIVATION_MAX).reshape(channels, 2, 2, height, width).transpose(0, 3, 1, 4, 2)
+    return blocks.reshape(channels, 2 * height, 2 * width)[:, : size[0], : size[1]]
+
+
+def load_prior(tables: Mapping[str, NDArray[np.generic]], *, hyper_limit: int, scale_levels: int) -> IntegerPrior:
+    """Build the prior from `weight_i` int8 (C_out, C_in, k, k) and `bias_i` int32 (C_out,), i = 0..2.
+
+    Raises ConfigError where a layer is missing or misshapen, or where a sum might be inexact.
+    """
+    layers = []
+    largest = hyper_limit
+    for i in range(LAYERS):
+        try:
+            weight, bias = tables[f"weight_{i}"].astype(np.int64), tables[f"bias_{i}"].astype(np.int64)
+        except KeyError as error:
+            raise ConfigError(f"integer prior: {error} is missing; the bundle is damaged, export it again") from error
+        if weight.ndim != 4 or weight.shape[2:] not in {(1, 1), (3, 3)} or bias.shape != weight.shape[:1]:
+            raise ConfigError(f"integer prior: layer {i} has shapes {weight.shape} and {bias.shape}; export it again")
+        if (np.abs(weight).sum((1, 2, 3)) * largest + np.abs(bias) >= _EXACT).any():
+            raise ConfigError(f"integer prior: sums of layer {i} may reach 2**24 and be inexact; export it again")
+        matrix = weight.reshape(len(weight), -1).T.astype(np.float32)
+        layers.append(_Layer(matrix, bias.astype(np.float32), weight.shape[2]))
+        largest = _ACTIVATION_MAX
+    return IntegerPrior(tuple(layers), scale_levels)
+
+
+def check_hyper(z: NDArray[np.int16], limit: int) -> None:
+    """Raise BitstreamError when a decoded hyper latent is beyond what an encoder sends."""
+    if z.size and int(np.abs(z).max()) > limit:
+        raise BitstreamError(f"hyper latent {int(np.abs(z).max())} is beyond {limit}")

@@ -1,0 +1,100 @@
+"""Inference engines behind one protocol; each library is imported when its first session is opened."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+
+ENGINES = ("auto", "openvino", "onnxruntime")
+Array = NDArray[Any]
+
+
+class Session(Protocol):
+    """One graph, loaded and ready; use it from one thread."""
+
+    def run(self, batch: Array) -> list[Array]:
+        """The graph's one input (B, ...) -> its outputs (B, ...), in the order of the graph."""
+        ...
+
+
+class OnnxruntimeSession:
+    """A graph run by onnxruntime in float32, on a GPU where the installed package has one."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    def run(self, batch: Array) -> list[Array]:
+        outputs: list[Array] = self._session.run(None, {self._input: batch})
+        return outputs
+
+
+class OpenvinoSession:
+    """A graph run by OpenVINO, compiled once per batch size: fixed shapes are faster than open ones."""
+
+    def __init__(self, core: Any, model: Any, options: dict[str, Any]) -> None:
+        self._core, self._model, self._options = core, model, options
+        self._requests: dict[int, Any] = {}
+
+    def run(self, batch: Array) -> list[Array]:
+        request = self._requests.get(len(batch)) or self._compile(batch.shape)
+        results = request.infer([batch], share_inputs=True)
+        return [np.array(result) for result in results.values()]
+
+    def _compile(self, shape: tuple[int, ...]) -> Any:
+        model = self._model.clone()
+        model.reshape(list(shape))
+        request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        self._requests[shape[0]] = request
+        return request
+
+
+def open_session(graph: Path, *, engine: str = "auto", threads: int = 0) -> Session:
+    """Load a graph; threads 0 lets the engine choose. ConfigError on an unknown or missing engine or a bad file."""
+    chosen = _choose(engine)
+    try:
+        return _open_openvino(graph, threads) if chosen == "openvino" else _open_onnxruntime(graph, threads)
+    except (RuntimeError, ValueError) as error:  # what both libraries raise on a file that is not a graph
+        raise ConfigError(f"graph {graph}: {chosen} cannot load it; export the bundle again") from error
+
+
+def _choose(engine: str) -> str:
+    """The engine meant; "auto" is OpenVINO where it is installed."""
+    if engine not in ENGINES:
+        raise ConfigError(f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}")
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    if engine == "openvino" and not has_openvino:
+        raise ConfigError("engine openvino is not installed; pip install 'maskcast[openvino]', or use onnxruntime")
+    return "openvino" if has_openvino and engine != "onnxruntime" else "onnxruntime"
+
+
+def _open_onnxruntime(graph: Path, threads: int) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Spinning threads would take the cores from the other nodes of a small box.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    errors = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        return OnnxruntimeSession(onnxruntime.InferenceSession(str(graph), options, providers=providers))
+    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile) as error:
+        raise RuntimeError(str(error)) from error
+
+
+def _open_openvino(graph: Path, threads: int) -> Session:
+    import openvino
+
+    core = openvino.Core()
+    # The CPU plug-in picks bf16 by itself where the processor has it, and float32 elsewhere.
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return OpenvinoSession(core, core.read_model(str(graph)), options)
