@@ -69,6 +69,7 @@ class Tables:
     latent: FrequencyTables  # one table per scale index
     hyper: FrequencyTables  # one table per channel of z
     hyper_limit: int  # largest |z| that is sent
+    scales: NDArray[np.float64]  # standard deviation by scale index; to estimate rates, not to code with
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,6 +158,7 @@ def _read_tables(path: Path) -> Tables:
     try:
         stored = load_file(path)
         limit = int(stored["hyper_limit"][0])
+        scales = stored["latent_scales"]
         latent = check_tables(stored["latent_cumulative"], stored["latent_sizes"], stored["latent_offsets"])
         hyper = check_tables(stored["hyper_cumulative"], stored["hyper_sizes"], stored["hyper_offsets"])
     except (KeyError, SafetensorError, OSError) as error:
@@ -164,4 +166,4 @@ def _read_tables(path: Path) -> Tables:
     prior = load_prior(stored, hyper_limit=limit, scale_levels=len(latent.sizes))
     if not 1 <= limit < 1 << 15:
         raise ConfigError(f"bundle tables {path}: hyper_limit {limit} is out of range; export it again")
-    return Tables(prior, latent, hyper, limit)
+    return Tables(prior, latent, hyper, limit, scales)

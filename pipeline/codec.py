@@ -63,6 +63,19 @@ def dequantise(latents: Latents) -> NDArray[np.float32]:
     return latents.symbols + latents.prediction.means
 
 
+def packet_of(frame: Frame, body: bytes, *, bundle: bytes, quality: int) -> Packet:
+    """The packet of a frame that is one KEY region."""
+    return Packet(
+        id=frame.id,
+        captured_ms=frame.captured_ms,
+        bundle=bundle,
+        quality=quality,
+        rows=1,
+        columns=1,
+        regions=(Region(Kind.KEY, 0, 0, body),),
+    )
+
+
 def _channel_indexes(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """The table of each element of a hyper latent (Z, hz, wz), flat: its channel."""
     return np.repeat(np.arange(shape[0], dtype=np.uint8), shape[1] * shape[2])
@@ -79,15 +92,7 @@ class Encoder:
     def encode(self, frame: Frame) -> Packet:
         """One frame -> one packet with a single KEY region; ValueError when the image has another size."""
         body = encode_latents(self.latents(frame.image), self._bundle.tables)
-        return Packet(
-            id=frame.id,
-            captured_ms=frame.captured_ms,
-            bundle=self._bundle.id,
-            quality=self.quality,
-            rows=1,
-            columns=1,
-            regions=(Region(Kind.KEY, 0, 0, body),),
-        )
+        return packet_of(frame, body, bundle=self._bundle.id, quality=self.quality)
 
     def latents(self, image: NDArray[np.uint8]) -> Latents:
         """RGB (H, W, 3) -> the integers that are sent."""

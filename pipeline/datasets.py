@@ -75,7 +75,7 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
     """Load one split of CamVid: train, val, trainval, test, or the name of a drive such as 0006R0 (of trainval)."""
     listed = root / "splits" / f"{split}.txt"
     lines = _split_lines(listed if listed.is_file() else root / "splits" / "trainval.txt")
-    pairs = [(image, label) for image, label in lines if not _drive_of(image) in without_drives]
+    pairs = [(image, label) for image, label in lines if _drive_of(image) not in without_drives]
     if not listed.is_file():
         pairs = [pair for pair in pairs if _drive_of(pair[0]) == split]
     if not pairs:
@@ -110,7 +110,8 @@ def class_weights(labels: Sequence[Image], classes: int, *, strength: float) -> 
     counts = sum(np.bincount(image.ravel(), minlength=VOID + 1)[:classes] for image in labels)
     share = counts / np.sum(counts)
     weights = 1 / np.log(strength + share)
-    return (weights / (weights * share).sum()).astype(np.float32)
+    normalised: NDArray[np.float32] = (weights / (weights * share).sum()).astype(np.float32)
+    return normalised
 
 
 def random_view(
@@ -127,12 +128,11 @@ def random_view(
     scale = np.exp(rng.uniform(np.log(augmentation.scale_min), np.log(augmentation.scale_max)))
     window = _random_window(labels.shape, (size[0] / scale, size[1] / scale), rng)
     mirrored = rng.random() < 0.5
-    view = View(
+    return View(
         _jitter(_cut(image, window, size, fill=128, flip=mirrored), augmentation.jitter, rng),
         _cut(labels, window, size, fill=VOID, flip=mirrored),
         None if soft is None else _cut(soft[index], window, size, fill=0, flip=mirrored),
     )
-    return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _random_window(shape: tuple[int, ...], size: tuple[float, float], rng: np.ra
 
 def _cut(pixels: Image, window: _Window, size: tuple[int, int], *, fill: int, flip: bool) -> Image:
     """The window of the pixels at size (h, w), `fill` where it lies outside; class indexes are never mixed."""
-    mode = cv2.INTER_NEAREST if pixels.ndim == 2 else cv2.INTER_LINEAR
+    mode = cv2.INTER_NEAREST_EXACT if pixels.ndim == 2 else cv2.INTER_LINEAR
     top, left = max(window.top, 0), max(window.left, 0)
     bottom = min(window.top + window.height, pixels.shape[0])
     right = min(window.left + window.width, pixels.shape[1])
@@ -160,7 +160,7 @@ def _cut(pixels: Image, window: _Window, size: tuple[int, int], *, fill: int, fl
     canvas[top - window.top : bottom - window.top, left - window.left : right - window.left] = pixels[
         top:bottom, left:right
     ]
-    view = cv2.resize(canvas, (size[1], size[0]), interpolation=mode)
+    view = cv2.resize(canvas, (size[1], size[0]), interpolation=mode).astype(np.uint8, copy=False)
     return np.ascontiguousarray(view[:, ::-1]) if flip else view
 
 
@@ -168,10 +168,9 @@ def _jitter(image: Image, amount: float, rng: np.random.Generator) -> Image:
     """Change brightness, contrast, saturation and the gain of each colour by up to `amount`."""
     brightness, contrast, saturation = 1 + amount * rng.uniform(-1, 1, 3)
     gains = 1 + amount / 4 * rng.uniform(-1, 1, 3)
-    grey = np.float32([0.299, 0.587, 0.114])
+    grey = np.array([0.299, 0.587, 0.114], np.float32)
     mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * grey
     mix = (contrast * brightness * gains[:, None] * mix).astype(np.float32)
     offset = (1 - contrast) * 128.0
     mixed = cv2.transform(image, np.hstack([mix, np.full((3, 1), offset, np.float32)]))
-    result: Image = mixed
-    return result
+    return mixed.astype(np.uint8, copy=False)

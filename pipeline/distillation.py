@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ def load_teacher(weights: Path) -> FDDWNet:
     teacher = FDDWNet()
     try:
         teacher.load_state_dict(load_file(weights), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ConfigError(f"teacher weights {weights}: not the state of an FDDWNet with 19 classes") from error
     return teacher.eval()
 
@@ -55,11 +56,16 @@ def soft_label_file(
     if path.is_file():
         stored = np.load(path, mmap_mode="r")
         if stored.shape == shape:
-            return stored
+            return _bytes(stored)
     partial = path.with_suffix(".partial.npy")
-    labels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+    labels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
     for i, image in enumerate(images):
         labels[i] = soft_labels(teacher, image, target=target, classes=classes, size=size)
     labels.flush()
     partial.rename(path)
-    return np.load(path, mmap_mode="r")
+    return _bytes(np.load(path, mmap_mode="r"))
+
+
+def _bytes(array: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """The same array, known to hold bytes."""
+    return array.view(np.uint8)

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(_Section):
@@ -21,7 +21,7 @@ class ModelSettings(_Section):
     hyper_latents: int = Field(ge=1, le=128, description="channels of the hyper latent z")
     encoder_width: int = Field(ge=1, description="channels inside the source encoder")
     prior_width: int = Field(ge=1, le=48, description="channels inside the integer hyper decoder")
-    decoder_width: int = Field(ge=4, description="channels of the joint decoder")
+    decoder_width: int = Field(ge=4, multiple_of=2, description="channels of the joint decoder")
     branch: int = Field(ge=1, description="channels of each ASPP branch")
     dilations: tuple[int, ...] = Field(description="dilations of the ASPP branches, in latents")
 
@@ -66,7 +66,7 @@ class ScheduleSettings(_Section):
 class Experiment(_Section):
     """One experiment: everything `maskcast train` needs besides the folders it reads and writes."""
 
-    name: str = Field(pattern=r"[a-z0-9][a-z0-9-]*")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     model: ModelSettings
     data: DataSettings
     teacher: TeacherSettings
@@ -77,11 +77,11 @@ def load_experiment(path: Path) -> Experiment:
     """Read one experiment; ConfigError names the file and the key that is wrong."""
     try:
         return Experiment.model_validate(yaml.safe_load(path.read_text()))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"experiment {path}: cannot be read; name a file of configs/train/") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"experiment {path}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"experiment {path}: {key}: {first['msg']}") from error

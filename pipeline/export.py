@@ -162,6 +162,7 @@ def _stored_tables(frozen: FrozenPrior) -> dict[str, NDArray[np.generic]]:
         "hyper_cumulative": hyper.cumulative,
         "hyper_sizes": hyper.sizes,
         "hyper_offsets": hyper.offsets,
+        "latent_scales": frozen.scales,
         "hyper_limit": np.array([HYPER_LIMIT], np.int32),
     }
     for i, (weight, bias) in enumerate(zip(frozen.weights, frozen.biases, strict=True)):

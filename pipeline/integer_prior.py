@@ -4,7 +4,7 @@ Sums are taken by float32 matrix products, which are exact here in any order and
 proves that no sum of a layer can reach 2**24. Trained by `models/entropy_model.py`, which draws the arithmetic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +36,10 @@ class _Layer:
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Integers (C_in, h, w) -> rounded sums (C_out, h, w)."""
         height, width = x.shape[1:]
-        if self.kernel == 1:
-            columns = x.reshape(len(x), -1)
-        else:
-            padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
-            columns = windows.transpose(0, 3, 4, 1, 2).reshape(len(self.matrix), -1)
+        margin, reach = self.kernel // 2, range(self.kernel)
+        padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin)))
+        shifted = [padded[:, i : i + height, j : j + width] for i in reach for j in reach]
+        columns = np.stack(shifted, axis=1).reshape(len(self.matrix), -1)  # (C_in * k * k, h * w)
         total = self.matrix.T @ columns + self.bias[:, None]
         rounded: NDArray[np.float32] = np.floor(total / _SHIFT + np.float32(0.5))
         return rounded.reshape(-1, height, width)
@@ -82,14 +80,14 @@ def load_prior(tables: Mapping[str, NDArray[np.generic]], *, hyper_limit: int, s
 
     Raises ConfigError where a layer is missing or misshapen, or where a sum might be inexact.
     """
-    layers = []
+    layers: list[_Layer] = []
     largest = hyper_limit
     for i in range(LAYERS):
         try:
             weight, bias = tables[f"weight_{i}"].astype(np.int64), tables[f"bias_{i}"].astype(np.int64)
         except KeyError as error:
             raise ConfigError(f"integer prior: {error} is missing; the bundle is damaged, export it again") from error
-        if weight.ndim != 4 or weight.shape[2:] not in {(1, 1), (3, 3)} or bias.shape != weight.shape[:1]:
+        if not _fits(weight, bias, layers):
             raise ConfigError(f"integer prior: layer {i} has shapes {weight.shape} and {bias.shape}; export it again")
         if (np.abs(weight).sum((1, 2, 3)) * largest + np.abs(bias) >= _EXACT).any():
             raise ConfigError(f"integer prior: sums of layer {i} may reach 2**24 and be inexact; export it again")
@@ -99,7 +97,16 @@ def load_prior(tables: Mapping[str, NDArray[np.generic]], *, hyper_limit: int, s
     return IntegerPrior(tuple(layers), scale_levels)
 
 
+def _fits(weight: NDArray[np.int64], bias: NDArray[np.int64], before: Sequence[_Layer]) -> bool:
+    """Whether a layer has a known kernel, takes what the layers before it give, and gives what is split after it."""
+    if weight.ndim != 4 or weight.shape[2:] not in {(1, 1), (3, 3)} or bias.shape != weight.shape[:1]:
+        return False
+    split = 2 if len(before) == LAYERS - 1 else 4  # means and indexes, or 2 x 2 blocks
+    return len(bias) % split == 0 and (not before or 4 * weight.shape[1] == len(before[-1].bias))
+
+
 def check_hyper(z: NDArray[np.int16], limit: int) -> None:
     """Raise BitstreamError when a decoded hyper latent is beyond what an encoder sends."""
-    if z.size and int(np.abs(z).max()) > limit:
-        raise BitstreamError(f"hyper latent {int(np.abs(z).max())} is beyond {limit}")
+    largest = int(np.abs(z.astype(np.int32)).max(initial=0))  # as int16, -32768 has no absolute value
+    if largest > limit:
+        raise BitstreamError(f"hyper latent {largest} is beyond {limit}")

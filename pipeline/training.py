@@ -1,11 +1,10 @@
 """The training loop: flat, resumable, readable from top to bottom."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +63,17 @@ class _Batch:
     soft: Tensor | None  # (B, K, h, w) uint8
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Setup:
+    data: Labelled
+    held: Mapping[str, Labelled]
+    soft: NDArray[np.uint8] | None
+    class_weights: Tensor
+    network: SplitSegmenter
+    average: SplitSegmenter  # moving average of the network's weights: what is measured and exported
+    optimiser: torch.optim.AdamW
+
+
 class TrainingDiverged(PipelineError):
     """A gradient is not finite; the text names the parameter."""
 
@@ -81,33 +91,16 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
 
     Raises ConfigError on wrong folders and TrainingDiverged when a gradient is not finite.
     """
-    schedule, device = experiment.schedule, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(schedule.seed)
-    folders.run.mkdir(parents=True, exist_ok=True)
-    described = datasets.camvid_classes(folders.data)
-    data = datasets.camvid(folders.data, experiment.data.split, without_drives=experiment.data.without_drives)
-    held = {name: datasets.camvid(folders.data, name) for name in experiment.data.choose_by}
-    soft = _soft_labels(experiment, folders, data, described, device)
-    weighting = experiment.data.class_weighting
-    class_weights = torch.from_numpy(
-        datasets.class_weights(data.labels, len(described.classes), strength=weighting)
-    ).to(device)
+    schedule = experiment.schedule
+    setup = _set_up(experiment, folders)
+    network, optimiser = setup.network, setup.optimiser
+    steps_per_epoch = len(setup.data.images) // schedule.batch
 
-    network = build(experiment, len(described.classes))
-    load_folded(network.backbone, folders.backbone)
-    unfold_batch_norm(network.backbone, _calibration_images(data))
-    network = network.to(device, memory_format=torch.channels_last)
-    average = deepcopy(network).eval().requires_grad_(False)
-    optimiser = _optimiser(network, experiment)
-    steps_per_epoch = len(data.images) // schedule.batch
-    first_epoch = _resume(folders.run, network, average, optimiser)
-
-    for epoch in range(first_epoch, schedule.epochs):
+    for epoch in range(_resume(folders.run, setup), schedule.epochs):
         sums = np.zeros(4)
         steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
-        for step, batch in zip(steps, _batches(experiment, data, soft, steps), strict=True):
-            images = batch.images.to(device).float().contiguous(memory_format=torch.channels_last)
-            terms = _losses(network.train(), images, batch, class_weights)
+        for step, batch in zip(steps, _batches(experiment, setup.data, setup.soft, steps), strict=True):
+            terms = _losses(network.train(), batch, setup.class_weights)
             loss = (
                 schedule.label_weight * terms.segmentation
                 + experiment.teacher.weight * terms.distillation
@@ -118,13 +111,41 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
             norm = _clip(network, schedule.clip_norm)
             _set_rates(optimiser, experiment, step, steps_per_epoch * schedule.epochs)
             optimiser.step()
-            _update_average(average, network, min(schedule.average_decay, (1 + step) / (10 + step)))
-            sums += [float(terms.segmentation), float(terms.distillation), float(terms.rate), norm]
+            _update_average(setup.average, network, min(schedule.average_decay, (1 + step) / (10 + step)))
+            sums += [terms.segmentation.item(), terms.distillation.item(), terms.rate.item(), norm]
         last = epoch + 1 == schedule.epochs
         due = last or (epoch + 1) % schedule.measure_every == 0
-        measured = [measure(average, part, name) for name, part in held.items()] if due else []
-        _save(folders.run, network, average, optimiser, epoch + 1)
-        yield Progress(epoch + 1, schedule.epochs, *(sums / steps_per_epoch), measured=tuple(measured))
+        measured = [measure(setup.average, part, name) for name, part in setup.held.items()] if due else []
+        _save(folders.run, setup, epoch + 1)
+        yield _progress(epoch + 1, schedule.epochs, sums / steps_per_epoch, measured)
+
+
+def _progress(epoch: int, epochs: int, means: NDArray[np.float64], measured: list[Measured]) -> Progress:
+    segmentation, soft, rate_bpp, norm = (float(mean) for mean in means)
+    return Progress(epoch, epochs, segmentation, soft, rate_bpp, norm, tuple(measured))
+
+
+def _set_up(experiment: Experiment, folders: Folders) -> _Setup:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(experiment.schedule.seed)
+    folders.run.mkdir(parents=True, exist_ok=True)
+    described = datasets.camvid_classes(folders.data)
+    classes, settings = len(described.classes), experiment.data
+    data = datasets.camvid(folders.data, settings.split, without_drives=settings.without_drives)
+    weights = datasets.class_weights(data.labels, classes, strength=settings.class_weighting)
+    network = build(experiment, classes)
+    load_folded(network.backbone, folders.backbone)
+    unfold_batch_norm(network.backbone, _calibration_images(data))
+    network = network.to(memory_format=torch.channels_last).to(device)
+    return _Setup(
+        data=data,
+        held={name: datasets.camvid(folders.data, name) for name in settings.choose_by},
+        soft=_soft_labels(experiment, folders, data, described, device),
+        class_weights=torch.from_numpy(weights).to(device),
+        network=network,
+        average=deepcopy(network).eval().requires_grad_(False),
+        optimiser=_optimiser(network, experiment),
+    )
 
 
 def load_trained(experiment: Experiment, run: Path, classes: int) -> SplitSegmenter:
@@ -133,7 +154,10 @@ def load_trained(experiment: Experiment, run: Path, classes: int) -> SplitSegmen
     if not path.is_file():
         raise ConfigError(f"run {run}: no {_CHECKPOINT} in it; train first, or name another run")
     network = build(experiment, classes)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
+    except (RuntimeError, KeyError) as error:
+        raise ConfigError(f"run {run}: its weights are not those of this experiment; name the one it began with") from error
     return network.eval()
 
 
@@ -153,8 +177,9 @@ def measure(network: SplitSegmenter, data: Labelled, split: str) -> Measured:
     return Measured(split, mean_iou(matrix), bits / pixels)
 
 
-def _losses(network: nn.Module, images: Tensor, batch: _Batch, class_weights: Tensor) -> losses.Losses:
-    device = images.device
+def _losses(network: nn.Module, batch: _Batch, class_weights: Tensor) -> losses.Losses:
+    device = class_weights.device
+    images = batch.images.to(device).float().contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
         seen = network(images)
     logits = seen.logits.float()
@@ -178,7 +203,7 @@ def _soft_labels(
     return distillation.soft_label_file(
         folders.run / "soft_labels.npy",
         data.images,
-        teacher=distillation.load_teacher(folders.teacher).to(device, memory_format=torch.channels_last),
+        teacher=distillation.load_teacher(folders.teacher).to(memory_format=torch.channels_last).to(device),
         target=torch.tensor(described.from_cityscapes, device=device),
         classes=len(described.classes),
         size=experiment.teacher.size,
@@ -247,11 +272,13 @@ def _set_rates(optimiser: torch.optim.Optimizer, experiment: Experiment, step: i
 
 def _clip(network: nn.Module, limit: float) -> float:
     """Scale the gradients down to the limit; their norm before that. TrainingDiverged names a bad parameter."""
-    norm = float(nn.utils.clip_grad_norm_(network.parameters(), limit))
-    if not math.isfinite(norm):
+    # Norm first, scaling after: scaling by a norm that is not a number would spoil every other gradient too.
+    norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    if not norm.isfinite():
         bad = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         raise TrainingDiverged(f"the gradient of {(bad or ['the norm'])[0]} is not finite; lower the learning rate")
-    return norm
+    nn.utils.clip_grads_with_norm_(network.parameters(), limit, norm)
+    return float(norm)
 
 
 @torch.no_grad()
@@ -263,29 +290,27 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
             mean.copy_(new)
 
 
-def _save(
-    run: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, epochs_done: int
-) -> None:
+def _save(run: Path, setup: _Setup, epochs_done: int) -> None:
     state: Mapping[str, object] = {
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "network": setup.network.state_dict(),
+        "average": setup.average.state_dict(),
+        "optimiser": setup.optimiser.state_dict(),
         "epochs_done": epochs_done,
         "random": torch.get_rng_state(),
     }
     torch.save(state, run / f"{_CHECKPOINT}.new")
-    os.replace(run / f"{_CHECKPOINT}.new", run / _CHECKPOINT)
+    (run / f"{_CHECKPOINT}.new").replace(run / _CHECKPOINT)
 
 
-def _resume(run: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def _resume(run: Path, setup: _Setup) -> int:
     """Load the run's checkpoint, if there is one; the epochs it has done."""
     path = run / _CHECKPOINT
     if not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
+    setup.network.load_state_dict(state["network"])
+    setup.average.load_state_dict(state["average"])
+    setup.optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
     return int(state["epochs_done"])
 

@@ -1,0 +1,349 @@
+"""The maskcast command: every node, and the offline tools."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from pipeline import config
+from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceError
+
+app = typer.Typer(
+    name="maskcast",
+    help="Many cameras to live semantic masks over thin links.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Check settings files, print their schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+T = TypeVar("T")
+S = TypeVar("S", bound=config.NodeSettings)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the node's settings")]
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="folder of the trained model")]
+Engine = Annotated[str, typer.Option(help="auto, openvino or onnxruntime")]
+Quality = Annotated[int | None, typer.Option(help="quality level of the bundle; without it, its default")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; exits 0 when done, 1 when the work failed, 2 when the call or the settings are wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app([word for word in words if word != "--debug"])
+    except PipelineError as error:
+        if debug:
+            raise
+        print(f"maskcast: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, (ConfigError, SourceError, BundleMismatch)) else 1)
+    sys.exit(0)
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """Many cameras to live semantic masks over thin links."""
+
+
+@app.command()
+def demo(
+    config_file: ConfigFile = None,
+    source: Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or device")] = None,
+    port: Annotated[int | None, typer.Option(help="port of the page")] = None,
+    host: Annotated[str | None, typer.Option(help="address of the page; 0.0.0.0: all of this machine")] = None,
+    cameras: Annotated[int | None, typer.Option(help="cameras that play the source")] = None,
+    bundle: BundleFolder = None,
+    open_page: Annotated[bool | None, typer.Option("--open/--no-open", help="open the page in a browser")] = None,
+) -> None:
+    """Run all nodes in one process, without servers, and show the masks on a page."""
+    from nodes import demo as node
+
+    overrides = {
+        "source.url": source,
+        "viewer.port": port,
+        "viewer.host": host,
+        "demo.cameras": cameras,
+        "demo.open_page": open_page,
+        "bundle": bundle,
+    }
+    _run(node.main, config.load_settings(config.DemoSettings, config_file, overrides))
+
+
+@app.command()
+def camera(
+    config_file: ConfigFile = None,
+    source: Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or device")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the camera: a-z, 0-9, - and _")] = None,
+    uplink: Annotated[str | None, typer.Option(help="mqtt://host:port")] = None,
+    bundle: BundleFolder = None,
+    quality: Quality = None,
+    loop: Annotated[bool | None, typer.Option("--loop", help="begin a file again at its end")] = None,
+    fast: Annotated[bool | None, typer.Option("--fast", help="play as fast as frames are taken")] = None,
+) -> None:
+    """Encode a video source and publish its packets."""
+    from nodes import camera as node
+
+    overrides = {
+        "source.url": source,
+        "source.loop": loop,
+        "source.fast": fast,
+        "camera.name": name,
+        "mqtt_url": uplink,
+        "encoder.quality": quality,
+        "bundle": bundle,
+    }
+    _run(node.main, config.load_settings(config.CameraSettings, config_file, overrides))
+
+
+@app.command()
+def gateway(config_file: ConfigFile = None) -> None:
+    """Take packets from the uplink to the queue."""
+    from nodes import gateway as node
+
+    _run(node.main, config.load_settings(config.GatewaySettings, config_file, {}))
+
+
+@app.command()
+def worker(config_file: ConfigFile = None, bundle: BundleFolder = None) -> None:
+    """Decode packets from the queue and publish their masks."""
+    from nodes import worker as node
+
+    _run(node.main, config.load_settings(config.WorkerSettings, config_file, {"bundle": bundle}))
+
+
+@app.command()
+def viewer(
+    config_file: ConfigFile = None,
+    port: Annotated[int | None, typer.Option(help="port of the page")] = None,
+) -> None:
+    """Serve the page that shows the masks."""
+    from nodes import viewer as node
+
+    _run(node.main, config.load_settings(config.ViewerSettings, config_file, {"viewer.port": port}))
+
+
+@app.command()
+def encode(
+    source: Annotated[Path, typer.Option("--input", help="clip, or directory of images")],
+    output: Annotated[Path, typer.Option(help="folder for the packet files")],
+    bundle: BundleFolder = None,
+    quality: Quality = None,
+    engine: Engine = "auto",
+) -> None:
+    """Encode each frame to a packet file of the same stem."""
+    from pipeline.codec import open_encoder
+    from pipeline.recording import encode_files
+
+    loaded = _bundle(bundle)
+    encoder = open_encoder(loaded, engine=engine, quality=quality)
+    written = list(_progress(encode_files(encoder, loaded, source, output), "encoding"))
+    pixels = len(written) * loaded.manifest.width * loaded.manifest.height
+    total = sum(one.bytes for one in written)
+    print(f"{len(written)} packets, {total} bytes, {8 * total / max(1, pixels):.4f} bits per pixel, in {output}")
+
+
+@app.command()
+def decode(
+    source: Annotated[Path, typer.Option("--input", help="folder of packet files")],
+    output: Annotated[Path, typer.Option(help="folder for the masks")],
+    bundle: BundleFolder = None,
+    engine: Engine = "auto",
+) -> None:
+    """Decode each packet file to an indexed PNG of the same stem."""
+    from pipeline.codec import open_decoder
+    from pipeline.recording import decode_files
+
+    loaded = _bundle(bundle)
+    decoder = open_decoder(loaded, engine=engine)
+    written = list(_progress(decode_files(decoder, loaded, source, output), "decoding"))
+    print(f"{len(written)} masks in {output}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="folder of the data set")],
+    bundle: BundleFolder = None,
+    dataset: Annotated[str, typer.Option(help="layout of the folder: camvid")] = "camvid",
+    split: Annotated[str, typer.Option(help="train, val, test, or the name of a drive")] = "val",
+    quality: Quality = None,
+    engine: Engine = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+) -> None:
+    """Measure accuracy, real rate and time per stage of a bundle."""
+    from pipeline import datasets, evaluation
+
+    if dataset != "camvid":
+        raise ConfigError(f"dataset {dataset!r} is unknown; use camvid")
+    loaded = _bundle(bundle)
+    frames = datasets.camvid(data, split)
+    with ProgressBar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(split, total=len(frames.images))
+        result = evaluation.evaluate(
+            loaded,
+            frames,
+            split=split,
+            engine=engine,
+            quality=quality,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    print(evaluation.as_text(result, loaded))
+    if json_file is not None:
+        json_file.write_text(json.dumps(evaluation.as_json(result, loaded), indent=2) + "\n")
+
+
+@app.command()
+def train(
+    config_file: Annotated[Path, typer.Option("--config", help="file of configs/train/")],
+    data: Annotated[Path, typer.Option(help="folder of the data set")],
+    backbone: Annotated[Path, typer.Option(help="safetensors file with the backbone's ImageNet weights")],
+    run: Annotated[Path, typer.Option(help="folder for checkpoints; resumes what is there")],
+    teacher: Annotated[Path | None, typer.Option(help="safetensors file with the teacher's weights")] = None,
+) -> None:
+    """Train the network of an experiment; goes on from its last checkpoint."""
+    training = _training()
+    from pipeline.experiment import load_experiment
+
+    folders = training.Folders(data=data, backbone=backbone, teacher=teacher, run=run)
+    for progress in training.train(load_experiment(config_file), folders):
+        print(training.describe(progress), flush=True)
+
+
+@app.command()
+def export(
+    config_file: Annotated[Path, typer.Option("--config", help="file of configs/train/")],
+    data: Annotated[Path, typer.Option(help="folder of the data set")],
+    run: Annotated[Path, typer.Option(help="folder of the training run")],
+    bundle: Annotated[Path, typer.Option(help="folder to write the bundle to")],
+    measure_on: Annotated[str, typer.Option(help="split that the manifest's rate and mIoU are measured on")] = "val",
+    licence: Annotated[str, typer.Option(help="licence of the weights")] = "Apache-2.0",
+) -> None:
+    """Write the bundle of a trained network, and measure what its manifest says."""
+    _training()
+    from pipeline.experiment import load_experiment
+    from pipeline.publish import publish
+
+    experiment = load_experiment(config_file)
+    command = f"maskcast train --config {config_file} && maskcast export --config {config_file} --measure-on {measure_on}"
+    written = publish(
+        experiment, data=data, run=run, folder=bundle, split=measure_on, licence=licence, command=command
+    )
+    _print_manifest(written)
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="bundle folder, or packet file")]) -> None:
+    """Show what is in a bundle or a packet."""
+    from pipeline.bitstream import unpack
+
+    if path.is_dir():
+        _print_manifest(load_bundle(path))
+        return
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such bundle folder or packet file")
+    packet = unpack(path.read_bytes())
+    table = Table("field", "value", title=path.name, title_justify="left")
+    for field, value in (
+        ("bundle", packet.bundle.hex()),
+        ("epoch", packet.id.epoch),
+        ("sequence", packet.id.sequence),
+        ("captured_ms", packet.captured_ms),
+        ("quality", packet.quality),
+        ("grid", f"{packet.rows}x{packet.columns}"),
+        *((f"region {r.index}", f"{r.kind.name}, age {r.age}, {len(r.body)} bytes") for r in packet.regions),
+        ("packet bytes", path.stat().st_size),
+    ):
+        table.add_row(field, str(value))
+    Console().print(table)
+
+
+@app.command()
+def watch(
+    camera_name: Annotated[str | None, typer.Option("--camera", help="this camera only")] = None,
+    save: Annotated[Path | None, typer.Option(help="folder to save the masks to, as PNG")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="stop after so many masks")] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Show masks and statistics in the terminal, or save the masks."""
+    from nodes import watch as node
+
+    settings = config.load_settings(config.ViewerSettings, config_file, {})
+    sys.exit(node.run(settings, camera=camera_name, save=save, count=count))
+
+
+@config_app.command("validate")
+def validate(file: Annotated[Path, typer.Argument(help="YAML file of a node")]) -> None:
+    """Check a settings file; says which key is wrong."""
+    kind = config.kind_of(file)
+    config.load_settings(config.SETTINGS[kind], file, {})
+    print(f"{file}: valid settings of the {kind} node")
+
+
+@config_app.command("schema")
+def schema(node: Annotated[str, typer.Argument(help="camera, gateway, worker, viewer or demo")]) -> None:
+    """Print the JSON schema of a node's settings."""
+    if node not in config.SETTINGS:
+        raise ConfigError(f"node {node!r} is unknown; use one of {', '.join(config.SETTINGS)}")
+    print(json.dumps(config.SETTINGS[node].model_json_schema(), indent=2))
+
+
+def _run(node: Any, settings: config.NodeSettings) -> NoReturn:
+    from nodes import service
+
+    sys.exit(service.run(node, settings, debug="--debug" in sys.argv))
+
+
+def _bundle(folder: Path | None) -> Bundle:
+    return load_bundle(folder or default_bundle())
+
+
+def _progress(items: Iterable[T], what: str) -> Iterable[T]:
+    with ProgressBar(console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(items, description=what)
+
+
+def _training() -> Any:
+    """The training module; ConfigError where the package was installed without it."""
+    try:
+        from pipeline import training
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"training needs {error.name}; pip install 'maskcast[train]'") from error
+    return training
+
+
+def _print_manifest(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    table = Table("field", "value", title=manifest.name, title_justify="left")
+    for field in ("hash", "created_by", "dataset", "grid", "precision", "licence"):
+        table.add_row(field, str(getattr(manifest, field)))
+    table.add_row("size", f"{manifest.width}x{manifest.height}")
+    for level in manifest.quality_levels:
+        default = ", default" if level.default else ""
+        figures = f"{level.rate_bpp:.4f} bits per pixel, mIoU {100 * level.miou:.2f}{default}"
+        table.add_row(f"quality {level.index}", figures)
+    for name in content_of(bundle):
+        table.add_row("file", name)
+    for index, one in enumerate(manifest.classes):
+        swatch = "[on rgb({},{},{})]   [/] ".format(*one.colour)
+        table.add_row(f"class {index}", f"{swatch}{one.name}")
+    Console().print(table)
+
+
+def content_of(bundle: Bundle) -> list[str]:
+    """Names and sizes of the bundle's files."""
+    from pipeline.bundle import content_files
+
+    return [f"{name}, {(bundle.path / name).stat().st_size} bytes" for name in content_files(bundle.manifest)]
+
+
+if __name__ == "__main__":
+    main()

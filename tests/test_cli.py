@@ -1,0 +1,128 @@
+"""The command line: what it prints, how it exits, one sentence when something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import cli
+from pipeline.bundle import default_bundle
+from pipeline.cli import app
+from pipeline.mask_image import unpack_mask
+from pipeline.video import sample_path
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def maskcast(*words: object) -> tuple[int, str, str]:
+    """Run the command in this process; exit code, standard output, standard error."""
+    runner = CliRunner()
+    result = runner.invoke(app, [str(word) for word in words])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def failure(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Exit code and standard error of a call through main, which turns errors into sentences."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(word) for word in words])
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def packets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packets")
+    code, out, _ = maskcast("encode", "--input", sample_path(), "--output", folder, "--engine", "onnxruntime")
+    assert code == 0
+    assert "bits per pixel" in out
+    return folder
+
+
+def test_encode_then_decode_gives_one_mask_per_frame(packets: Path, tmp_path: Path) -> None:
+    for path in sorted(packets.glob("*.mcp"))[5:]:
+        path.unlink()
+    code, out, _ = maskcast("decode", "--input", packets, "--output", tmp_path)
+    assert code == 0
+    assert "5 masks" in out
+    masks = [unpack_mask(path.read_bytes())[0] for path in sorted(tmp_path.glob("*.png"))]
+    assert [mask.id.sequence for mask in masks] == [0, 1, 2, 3, 4]
+    assert len(np.unique(masks[0].classes)) > 3
+
+
+def test_inspect_shows_a_packet(packets: Path) -> None:
+    code, out, _ = maskcast("inspect", next(packets.glob("*.mcp")))
+    assert code == 0
+    assert "KEY, age 0" in out
+
+
+def test_inspect_shows_a_bundle() -> None:
+    code, out, _ = maskcast("inspect", default_bundle())
+    assert code == 0
+    assert "pedestrian" in out
+    assert "bits per pixel" in out
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "nodes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_settings_file_is_valid(file: Path) -> None:
+    code, out, _ = maskcast("config", "validate", file)
+    assert code == 0
+    assert "valid settings" in out
+
+
+@pytest.mark.parametrize("node", ["camera", "gateway", "worker", "viewer", "demo"])
+def test_every_node_has_a_schema(node: str) -> None:
+    code, out, _ = maskcast("config", "schema", node)
+    assert code == 0
+    assert json.loads(out)["type"] == "object"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["encode", "--input", "none.mp4", "--output", "out"], "cannot open none.mp4"),
+        (["decode", "--input", "none", "--output", "out"], "no .mcp files"),
+        (["inspect", "none"], "no such bundle folder or packet file"),
+        (["evaluate", "--data", "none"], "splits"),
+        (["evaluate", "--data", "none", "--dataset", "kitti"], "use camvid"),
+        (["encode", "--bundle", "none", "--input", "x", "--output", "y"], "no manifest.json"),
+        (["camera", "--source", "none.mp4"], "cannot open none.mp4"),
+        (["camera", "--name", "Bad Name"], "camera name"),
+        (["worker", "--bundle", "none"], "no manifest.json"),
+        (["gateway", "--config", "none.yaml"], "none.yaml"),
+        (["config", "schema", "fridge"], "use one of"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_calls_get_one_sentence_and_exit_code_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, err = failure(capsys, *words)
+    assert code == 2
+    assert said in err
+    sentences = [line for line in err.splitlines() if line.startswith("maskcast: ")]
+    assert len(sentences) == 1
+    assert "Traceback" not in err
+
+
+def test_a_damaged_packet_file_is_failed_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "x.mcp").write_bytes(b"nonsense")
+    code, err = failure(capsys, "inspect", tmp_path / "x.mcp")
+    assert code == 1
+    assert err.startswith("maskcast: ")
+
+
+def test_an_unknown_option_exits_2() -> None:
+    code, _, err = maskcast("demo", "--colour", "red")
+    assert code == 2
+    assert "--colour" in err
+
+
+def test_the_installed_command_prints_its_help() -> None:
+    words = [sys.executable, "-m", "pipeline.cli", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    for name in ("demo", "camera", "gateway", "worker", "viewer", "watch", "encode", "decode", "evaluate", "inspect"):
+        assert name in done.stdout

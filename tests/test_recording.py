@@ -1,0 +1,94 @@
+"""Offline coding: stems kept, one file per frame, errors that name the file."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
+from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, SourceError
+from pipeline.mask_image import unpack_mask
+from pipeline.recording import decode_files, encode_files, fit
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(default_bundle())
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle: Bundle) -> Encoder:
+    return open_encoder(bundle, engine="onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def decoder(bundle: Bundle) -> Decoder:
+    return open_decoder(bundle, engine="onnxruntime")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for stem in ("b_2", "a_1"):
+        image = np.random.default_rng(len(stem)).integers(0, 256, (90, 160, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{stem}.png"), image)
+    return folder
+
+
+def test_a_directory_becomes_packets_and_masks_of_the_same_stems(
+    bundle: Bundle, encoder: Encoder, decoder: Decoder, pictures: Path, tmp_path: Path
+) -> None:
+    packets = [one.path for one in encode_files(encoder, bundle, pictures, tmp_path / "packets")]
+    assert [path.name for path in packets] == ["a_1.mcp", "b_2.mcp"]
+    masks = [one.path for one in decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks")]
+    assert [path.name for path in masks] == ["a_1.png", "b_2.png"]
+    mask, _ = unpack_mask(masks[1].read_bytes())
+    assert mask.id.sequence == 1
+    assert mask.classes.shape == (360, 480)
+
+
+def test_a_damaged_packet_file_is_named(decoder: Decoder, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "x.mcp").write_bytes(b"nonsense")
+    with pytest.raises(BitstreamError, match=r"x\.mcp"):
+        list(decode_files(decoder, bundle, tmp_path, tmp_path / "masks"))
+
+
+def test_a_packet_of_another_bundle_is_named(
+    bundle: Bundle, encoder: Encoder, decoder: Decoder, pictures: Path, tmp_path: Path
+) -> None:
+    from pipeline.bitstream import pack, unpack  # noqa: PLC0415
+    from pipeline.messages import Packet  # noqa: PLC0415
+
+    (first, *_) = encode_files(encoder, bundle, pictures, tmp_path / "packets")
+    packet = unpack(first.path.read_bytes())
+    foreign = Packet(packet.id, 0, b"\0\0\0\0", 0, 1, 1, packet.regions)
+    first.path.write_bytes(pack(foreign))
+    with pytest.raises(BundleMismatch, match=r"a_1\.mcp"):
+        list(decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks"))
+
+
+def test_a_folder_without_packets_is_refused(decoder: Decoder, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no \.mcp files"):
+        list(decode_files(decoder, bundle, tmp_path, tmp_path / "masks"))
+
+
+def test_two_pictures_of_one_stem_are_refused(
+    bundle: Bundle, encoder: Encoder, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "a_1.jpg").write_bytes((pictures / "a_1.png").read_bytes())
+    with pytest.raises(SourceError, match="same name but for their suffix"):
+        list(encode_files(encoder, bundle, pictures, tmp_path / "packets"))
+
+
+def test_an_unreadable_clip_is_named(bundle: Bundle, encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"none\.mp4"):
+        list(encode_files(encoder, bundle, tmp_path / "none.mp4", tmp_path / "packets"))
+
+
+def test_fit_leaves_an_image_of_the_right_size_alone() -> None:
+    image = np.zeros((36, 48, 3), np.uint8)
+    assert fit(image, (48, 36)) is image
+    assert fit(image, (24, 12)).shape == (12, 24, 3)
