@@ -1,0 +1,21 @@
+"""Keeps cancellation working through libraries that may lose it."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """Raise CancelledError at the end when the task was cancelled in the body and the body did not say so.
+
+    asyncio.wait_for, on which aiomqtt and redis rest, swallows a cancellation before Python 3.12 when the
+    answer comes at the same moment; the task would then run on for ever, and who waits for its end with it.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError

@@ -1,0 +1,206 @@
+"""The queue between gateways and workers on Redis Streams.
+
+A job that was claimed is held: while the worker lives, its heartbeat keeps the job's idle time near zero, so
+a slow batch is not taken for a dead worker. When the heartbeats end, others claim the job again after
+`reclaim_after_s`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from pipeline.errors import TransportError
+from pipeline.redis_streams import RedisStreams
+from pipeline.work_queue import (
+    DELIVERY_LIMIT,
+    HOLD_S,
+    RECLAIM_AFTER_S,
+    SHARD_LIMIT,
+    SHARDS,
+    STEAL_AFTER_S,
+    Job,
+    given_up,
+    preferred_shards,
+)
+
+log = structlog.get_logger(__name__)
+
+
+class RedisWorkQueue:
+    """WorkQueue on one Redis server: that of one worker, or (worker None) of one that only puts.
+
+    Entering does not wait for Redis. A call that fails raises TransportError and may be tried again; a bad
+    address raises ConfigError. What a full stream cut counts as dropped, whether it waited or was worked on.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        worker: str | None = None,
+        *,
+        shards: int = SHARDS,
+        shard_limit: int = SHARD_LIMIT,
+        reclaim_after_s: float = RECLAIM_AFTER_S,
+        steal_after_s: float = STEAL_AFTER_S,
+        hold_s: float = HOLD_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._worker = worker or ""
+        self._streams = RedisStreams(url, self._worker, shards)
+        self._shards = shards
+        self._shard_limit = shard_limit
+        self._reclaim_after_s = reclaim_after_s
+        self._steal_after_s = steal_after_s
+        self._hold_s = hold_s
+        self._clock = clock
+        self._own: list[int] | None = None  # shards; None before the first heartbeat
+        self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
+        self._ready: list[Job] = []  # claimed, not handed out yet; at most a batch per shard
+        self._reclaimed = clock() - reclaim_after_s
+        self._dropped = 0
+        self._connected = False
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self._keep_alive(), name=f"redis {self._streams.address}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        try:
+            await self._group.__aexit__(None, None, None)  # the body's own error goes up as it is
+            if self._worker and self._connected:
+                with suppress(TransportError):
+                    await self._streams.leave()
+        finally:
+            self._connected = False
+            await self._streams.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis answered the last heartbeat."""
+        return self._connected
+
+    @property
+    def dropped(self) -> int:
+        """How many entries were cut from full streams by what was put here."""
+        return self._dropped
+
+    async def put(self, camera: str, packet: bytes) -> None:
+        """Queue a packet; in a full stream the oldest make room and are counted."""
+        self._dropped += await self._streams.add(camera, packet, self._shard_limit)
+
+    async def claim(self, *, batch: int, wait_s: float) -> list[Job]:
+        """Return up to `batch` jobs, oldest first, or none after `wait_s`."""
+        if not self._worker:
+            raise ValueError("only a queue with a worker's name claims")
+        deadline, left_s = self._clock() + wait_s, wait_s
+        await self._gather(batch, left_s)
+        while not self._ready and left_s > 0:
+            left_s = max(0.0, deadline - self._clock())
+            await self._gather(batch, left_s)
+        self._ready.sort(key=_age)
+        jobs, self._ready = self._ready[:batch], self._ready[batch:]
+        return jobs
+
+    async def done(self, jobs: Sequence[Job]) -> None:
+        """Take the jobs from the queue."""
+        if jobs:
+            await self._streams.answer(jobs)
+        for job in jobs:
+            self._held.pop((job.shard, job.entry), None)
+
+    async def bury(self, job: Job, reason: str) -> None:
+        """Take the job from the queue and keep it among the dead letters."""
+        await self._streams.bury(job, reason)
+        await self.done([job])
+
+    async def depth(self) -> int:
+        """Return how many entries wait or are being worked on."""
+        return await self._streams.depth()
+
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
+        """Keep the newest KEY of each region, beside the one before it, for a minute."""
+        await self._streams.store_keys(camera, keys)
+
+    async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
+        """Return one or two KEYs of each of the regions that has any, newest first."""
+        return await self._streams.fetch_keys(camera, regions)
+
+    async def _gather(self, batch: int, wait_s: float) -> None:
+        """Make jobs ready: abandoned ones, else new ones of own shards, else those others are late with."""
+        if self._own is None:
+            await self._beat()
+        own = self._own or []
+        if self._clock() - self._reclaimed >= self._reclaim_after_s / 2:
+            await self._reclaim(batch)
+        if self._ready:
+            return
+        if own:
+            self._hold(await self._streams.read(own, batch, min(wait_s, self._steal_after_s)))
+        else:
+            await asyncio.sleep(min(wait_s, self._steal_after_s))
+        if not self._ready and len(own) < self._shards:
+            await self._steal(batch, own)
+
+    async def _steal(self, batch: int, own: Sequence[int]) -> None:
+        others = [shard for shard in range(self._shards) if shard not in own]
+        waited_ms, late_ms = await self._streams.waited_ms(others), self._steal_after_s * 1000
+        late = [shard for shard, ms in zip(others, waited_ms, strict=True) if ms >= late_ms]
+        if late:
+            self._hold(await self._streams.read(late, max(1, batch // len(late)), 0))
+
+    async def _reclaim(self, batch: int) -> None:
+        """Claim what dead workers left; bury what was left too often."""
+        self._reclaimed = self._clock()
+        for job in await self._streams.reclaim(self._reclaim_after_s, batch):
+            if job.deliveries > DELIVERY_LIMIT:
+                await self.bury(job, given_up(job.deliveries))
+            else:
+                self._hold([job])
+
+    def _hold(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._held[job.shard, job.entry] = self._clock()
+            self._ready.append(job)
+
+    async def _keep_alive(self) -> None:
+        reported = ""
+        while True:
+            try:
+                await self._beat()
+            except TransportError as error:
+                self._connected = False
+                if str(error) != reported:
+                    log.warning("waiting for redis", address=self._streams.address, reason=str(error))
+                reported = str(error)
+            else:
+                if reported:
+                    log.info("connected to redis", address=self._streams.address)
+                reported = ""
+            await asyncio.sleep(self._reclaim_after_s / 3)
+
+    async def _beat(self) -> None:
+        """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""
+        oldest = self._clock() - self._hold_s
+        self._held = {job: since for job, since in self._held.items() if since > oldest}
+        if self._worker:
+            live = await self._streams.beat(self._held)
+            self._own = preferred_shards(self._worker, live, self._shards)
+        else:
+            await self._streams.ping()
+        self._connected = True
+
+
+def _age(job: Job) -> tuple[int, int]:
+    """Entry names are Redis's time and a count, so they order jobs of all shards by age."""
+    at_ms, _, count = job.entry.partition("-")
+    return int(at_ms), int(count)

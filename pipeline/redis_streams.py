@@ -1,0 +1,274 @@
+"""The commands to Redis that make the work queue, each one or two round trips (keys: WIRE.md section 3)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from pipeline.cancellation import cancellable
+from pipeline.errors import ConfigError, TransportError
+from pipeline.work_queue import DEAD_LIMIT, KEYS_EXPIRE_S, Job, shard_of
+
+GROUP = "workers"
+WORKERS = "maskcast:workers"
+DEAD = "maskcast:dead"
+ANSWER_S = 2.0  # for Redis to answer, on top of what a read waits for
+LIVE_S = 3.0  # a worker whose heartbeat is older has left its shards to the others
+_LENGTH_BYTES = 4
+
+# Says "here" on Redis's own clock, so machines may disagree about the time; returns who else did lately.
+_BEAT = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000)
+return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[2], '+inf')
+"""
+
+# How long the oldest entry that no worker was given has waited, in ms; -1 if there is none.
+_WAITED_MS = """
+local last = '0-0'
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+for _, group in ipairs(groups.err and {} or groups) do
+  for at = 1, #group, 2 do
+    if group[at] == 'last-delivered-id' then last = group[at + 1] end
+  end
+end
+local oldest = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
+if not oldest then return -1 end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+return math.max(0, now - tonumber(string.match(oldest[1], '^%d+')))
+"""
+
+# A region's value is u32 length of the newest KEY, the newest KEY, the KEY before it (or nothing).
+_STORE_KEYS = """
+for at = 2, #ARGV, 2 do
+  local held, newest = redis.call('HGET', KEYS[1], ARGV[at]), ''
+  if held and #held >= 4 then newest = string.sub(held, 5, 4 + struct.unpack('>I4', held)) end
+  if newest ~= ARGV[at + 1] then
+    redis.call('HSET', KEYS[1], ARGV[at], struct.pack('>I4', #ARGV[at + 1]) .. ARGV[at + 1] .. newest)
+  end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+"""
+
+
+class RedisStreams:
+    """The streams, heartbeats and keys of one Redis, as one worker (or "") sees them.
+
+    It connects when first used and again after each failure; a call that fails raises TransportError. A bad
+    address raises ConfigError.
+    """
+
+    def __init__(self, url: str, worker: str, shards: int) -> None:
+        self.address = check_redis_url(url)
+        # Any: the client's types differ between its releases.
+        self._redis: Any = Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=ANSWER_S,
+            socket_connect_timeout=ANSWER_S,
+            retry=Retry(NoBackoff(), 1),  # a pooled connection may be older than the server's last start
+        )
+        self._worker = worker
+        self._shards = shards
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose()
+
+    async def beat(self, held: Iterable[tuple[int, str]]) -> list[str]:
+        """Say that this worker lives and still holds these (shard, entry); returns the live workers."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.eval(_BEAT, 1, WORKERS, self._worker, int(LIVE_S * 1000))
+        for shard, entries in _by_shard(held).items():
+            # JUSTID: idle time begins anew, the count of deliveries stays
+            pipe.xclaim(self._frames(shard), GROUP, self._worker, 0, entries, justid=True)
+        async with self._talk():
+            live, *_ = await pipe.execute(raise_on_error=False)  # a stream may be gone
+            if isinstance(live, Exception):
+                raise live
+        return [name.decode(errors="replace") for name in live]
+
+    async def leave(self) -> None:
+        """Say that this worker goes, so that others take its shards at once."""
+        async with self._talk():
+            await self._redis.zrem(WORKERS, self._worker)
+
+    async def ping(self) -> None:
+        """Ask whether Redis is there."""
+        async with self._talk():
+            await self._redis.ping()
+
+    async def add(self, camera: str, packet: bytes, limit: int) -> int:
+        """Append to the camera's stream, in one round trip; returns how many entries were cut for it."""
+        key = self._frames(shard_of(camera, self._shards))
+        pipe = self._redis.pipeline(transaction=True)  # else another's entry could come between the counts
+        pipe.xlen(key)
+        pipe.xadd(key, {"camera": camera, "packet": packet}, maxlen=limit, approximate=True)
+        pipe.xlen(key)
+        async with self._talk():
+            before, _, after = await pipe.execute()
+        return int(before + 1 - after)
+
+    async def read(self, shards: Sequence[int], count: int, wait_s: float) -> list[Job]:
+        """Claim up to `count` new entries of each shard; waits only while there is none in any."""
+        streams = {self._frames(shard): ">" for shard in shards}
+        block = int(wait_s * 1000) or None  # 0 would wait for ever
+        async with self._talk(wait_s):
+            try:
+                answer = await self._redis.xreadgroup(GROUP, self._worker, streams, count=count, block=block)
+            except ResponseError as error:
+                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                    raise
+                await self._create_groups()  # Redis is new, or was emptied
+                answer = await self._redis.xreadgroup(GROUP, self._worker, streams, count=count)
+        names = {self._frames(shard).encode(): shard for shard in shards}
+        return [_job(names[name], *entry, deliveries=1) for name, entries in answer for entry in entries]
+
+    async def waited_ms(self, shards: Sequence[int]) -> list[int]:
+        """Return for each shard how long its oldest new entry has waited; -1 if there is none."""
+        pipe = self._redis.pipeline(transaction=False)
+        for shard in shards:
+            pipe.eval(_WAITED_MS, 1, self._frames(shard))
+        async with self._talk():
+            answers: list[int] = await pipe.execute()
+        return answers
+
+    async def reclaim(self, idle_s: float, count: int) -> list[Job]:
+        """Claim up to `count` entries of each shard that nobody has answered, or held, for that long."""
+        pipe = self._redis.pipeline(transaction=False)
+        for shard in range(self._shards):
+            pipe.xautoclaim(self._frames(shard), GROUP, self._worker, int(idle_s * 1000), count=count)
+        async with self._talk():
+            answers = await pipe.execute(raise_on_error=False)
+            found = [
+                (shard, entry, fields)
+                for shard, answer in enumerate(answers)
+                if not isinstance(answer, Exception)  # no group yet: nothing was claimed there
+                for entry, fields in answer[1]
+                if fields is not None
+            ]
+            for shard, entry, _ in found:
+                pipe.xpending_range(self._frames(shard), GROUP, min=entry, max=entry, count=1)
+            states = await pipe.execute() if found else []
+        return [
+            _job(*each, deliveries=state[0]["times_delivered"] if state else 1)
+            for each, state in zip(found, states, strict=True)
+        ]
+
+    async def answer(self, jobs: Iterable[Job]) -> None:
+        """Acknowledge and delete, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for shard, entries in _by_shard((job.shard, job.entry) for job in jobs).items():
+            pipe.xack(self._frames(shard), GROUP, *entries)
+            pipe.xdel(self._frames(shard), *entries)
+        async with self._talk():
+            await pipe.execute()
+
+    async def bury(self, job: Job, reason: str) -> None:
+        """Append to the dead letters."""
+        letter = {"packet": job.packet, "reason": reason, "camera": job.camera, "worker": self._worker}
+        async with self._talk():
+            await self._redis.xadd(DEAD, letter, maxlen=DEAD_LIMIT, approximate=True)
+
+    async def depth(self) -> int:
+        """Return how many entries there are, new or claimed."""
+        pipe = self._redis.pipeline(transaction=False)
+        for shard in range(self._shards):
+            pipe.xlen(self._frames(shard))
+        async with self._talk():
+            return sum(await pipe.execute())
+
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
+        """Make these the newest KEYs of their regions, and what was newest the one before."""
+        values = [part for region, key in keys.items() for part in (region, key)]
+        async with self._talk():
+            expire_ms = int(KEYS_EXPIRE_S * 1000)
+            await self._redis.eval(_STORE_KEYS, 1, self._keys(camera), expire_ms, *values)
+
+    async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
+        """Return the KEYs of each of the regions that has any, newest first."""
+        if not regions:
+            return {}
+        async with self._talk():
+            values = await self._redis.hmget(self._keys(camera), [str(region) for region in regions])
+        found = {region: _generations(value or b"") for region, value in zip(regions, values, strict=True)}
+        return {region: keys for region, keys in found.items() if keys}
+
+    async def _create_groups(self) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        for shard in range(self._shards):
+            pipe.xgroup_create(self._frames(shard), GROUP, id="0", mkstream=True)
+        await pipe.execute(raise_on_error=False)  # some may be there already
+
+    @asynccontextmanager
+    async def _talk(self, wait_s: float = 0.0) -> AsyncIterator[None]:
+        with cancellable():
+            try:
+                async with asyncio.timeout(wait_s + ANSWER_S):
+                    yield
+            except AuthenticationError as error:
+                raise TransportError(
+                    f"redis at {self.address} refuses the login: "
+                    f"check user and password in its address ({error})"
+                ) from error
+            except TimeoutError as error:
+                raise TransportError(f"redis at {self.address} does not answer") from error
+            except (RedisError, OSError) as error:
+                raise TransportError(f"redis at {self.address}: {error}") from error
+
+    def _frames(self, shard: int) -> str:
+        return f"maskcast:{{{shard}}}:frames"
+
+    def _keys(self, camera: str) -> str:
+        return f"maskcast:{{{shard_of(camera, self._shards)}}}:keys:{camera}"
+
+
+def check_redis_url(url: str) -> str:
+    """Return host:port of `redis[s]://[[user]:password@]host[:port][/number]`; raises ConfigError.
+
+    The text of an error never holds the password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(
+            "redis address: host or port cannot be read; write redis://:password@host:6379, "
+            "with / ? # @ : in the password percent-encoded"
+        ) from error
+    if parts.scheme not in ("redis", "rediss") or not host:
+        raise ConfigError("redis address: write redis://host:6379 or rediss://host:6379")
+    number = parts.path.removeprefix("/")
+    if (number and not number.isdecimal()) or parts.query or parts.fragment:
+        raise ConfigError(f"redis address of {host}: only the number of a database may follow the port")
+    return f"{host}:{port or 6379}"
+
+
+def _job(shard: int, entry: bytes, fields: Mapping[bytes, bytes], *, deliveries: int) -> Job:
+    camera = fields.get(b"camera", b"").decode(errors="replace")
+    return Job(shard, entry.decode(), camera, fields.get(b"packet", b""), deliveries)
+
+
+def _by_shard(jobs: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
+    entries: dict[int, list[str]] = {}
+    for shard, entry in jobs:
+        entries.setdefault(shard, []).append(entry)
+    return entries
+
+
+def _generations(value: bytes) -> tuple[bytes, ...]:
+    """Read a region's value as _STORE_KEYS writes it; none if it is not one."""
+    start = _LENGTH_BYTES + int.from_bytes(value[:_LENGTH_BYTES], "big")
+    if not _LENGTH_BYTES < start <= len(value):
+        return ()
+    newest, older = value[_LENGTH_BYTES:start], value[start:]
+    return (newest, older) if older else (newest,)

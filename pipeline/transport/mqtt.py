@@ -1,0 +1,249 @@
+"""A channel over an MQTT broker that connects, and reconnects for ever, in the background."""
+
+import asyncio
+import random
+import secrets
+import ssl
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import aiomqtt
+import structlog
+
+from pipeline.errors import TransportError
+from pipeline.transport import LIVE, Delivery, Message, mqtt_client
+from pipeline.transport.mqtt_address import parse_mqtt_url
+from pipeline.transport.subscription import Readers, Subscription
+
+log = structlog.get_logger(__name__)
+
+STEADY_S = 10.0  # a connection that held this long was a good one: back-off begins anew
+
+
+class MqttChannel:
+    """Channel over MQTT 5 or 3.1.1; `url` as parse_mqtt_url reads it (raises ConfigError).
+
+    Entering does not wait for the broker. The will is published, retained, when this process dies without
+    closing. Waits between attempts double from `retry_s` to `retry_ceiling_s`, or are `refused_retry_s` where
+    the login was refused.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        root: str = "maskcast",
+        client_id: str | None = None,
+        will: tuple[str, bytes] | None = None,
+        buffer: int = 256,
+        on_drop: Callable[[], None] | None = None,
+        retry_s: float = 0.1,
+        retry_ceiling_s: float = 5.0,
+        refused_retry_s: float = 15.0,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address = parse_mqtt_url(url)
+        self._tls: ssl.SSLContext | None = None
+        self._prefix = f"{root}/"
+        self._client_id = client_id or f"maskcast-{secrets.token_hex(6)}"
+        self._will = None if will is None else (self._prefix + will[0], will[1])
+        self._retry_s, self._retry_ceiling_s = retry_s, retry_ceiling_s
+        self._refused_retry_s = refused_retry_s
+        self._rng = rng or random.Random()
+        self._clock = clock
+        self._old_protocol = self._address.version == "3.1.1"
+        self._readers = Readers(limit=buffer, on_drop=on_drop)
+        self._wanted: set[str] = set()  # filters to ask the broker for
+        self._wanting = asyncio.Event()
+        self._retained: dict[str, tuple[bytes, Delivery]] = {}
+        self._unsent: set[str] = set()  # topics of retained messages that the next connection is to carry
+        self._client: aiomqtt.Client | None = None
+        self._ready = asyncio.Event()
+        self._pending = 0
+        self._reported = ""
+        self._closed = False
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        self._tls = await asyncio.to_thread(self._address.tls_context)
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self._run(), name=f"mqtt {self._address}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._readers.close()
+        self._task.cancel()
+        # The body's own error goes up as it is, not inside a group.
+        await self._group.__aexit__(None, None, None)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker took us, our subscriptions and our retained messages."""
+        return self._client is not None
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were thrown away because their reader was too slow."""
+        return self._readers.dropped
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Wait for the connection; raises TransportError, with the last known reason, when time is over."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+        except TimeoutError as error:
+            reason = self._reported or "no answer"
+            raise TransportError(
+                f"no connection to the broker at {self._address} in {timeout_s:g} s: {reason}"
+            ) from error
+
+    async def publish(self, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
+        """Send one message; raises TransportError when it cannot leave now.
+
+        Retained messages are kept, the newest of each topic, and sent again on each connect; published while
+        there is no connection they wait for the next.
+        """
+        if delivery.retain:
+            self._retained[topic] = (payload, delivery)
+        if self._client is not None:
+            await self._send(self._client, topic, payload, delivery)
+        elif delivery.retain and not self._closed:
+            self._unsent.add(topic)
+        else:
+            raise TransportError(f"no connection to the broker at {self._address}")
+
+    def subscribe(self, *filters: str) -> Subscription:
+        """Messages that match, beginning with the retained ones; ends when the channel closes.
+
+        A broker may send a message once for each of our filters that it matches: they should not overlap.
+        """
+        subscription = self._readers.add(filters)
+        self._wanted.update(filters)
+        self._wanting.set()
+        return subscription
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            begun = self._clock()
+            error = await self._connection()
+            attempt = 0 if self._clock() - begun >= STEADY_S else attempt + 1
+            await asyncio.sleep(self._pause_s(attempt, error))
+
+    async def _connection(self) -> Exception:
+        """Hold one connection from first to last; returns what ended it."""
+        error: Exception = aiomqtt.MqttError("closed")
+        try:
+            async with mqtt_client.connection(
+                self._address,
+                tls=self._tls,
+                client_id=self._client_id,
+                will=self._will,
+                old_protocol=self._old_protocol,
+            ) as client:
+                await self._serve(client)
+        except* aiomqtt.MqttError as errors:
+            error = errors.exceptions[0]
+        self._judge(error)
+        return error
+
+    async def _serve(self, client: aiomqtt.Client) -> None:
+        """Receive, and keep filters and retained messages up to date; raises when the connection ends."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._receive(client))
+                active: set[str] = set()
+                self._wanted = self._readers.filters()
+                await self._update_filters(client, active)
+                await self._send_retained(client)
+                self._client = client
+                self._ready.set()
+                self._report_connected()
+                while True:
+                    await self._wanting.wait()
+                    await self._update_filters(client, active)
+        finally:
+            self._client = None
+            self._ready.clear()
+
+    async def _receive(self, client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            topic = message.topic.value
+            if topic.startswith(self._prefix) and isinstance(message.payload, bytes):
+                self._readers.offer(Message(topic.removeprefix(self._prefix), message.payload))
+
+    async def _update_filters(self, client: aiomqtt.Client, active: set[str]) -> None:
+        """Ask for what is newly wanted and stop the rest.
+
+        A filter that is active is asked for again: that is how its new reader gets the retained messages.
+        """
+        self._wanting.clear()
+        fresh, self._wanted = sorted(self._wanted), set()
+        gone = sorted(active - self._readers.filters())
+        if fresh:
+            for refused in await mqtt_client.subscribe(client, [self._prefix + each for each in fresh]):
+                log.error(
+                    "the broker refuses a subscription: check its access rules",
+                    address=str(self._address),
+                    user=self._address.user,
+                    filter=refused,
+                )
+        if gone:
+            await mqtt_client.unsubscribe(client, [self._prefix + each for each in gone])
+        active.difference_update(gone)
+        active.update(fresh)
+
+    async def _send_retained(self, client: aiomqtt.Client) -> None:
+        self._unsent = set(self._retained)
+        while self._unsent:
+            topic = self._unsent.pop()
+            await mqtt_client.publish(client, self._prefix + topic, *self._retained[topic])
+
+    async def _send(self, client: aiomqtt.Client, topic: str, payload: bytes, delivery: Delivery) -> None:
+        if self._pending >= mqtt_client.PENDING_LIMIT:
+            raise TransportError(
+                f"the link to the broker at {self._address} is too slow: {self._pending} messages wait"
+            )
+        self._pending += 1
+        try:
+            await mqtt_client.publish(client, self._prefix + topic, payload, delivery)
+        except aiomqtt.MqttError as error:
+            raise TransportError(f"the broker at {self._address} did not take a message: {error}") from error
+        finally:
+            self._pending -= 1
+
+    def _report_connected(self) -> None:
+        self._reported = ""
+        version = "3.1.1" if self._old_protocol else "5"
+        log.info("connected to the broker", address=str(self._address), version=version)
+
+    def _judge(self, error: Exception) -> None:
+        """Report why there is no connection, once for each new reason; change version if that may help."""
+        if self._address.version is None and mqtt_client.may_be_version(error):
+            self._old_protocol = not self._old_protocol
+        reason = str(error.__cause__ or error)
+        if reason == self._reported:
+            return
+        self._reported = reason
+        if mqtt_client.is_refusal(error):
+            user = f"user {self._address.user!r}" if self._address.user else "a client without a user name"
+            log.error(
+                f"the broker refuses {user}: check user and password in its address",
+                address=str(self._address),
+                client=self._client_id,
+                reason=reason,
+            )
+        else:
+            log.warning("waiting for the broker", address=str(self._address), reason=reason)
+
+    def _pause_s(self, attempt: int, error: Exception) -> float:
+        full = min(self._retry_ceiling_s, self._retry_s * 2.0 ** min(attempt, 16))
+        if mqtt_client.is_refusal(error):
+            full = self._refused_retry_s
+        return full * self._rng.uniform(0.5, 1.0)

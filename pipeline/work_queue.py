@@ -1,0 +1,303 @@
+"""The queue between gateways and workers: what any of them promises, and the one inside a process.
+
+ gateway -> put -> shard of the camera -> claim -> worker -> done
+                        ^                   |
+                        +---- reclaim <-----+ the worker died
+
+Delivery is at least once. Each shard has one worker that prefers it, found by rendezvous hashing over the
+live ones; any other may take from it when that worker is behind.
+"""
+
+import asyncio
+import hashlib
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+SHARDS = 16
+SHARD_LIMIT = 1000  # entries; a full shard drops its oldest, and that is counted
+DELIVERY_LIMIT = 2  # a job that two workers left unanswered is not given to a third
+DEAD_LIMIT = 1000
+RECLAIM_AFTER_S = 1.0
+STEAL_AFTER_S = 0.1
+HOLD_S = 10.0  # a live worker that is still silent after this long has lost the job
+KEYS_EXPIRE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One packet to work on; `deliveries` is 1 the first time it is given to a worker."""
+
+    shard: int
+    entry: str
+    camera: str
+    packet: bytes
+    deliveries: int
+
+
+class WorkQueue(Protocol):
+    """An async context manager; what talks to a server raises TransportError, and may be tried again."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether the queue's server answered lately."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """How many entries were cut from full shards by what was put here."""
+        ...
+
+    async def put(self, camera: str, packet: bytes) -> None:
+        """Queue a packet; in a full shard the oldest make room and are counted."""
+        ...
+
+    async def claim(self, *, batch: int, wait_s: float) -> list[Job]:
+        """Return up to `batch` jobs, oldest first, or none after `wait_s`; done or bury answers each.
+
+        Own shards come first; where a shard's worker is behind or gone, its jobs are taken over.
+        """
+        ...
+
+    async def done(self, jobs: Sequence[Job]) -> None:
+        """Take the jobs from the queue; answering twice does no harm."""
+        ...
+
+    async def bury(self, job: Job, reason: str) -> None:
+        """Take the job from the queue and keep it, with the reason, among the dead letters."""
+        ...
+
+    async def depth(self) -> int:
+        """Return how many entries wait or are being worked on."""
+        ...
+
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
+        """Keep the newest KEY of each region, beside the one before it, for a minute."""
+        ...
+
+    async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
+        """Return one or two KEYs of each of the regions that has any, newest first."""
+        ...
+
+
+def shard_of(camera: str, shards: int) -> int:
+    """Return the shard of a camera; all programs that share a queue must agree on it."""
+    return zlib.crc32(camera.encode()) % shards
+
+
+def preferred_shards(worker: str, live: Iterable[str], shards: int) -> list[int]:
+    """Return a worker's shards by rendezvous hashing: when another comes or goes only its share moves."""
+    others = set(live) - {worker}
+
+    def weight(name: str, shard: int) -> bytes:
+        return hashlib.blake2b(f"{shard}:{name}".encode(), digest_size=8).digest()
+
+    return [
+        shard
+        for shard in range(shards)
+        if all(weight(worker, shard) > weight(other, shard) for other in others)
+    ]
+
+
+@dataclass(slots=True)
+class _Entry:
+    shard: int
+    number: int
+    camera: str
+    packet: bytes
+    added: float
+    worker: str | None = None
+    claimed: float = 0.0
+    deliveries: int = 0
+
+    def job(self) -> Job:
+        return Job(self.shard, str(self.number), self.camera, self.packet, self.deliveries)
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A dead letter."""
+
+    camera: str
+    packet: bytes
+    reason: str
+    worker: str
+
+
+class MemoryQueueState:
+    """What the queues of one process share; times are those of `clock`, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        shards: int = SHARDS,
+        shard_limit: int = SHARD_LIMIT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self.entries: list[dict[int, _Entry]] = [{} for _ in range(shards)]  # per shard, oldest first
+        self.shard_limit = shard_limit
+        self.workers: set[str] = set()
+        self.dead: deque[Buried] = deque(maxlen=DEAD_LIMIT)
+        self.keys: dict[str, tuple[float, dict[int, tuple[bytes, ...]]]] = {}  # with the time they expire
+        self.changed = asyncio.Event()
+        self._count = 0
+
+    def add(self, camera: str, packet: bytes) -> int:
+        """Queue a packet; returns how many entries had to make room."""
+        shard = shard_of(camera, len(self.entries))
+        entries = self.entries[shard]
+        self._count += 1
+        entries[self._count] = _Entry(shard, self._count, camera, packet, self.clock())
+        excess = max(0, len(entries) - self.shard_limit)
+        for number in list(entries)[:excess]:
+            del entries[number]
+        self.changed.set()
+        self.changed = asyncio.Event()  # who waits has the old one
+        return excess
+
+
+class MemoryWorkQueue:
+    """WorkQueue inside one process: a view of the shared state, of one worker or of one that only puts."""
+
+    def __init__(
+        self,
+        state: MemoryQueueState,
+        worker: str | None = None,
+        *,
+        reclaim_after_s: float = RECLAIM_AFTER_S,
+        steal_after_s: float = STEAL_AFTER_S,
+        hold_s: float = HOLD_S,
+    ) -> None:
+        self._state = state
+        self._worker = worker
+        self._reclaim_after_s = reclaim_after_s
+        self._steal_after_s = steal_after_s
+        self._hold_s = hold_s
+        self._entered = False
+        self._dropped = 0
+
+    async def __aenter__(self) -> Self:
+        self._entered = True
+        if self._worker is not None:
+            self._state.workers.add(self._worker)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = False
+        if self._worker is not None:
+            self._state.workers.discard(self._worker)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the queue is entered."""
+        return self._entered
+
+    @property
+    def dropped(self) -> int:
+        """How many entries were cut from full shards by what was put here."""
+        return self._dropped
+
+    async def put(self, camera: str, packet: bytes) -> None:
+        """Queue a packet; in a full shard the oldest make room and are counted."""
+        self._dropped += self._state.add(camera, packet)
+        await asyncio.sleep(0)  # lets a worker in the same loop run, as a server would
+
+    async def claim(self, *, batch: int, wait_s: float) -> list[Job]:
+        """Return up to `batch` jobs, oldest first, or none after `wait_s`."""
+        if self._worker is None:
+            raise ValueError("only a queue with a worker's name claims")
+        await asyncio.sleep(0)
+        jobs = self._take(self._worker, batch)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while not jobs:
+                    await self._wait()
+                    jobs = self._take(self._worker, batch)
+        return jobs
+
+    async def done(self, jobs: Sequence[Job]) -> None:
+        """Take the jobs from the queue."""
+        for job in jobs:
+            self._state.entries[job.shard].pop(int(job.entry), None)
+
+    async def bury(self, job: Job, reason: str) -> None:
+        """Take the job from the queue and keep it among the dead letters."""
+        self._state.dead.append(Buried(job.camera, job.packet, reason, self._worker or ""))
+        await self.done([job])
+
+    async def depth(self) -> int:
+        """Return how many entries wait or are being worked on."""
+        return sum(len(entries) for entries in self._state.entries)
+
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
+        """Keep the newest KEY of each region, beside the one before it."""
+        held = self._held_keys(camera)
+        for region, key in keys.items():
+            before = held.get(region, ())
+            if before[:1] != (key,):
+                held[region] = (key, *before[:1])
+        self._state.keys[camera] = (self._state.clock() + KEYS_EXPIRE_S, held)
+
+    async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
+        """Return one or two KEYs of each of the regions that has any, newest first."""
+        held = self._held_keys(camera)
+        return {region: held[region] for region in regions if region in held}
+
+    def _held_keys(self, camera: str) -> dict[int, tuple[bytes, ...]]:
+        expires, held = self._state.keys.get(camera, (0.0, {}))
+        if expires <= self._state.clock():
+            self._state.keys.pop(camera, None)
+            return {}
+        return held
+
+    async def _wait(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._steal_after_s):
+                await self._state.changed.wait()
+
+    def _take(self, worker: str, batch: int) -> list[Job]:
+        now = self._state.clock()
+        shards = preferred_shards(worker, self._state.workers, len(self._state.entries))
+        mine = {entry.number for shard in shards for entry in self._state.entries[shard].values()}
+        everything = [entry for entries in self._state.entries for entry in entries.values()]
+        waiting = [entry for entry in everything if entry.worker is None]
+        found = [entry for entry in everything if self._is_abandoned(entry, now)]
+        found += [entry for entry in waiting if entry.number in mine]
+        if not found:
+            found = [entry for entry in waiting if now - entry.added >= self._steal_after_s]
+        found.sort(key=lambda entry: entry.number)
+        return [job for entry in found[:batch] for job in self._give(entry, worker, now)]
+
+    def _is_abandoned(self, entry: _Entry, now: float) -> bool:
+        if entry.worker is None:
+            return False
+        lives = entry.worker in self._state.workers
+        return now - entry.claimed >= (self._hold_s if lives else 0.0) + self._reclaim_after_s
+
+    def _give(self, entry: _Entry, worker: str, now: float) -> list[Job]:
+        entry.worker, entry.claimed = worker, now
+        entry.deliveries += 1
+        if entry.deliveries <= DELIVERY_LIMIT:
+            return [entry.job()]
+        del self._state.entries[entry.shard][entry.number]
+        self._state.dead.append(Buried(entry.camera, entry.packet, given_up(entry.deliveries), worker))
+        return []
+
+
+def given_up(deliveries: int) -> str:
+    """Return the reason for burying a job that is claimed for the n-th time."""
+    return f"given to {deliveries - 1} workers and answered by none"

@@ -1,0 +1,119 @@
+"""The work queue on Redis: what it does when Redis is away, silent, emptied, or says no."""
+
+import asyncio
+import sys
+
+import pytest
+import redis.asyncio
+import structlog
+from queues import LIMIT_S, RedisBench, are_connected, claim, until, until_raises
+from servers import Server, free_port
+
+from pipeline.errors import TransportError
+from pipeline.redis_queue import RedisWorkQueue
+
+
+async def test_redis_that_was_emptied_is_set_up_again(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as worker:
+        await gateway.put("cam-1", b"x")
+        await worker.done(await claim(worker, 1))
+        claiming = asyncio.create_task(claim(worker, 1))
+        await asyncio.sleep(0.05)
+        async with redis.asyncio.from_url(redis_bench.url) as client:
+            await client.flushdb()
+        await gateway.put("cam-1", b"y")
+        [job] = await claiming
+        assert job.packet == b"y"
+        await worker.done([job])
+        assert await gateway.depth() == 0
+
+
+async def test_redis_killed_midway_is_a_transport_error_and_nothing_acknowledged_is_lost(
+    own_redis: Server,
+) -> None:
+    """With `appendonly yes, appendfsync always`; without it a Redis that is killed loses what was queued."""
+    bench = RedisBench(f"redis://127.0.0.1:{own_redis.port}")
+    with structlog.testing.capture_logs() as logs:
+        async with bench.queue() as gateway, bench.queue("w1") as worker:
+            for number in range(10):
+                await gateway.put("cam-1", bytes([number]))
+            jobs = await claim(worker, 10)
+            await worker.done(jobs[:4])
+            own_redis.kill()
+            await until_raises(lambda: gateway.put("cam-1", b"lost"))
+            await until_raises(lambda: worker.claim(batch=16, wait_s=0.1))
+            await until_raises(lambda: worker.done(jobs[4:6]))
+            await until(lambda: are_connected(False, gateway, worker))
+            own_redis.start()
+            await gateway.put("cam-1", bytes([10]))
+            assert [job.packet[0] for job in await claim(worker, 1)] == [10]
+            assert await gateway.depth() == 7
+            await until(lambda: are_connected(True, gateway, worker))
+        async with bench.queue("w2") as other:
+            left = await claim(other, 7)
+            assert sorted(job.packet[0] for job in left) == [4, 5, 6, 7, 8, 9, 10]
+    events = [line["event"] for line in logs]
+    assert events.count("waiting for redis") == 2
+    assert events.count("connected to redis") == 2
+
+
+async def test_jobs_of_a_killed_process_go_on_within_three_seconds(redis_bench: RedisBench) -> None:
+    program = f"""
+import asyncio
+from pipeline.redis_queue import RedisWorkQueue
+async def main():
+    async with RedisWorkQueue({redis_bench.url!r}, "w1") as queue:
+        while True:
+            jobs = await queue.claim(batch=16, wait_s=1)
+            if jobs: print(len(jobs), flush=True)
+asyncio.run(main())
+"""
+    async with RedisWorkQueue(redis_bench.url) as gateway, RedisWorkQueue(redis_bench.url, "w2") as other:
+        await gateway.put("cam-1", b"x")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(3 * LIMIT_S):
+            assert await process.stdout.readline() == b"1\n"
+        process.kill()
+        await process.wait()
+        async with asyncio.timeout(3.0):
+            [job] = await other.claim(batch=16, wait_s=LIMIT_S)
+        assert (job.packet, job.deliveries) == (b"x", 2)
+
+
+async def test_absent_redis_is_a_transport_error_that_names_it() -> None:
+    port = free_port()
+    async with RedisWorkQueue(f"redis://127.0.0.1:{port}", "w1") as worker:
+        assert not worker.connected
+        with pytest.raises(TransportError, match=f"127.0.0.1:{port}"):
+            await worker.put("cam-1", b"x")
+        with pytest.raises(TransportError, match=f"127.0.0.1:{port}"):
+            await worker.claim(batch=1, wait_s=0)
+
+
+async def test_redis_that_is_silent_does_not_hold_anyone_for_long() -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with asyncio.timeout(LIMIT_S), RedisWorkQueue(f"redis://127.0.0.1:{port}") as gateway:
+            with pytest.raises(TransportError, match="does not answer"):
+                await gateway.put("cam-1", b"x")
+
+
+async def test_wrong_password_is_named_and_not_shown(own_redis: Server) -> None:
+    async with redis.asyncio.from_url(f"redis://127.0.0.1:{own_redis.port}") as client:
+        await client.config_set("requirepass", "s3cr/t")
+    async with RedisWorkQueue(f"redis://:wr0ng@127.0.0.1:{own_redis.port}") as gateway:
+        with pytest.raises(TransportError, match="refuses the login") as caught:
+            await gateway.put("cam-1", b"x")
+        assert "wr0ng" not in str(caught.value)
+    async with RedisWorkQueue(f"redis://127.0.0.1:{own_redis.port}") as gateway:
+        with pytest.raises(TransportError, match="refuses the login"):
+            await gateway.put("cam-1", b"x")
+    async with RedisWorkQueue(f"redis://:s3cr%2Ft@127.0.0.1:{own_redis.port}") as gateway:
+        await gateway.put("cam-1", b"x")

@@ -1,0 +1,69 @@
+"""What is in Redis, byte for byte, and the addresses it is found by."""
+
+import pytest
+import redis.asyncio
+from queues import RedisBench, claim
+
+from pipeline.errors import ConfigError
+from pipeline.redis_queue import RedisWorkQueue
+from pipeline.redis_streams import check_redis_url
+from pipeline.work_queue import shard_of
+
+
+async def test_redis_keys_are_those_of_the_wire(redis_bench: RedisBench) -> None:
+    shard = shard_of("cam-1", 16)
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as worker:
+        await gateway.put("cam-1", b"x")
+        await gateway.store_keys("cam-1", {2: b"key"})
+        await claim(worker, 1)
+        async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
+            [(_, fields)] = await client.xrange(f"maskcast:{{{shard}}}:frames")
+            assert fields == {b"camera": b"cam-1", b"packet": b"x"}
+            [group] = await client.xinfo_groups(f"maskcast:{{{shard}}}:frames")
+            assert group["name"] == b"workers"
+            assert 58 <= await client.ttl(f"maskcast:{{{shard}}}:keys:cam-1") <= 60
+            assert await client.hkeys(f"maskcast:{{{shard}}}:keys:cam-1") == [b"2"]
+            [(name, beat_ms)] = await client.zrange("maskcast:workers", 0, -1, withscores=True)
+            seconds, _ = await client.time()
+            assert name == b"w1"
+            assert abs(seconds - beat_ms / 1000) < 3
+    async with redis.asyncio.from_url(redis_bench.url) as client:
+        assert await client.zcard("maskcast:workers") == 0
+
+
+async def test_foreign_entry_and_foreign_key_value_do_no_harm(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue("w1") as worker, redis.asyncio.from_url(redis_bench.url) as client:
+        await client.xadd("maskcast:{0}:frames", {"what": "ever"})
+        shard = shard_of("cam-1", 16)
+        await client.hset(f"maskcast:{{{shard}}}:keys:cam-1", mapping={"0": b"\xff\xff\xff\xffx", "1": b"x"})
+        [job] = await claim(worker, 1)
+        assert (job.camera, job.packet) == ("", b"")
+        assert await worker.fetch_keys("cam-1", [0, 1]) == {}
+        await worker.store_keys("cam-1", {1: b"key"})
+        assert await worker.fetch_keys("cam-1", [0, 1]) == {1: (b"key",)}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:6379",
+        "http://host",
+        "redis://",
+        "redis://:secret@host:port",
+        "redis://:secret@host:99999",
+        "redis://:sec/ret@host",
+        "redis://:secret@host/name",
+        "redis://:secret@host?db=x",
+        "redis://:secret@[::1",
+    ],
+)
+def test_bad_redis_address_is_one_sentence_without_the_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="redis address") as caught:
+        RedisWorkQueue(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_redis_address_has_a_default_port() -> None:
+    assert check_redis_url("redis://user:secret@queue.example/3") == "queue.example:6379"

@@ -1,0 +1,289 @@
+"""What every work queue promises, which shards are whose, and what the queue in memory adds."""
+
+import asyncio
+import zlib
+from contextlib import AsyncExitStack
+from itertools import pairwise
+
+import pytest
+from queues import LIMIT_S, RECLAIM_S, Bench, MemoryBench, RedisBench, claim, is_empty, until
+
+from pipeline.errors import ConfigError
+from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, preferred_shards, shard_of
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def bench(request: pytest.FixtureRequest, redis_bench: RedisBench) -> Bench:
+    return MemoryBench() if request.param == "memory" else redis_bench
+
+
+async def test_job_carries_camera_and_bytes(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        await gateway.put("cam-1", b"\x00\xff")
+        [job] = await claim(worker, 1)
+        assert (job.camera, job.packet, job.deliveries) == ("cam-1", b"\x00\xff", 1)
+        assert job.shard == zlib.crc32(b"cam-1") % 16
+
+
+async def test_sixteen_jobs_come_in_one_claim(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        for number in range(40):
+            await gateway.put(f"cam-{number % 5}", bytes([number]))
+        sizes = [len(await worker.claim(batch=16, wait_s=1)) for _ in range(3)]
+        assert sizes == [16, 16, 8]
+
+
+async def test_jobs_of_a_camera_keep_their_order(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        for number in range(60):
+            await gateway.put(f"cam-{number % 3}", bytes([number]))
+        jobs = await claim(worker, 60, batch=7)
+        for camera in ("cam-0", "cam-1", "cam-2"):
+            numbers = [job.packet[0] for job in jobs if job.camera == camera]
+            assert len(numbers) == 20
+            assert all(before < after for before, after in pairwise(numbers))
+
+
+async def test_each_claim_is_oldest_first(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        for number in range(10):
+            await gateway.put(f"cam-{number}", bytes([number]))
+            await asyncio.sleep(0.002)  # Redis tells the age in ms
+        assert [job.packet[0] for job in await claim(worker, 10)] == list(range(10))
+
+
+async def test_claim_of_nothing_ends_in_time(bench: Bench) -> None:
+    async with bench.queue("w1") as worker:
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        assert await worker.claim(batch=16, wait_s=0) == []
+        assert await worker.claim(batch=16, wait_s=0.25) == []
+        assert 0.2 < clock() - begun < 2
+
+
+async def test_waiting_claim_gets_what_is_put(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        claiming = asyncio.create_task(worker.claim(batch=16, wait_s=LIMIT_S))
+        await asyncio.sleep(0.3)
+        await gateway.put("cam-1", b"x")
+        async with asyncio.timeout(LIMIT_S):
+            assert [job.packet for job in await claiming] == [b"x"]
+
+
+async def test_claim_can_be_cancelled_and_the_queue_goes_on(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        claiming = asyncio.create_task(worker.claim(batch=16, wait_s=LIMIT_S))
+        await asyncio.sleep(0.15)
+        claiming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await claiming
+        await gateway.put("cam-1", b"x")
+        assert len(await claim(worker, 1)) == 1
+
+
+async def test_done_job_is_gone_and_a_claimed_one_is_not(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        for packet in (b"a", b"b", b"c"):
+            await gateway.put("cam-1", packet)
+        assert await gateway.depth() == 3
+        jobs = await claim(worker, 3)
+        assert await gateway.depth() == 3
+        await worker.done(jobs[:2])
+        assert await gateway.depth() == 1
+        await worker.done(jobs)
+        await worker.done([])
+        assert await gateway.depth() == 0
+
+
+async def test_buried_job_is_among_the_dead_letters(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        await gateway.put("cam-1", b"bad")
+        [job] = await claim(worker, 1)
+        await worker.bury(job, "checksum is wrong")
+        assert await gateway.depth() == 0
+        assert await bench.dead() == [("cam-1", b"bad", "checksum is wrong", "w1")]
+
+
+async def test_put_is_bounded_and_what_is_cut_is_counted(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        for number in range(1000):
+            await gateway.put("cam-1", number.to_bytes(2, "big"))
+        depth = await gateway.depth()
+        assert 100 <= depth <= 200
+        assert gateway.dropped == 1000 - depth
+        jobs = await claim(worker, depth)
+        assert [int.from_bytes(job.packet, "big") for job in jobs] == list(range(1000 - depth, 1000))
+
+
+async def test_jobs_of_a_worker_that_vanished_go_to_another_in_order(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w2") as other:
+        async with bench.queue("w1") as lost:
+            for number in range(5):
+                await gateway.put("cam-1", bytes([number]))
+            assert len(await claim(lost, 5)) == 5
+        jobs = await claim(other, 5)
+        assert [(job.packet[0], job.deliveries) for job in jobs] == [(n, 2) for n in range(5)]
+        await other.done(jobs)
+        assert await gateway.depth() == 0
+
+
+async def test_jobs_of_a_slow_but_living_worker_stay_its_own(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as slow, bench.queue("w2") as other:
+        await gateway.put("cam-1", b"x")
+        jobs = await claim(slow, 1)
+        assert await other.claim(batch=16, wait_s=3 * RECLAIM_S) == []
+        await slow.done(jobs)
+        assert await gateway.depth() == 0
+
+
+async def test_job_that_a_living_worker_forgot_comes_back_after_the_hold(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1", hold_s=0.3) as forgetful:
+        await gateway.put("cam-1", b"x")
+        await claim(forgetful, 1)
+        [job] = await claim(forgetful, 1, wait_s=0.1)
+        assert job.deliveries == 2
+
+
+async def test_job_that_two_workers_left_is_buried(bench: Bench) -> None:
+    async with bench.queue() as gateway:
+        await gateway.put("cam-1", b"poison")
+        for deliveries, name in enumerate(("w1", "w2"), start=1):
+            async with bench.queue(name) as crashing:
+                [job] = await claim(crashing, 1)
+                assert job.deliveries == deliveries
+        async with bench.queue("w3") as worker:
+            assert await worker.claim(batch=16, wait_s=3 * RECLAIM_S) == []
+            [(camera, packet, reason, by)] = await bench.dead()
+            assert (camera, packet, by) == ("cam-1", b"poison", "w3")
+            assert "2 workers" in reason
+            assert await gateway.depth() == 0
+
+
+async def test_idle_worker_takes_from_one_that_is_behind(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
+        for worker in (first, second):
+            await worker.claim(batch=1, wait_s=0)  # both say that they are there
+        for number in range(64):
+            await gateway.put(f"cam-{number}", b"")
+        jobs = await claim(second, 64)
+        assert len({job.camera for job in jobs}) == 64
+        owned = set(preferred_shards("w2", ["w1", "w2"], 16))
+        assert {job.shard for job in jobs} - owned
+
+
+async def test_each_camera_has_one_worker_while_all_keep_up(bench: Bench) -> None:
+    workers_of: dict[str, set[str]] = {}
+
+    async def work(name: str) -> None:
+        async with bench.queue(name, steal_after_s=1.0) as queue:
+            while True:
+                jobs = await queue.claim(batch=16, wait_s=0.5)
+                for job in jobs:
+                    workers_of.setdefault(job.camera, set()).add(name)
+                await queue.done(jobs)
+
+    async with bench.queue() as gateway, asyncio.TaskGroup() as group:
+        workers = [group.create_task(work(name)) for name in ("w1", "w2", "w3")]
+        await asyncio.sleep(3 * RECLAIM_S)  # until each knows of all
+        workers_of.clear()
+        for _ in range(10):
+            for number in range(12):
+                await gateway.put(f"cam-{number}", b"")
+            await asyncio.sleep(0.01)
+        await until(lambda: is_empty(gateway))
+        for worker in workers:
+            worker.cancel()
+    assert len(workers_of) == 12
+    assert all(len(names) == 1 for names in workers_of.values())
+    assert len(set.union(*workers_of.values())) > 1
+
+
+async def test_nothing_is_lost_while_workers_come_and_go(bench: Bench) -> None:
+    finished: set[bytes] = set()
+
+    async def work(name: str, *, crashes: bool) -> None:
+        async with bench.queue(name) as queue:
+            while True:
+                jobs = await queue.claim(batch=4, wait_s=0.2)
+                if crashes and jobs:
+                    return
+                finished.update(job.packet for job in jobs)
+                await queue.done(jobs)
+
+    async with bench.queue() as gateway, AsyncExitStack() as stack:
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        for number in range(60):
+            await gateway.put(f"cam-{number % 7}", bytes([number]))
+        await work("crashing", crashes=True)
+        workers = [group.create_task(work(f"w{number}", crashes=False)) for number in range(2)]
+        await until(lambda: is_empty(gateway))
+        for worker in workers:
+            worker.cancel()
+    assert finished == {bytes([number]) for number in range(60)}
+
+
+async def test_key_buffer_keeps_two_generations_of_each_region(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        await gateway.store_keys("cam-1", {0: b"a0", 3: b"a3"})
+        await gateway.store_keys("cam-1", {0: b"b0"})
+        await gateway.store_keys("cam-1", {0: b"c0\x00"})
+        await gateway.store_keys("cam-2", {0: b"other"})
+        keys = await worker.fetch_keys("cam-1", [0, 3, 5])
+        assert keys == {0: (b"c0\x00", b"b0"), 3: (b"a3",)}
+        assert await worker.fetch_keys("cam-1", []) == {}
+        assert await worker.fetch_keys("cam-9", [0]) == {}
+
+
+async def test_key_stored_twice_does_not_push_out_the_one_before(bench: Bench) -> None:
+    async with bench.queue() as gateway:
+        for key in (b"a", b"b", b"b"):
+            await gateway.store_keys("cam-1", {0: key})
+        assert await gateway.fetch_keys("cam-1", [0]) == {0: (b"b", b"a")}
+
+
+async def test_only_a_named_worker_claims(bench: Bench) -> None:
+    async with bench.queue() as gateway:
+        with pytest.raises(ValueError, match="worker"):
+            await gateway.claim(batch=1, wait_s=0)
+
+
+async def test_error_in_the_body_goes_up_as_it_is(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="mine"):
+        async with bench.queue("w1"):
+            raise ConfigError("mine")
+
+
+def test_shard_is_the_crc_of_the_name() -> None:
+    assert shard_of("cam-1", 16) == zlib.crc32(b"cam-1") % 16
+
+
+def test_every_shard_has_exactly_one_preferred_worker() -> None:
+    workers = [f"worker-{number}" for number in range(5)]
+    owned = [shard for worker in workers for shard in preferred_shards(worker, workers, 16)]
+    assert sorted(owned) == list(range(16))
+
+
+def test_worker_that_leaves_moves_only_its_own_shards() -> None:
+    before = {name: set(preferred_shards(name, ["a", "b", "c"], 64)) for name in ("a", "b")}
+    after = {name: set(preferred_shards(name, ["a", "b"], 64)) for name in ("a", "b")}
+    assert all(before[name] <= after[name] for name in before)
+    assert all(len(shards) > 16 for shards in after.values())
+
+
+async def test_memory_queue_reclaims_and_expires_by_the_given_clock() -> None:
+    now = 0.0
+    state = MemoryQueueState(clock=lambda: now)
+    async with MemoryWorkQueue(state, "w2") as other:
+        async with MemoryWorkQueue(state, "w1") as lost:
+            await other.put("cam-1", b"x")
+            await other.store_keys("cam-1", {0: b"key"})
+            now = 0.2
+            assert len(await lost.claim(batch=1, wait_s=0)) == 1
+        now = 1.1
+        assert await other.claim(batch=1, wait_s=0) == []
+        now = 1.2
+        assert [job.deliveries for job in await other.claim(batch=1, wait_s=0)] == [2]
+        now = 59.9
+        assert await other.fetch_keys("cam-1", [0]) == {0: (b"key",)}
+        now = 60.0
+        assert await other.fetch_keys("cam-1", [0]) == {}
