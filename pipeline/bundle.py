@@ -155,15 +155,15 @@ def default_bundle() -> Path:
 
 
 def _read_tables(path: Path) -> Tables:
+    """ConfigError names the file and what is wrong in it."""
     try:
         stored = load_file(path)
         limit = int(stored["hyper_limit"][0])
-        scales = stored["latent_scales"]
+        if not 1 <= limit < 1 << 15:
+            raise ConfigError(f"hyper_limit {limit} is out of range")
         latent = check_tables(stored["latent_cumulative"], stored["latent_sizes"], stored["latent_offsets"])
         hyper = check_tables(stored["hyper_cumulative"], stored["hyper_sizes"], stored["hyper_offsets"])
-    except (KeyError, SafetensorError, OSError) as error:
-        raise ConfigError(f"bundle tables {path}: damaged or of another version ({error}); export it again") from error
-    prior = load_prior(stored, hyper_limit=limit, scale_levels=len(latent.sizes))
-    if not 1 <= limit < 1 << 15:
-        raise ConfigError(f"bundle tables {path}: hyper_limit {limit} is out of range; export it again")
-    return Tables(prior, latent, hyper, limit, scales)
+        prior = load_prior(stored, hyper_limit=limit, scale_levels=len(latent.sizes))
+        return Tables(prior, latent, hyper, limit, stored["latent_scales"])
+    except (KeyError, SafetensorError, OSError, ConfigError) as error:
+        raise ConfigError(f"bundle tables {path}: {error}; export the bundle again") from error

@@ -1,13 +1,14 @@
 """Logits at stride 4 to the class of every pixel, without ever making the full-size logits."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from pipeline.compiled import compiled
 
 STRIDE = 4
 
 
-@njit(cache=True, nogil=True, fastmath=False)
+@compiled
 def _fill(logits: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
     classes, rows, columns = logits.shape
     height, width = out.shape

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -233,7 +234,7 @@ def export(
     from pipeline.publish import publish
 
     experiment = load_experiment(config_file)
-    command = f"maskcast train --config {config_file} && maskcast export --config {config_file} --measure-on {measure_on}"
+    command = f"maskcast train --config {config_file} && maskcast export --config {config_file}"
     written = publish(
         experiment, data=data, run=run, folder=bundle, split=measure_on, licence=licence, command=command
     )
@@ -277,7 +278,7 @@ def watch(
     from nodes import watch as node
 
     settings = config.load_settings(config.ViewerSettings, config_file, {})
-    sys.exit(node.run(settings, camera=camera_name, save=save, count=count))
+    _run(partial(node.main, camera=camera_name, save=save, count=count), settings)
 
 
 @config_app.command("validate")

@@ -59,16 +59,19 @@ class Augmentation:
 
 
 def camvid_classes(root: Path) -> Classes:
-    """Read `classes.json` of a CamVid folder; ConfigError when it is not there."""
+    """Read `classes.json` of a CamVid folder; ConfigError when it is not there or damaged."""
     path = root / "classes.json"
     if not path.is_file():
         raise ConfigError(f"data set {root}: no classes.json in it; name the folder that holds images/ and splits/")
-    described = json.loads(path.read_text())
-    table = described["cityscapes_train_id_to_camvid"]
-    return Classes(
-        tuple(LabelledClass(c["name"], tuple(c["color"])) for c in described["classes"]),
-        tuple(int(table[str(i)]) for i in range(len(table))),
-    )
+    try:
+        described = json.loads(path.read_text())
+        table = described["cityscapes_train_id_to_camvid"]
+        return Classes(
+            tuple(LabelledClass(c["name"], tuple(c["color"])) for c in described["classes"]),
+            tuple(int(table[str(i)]) for i in range(len(table))),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"data set classes {path}: damaged or of another form; take the data set's own") from error
 
 
 def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Labelled:
@@ -91,6 +94,8 @@ def _split_lines(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise ConfigError(f"data set split {path}: no such file; name a CamVid folder with splits/ in it")
     rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    if any(len(row) != 2 for row in rows):
+        raise ConfigError(f"data set split {path}: each line must name an image and its labels, with a space between")
     return [(image, label) for image, label in rows]
 
 

@@ -11,14 +11,14 @@ decoder must end in the encoder's first state, 2**24, with all bytes consumed. N
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.errors import BitstreamError, ConfigError
 
 PRECISION = 16
@@ -47,17 +47,6 @@ _REASONS = {
     _LEFT_OVER: "bytes are left over after the last symbol",
     _NEEDLESS_ESCAPE: "an escape carries a value that is in the table",
 }
-
-_F = TypeVar("_F", bound=Callable[..., object])
-
-
-def _compiled(function: _F) -> _F:
-    """Compile on first use; cached in NUMBA_CACHE_DIR, beside the source, in the user's cache, or not."""
-    try:
-        return cast(_F, njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # numba found no directory it may write to, as in a read-only container
-        return cast(_F, njit(nogil=True)(function))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrequencyTables:
@@ -263,7 +252,7 @@ def _fixed(array: _Array) -> _Array:
     return view
 
 
-@_compiled
+@compiled
 def _push(
     state: np.uint64, at: int, out: NDArray[np.uint8],
     start: np.uint64, frequency: np.uint64, reciprocal: np.uint64,
@@ -278,7 +267,7 @@ def _push(
     return state + start + quotient * (_TOTAL - frequency), at
 
 
-@_compiled
+@compiled
 def _encode(
     symbols: NDArray[np.int16], indexes: NDArray[np.uint8],
     cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32],
@@ -306,7 +295,7 @@ def _encode(
     return at
 
 
-@_compiled
+@compiled
 def _refill(state: np.uint64, at: int, data: NDArray[np.uint8]) -> tuple[np.uint64, int]:
     """Bring the state back to its range; it stays below where the bytes have ended."""
     while state < _LOW and at < data.size:
@@ -315,7 +304,7 @@ def _refill(state: np.uint64, at: int, data: NDArray[np.uint8]) -> tuple[np.uint
     return state, at
 
 
-@_compiled
+@compiled
 def _pull_byte(state: np.uint64, at: int, data: NDArray[np.uint8]) -> tuple[np.int64, np.uint64, int]:
     """Take one uniform byte off the state."""
     position = state & _MASK
@@ -323,7 +312,7 @@ def _pull_byte(state: np.uint64, at: int, data: NDArray[np.uint8]) -> tuple[np.i
     return np.int64(position >> _BYTE), state, at
 
 
-@_compiled
+@compiled
 def _decode(
     data: NDArray[np.uint8], indexes: NDArray[np.uint8],
     cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32],

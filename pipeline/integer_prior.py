@@ -86,11 +86,11 @@ def load_prior(tables: Mapping[str, NDArray[np.generic]], *, hyper_limit: int, s
         try:
             weight, bias = tables[f"weight_{i}"].astype(np.int64), tables[f"bias_{i}"].astype(np.int64)
         except KeyError as error:
-            raise ConfigError(f"integer prior: {error} is missing; the bundle is damaged, export it again") from error
+            raise ConfigError(f"integer prior: {error} is missing") from error
         if not _fits(weight, bias, layers):
-            raise ConfigError(f"integer prior: layer {i} has shapes {weight.shape} and {bias.shape}; export it again")
+            raise ConfigError(f"integer prior: layer {i} has shapes {weight.shape} and {bias.shape}")
         if (np.abs(weight).sum((1, 2, 3)) * largest + np.abs(bias) >= _EXACT).any():
-            raise ConfigError(f"integer prior: sums of layer {i} may reach 2**24 and be inexact; export it again")
+            raise ConfigError(f"integer prior: sums of layer {i} may reach 2**24 and be inexact")
         matrix = weight.reshape(len(weight), -1).T.astype(np.float32)
         layers.append(_Layer(matrix, bias.astype(np.float32), weight.shape[2]))
         largest = _ACTIVATION_MAX

@@ -1,6 +1,8 @@
 """The training loop: flat, resumable, readable from top to bottom."""
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -22,6 +24,7 @@ from pipeline.models.backbone import load_folded, unfold_batch_norm
 from pipeline.models.split_segmenter import SplitSegmenter
 
 _CHECKPOINT = "checkpoint.pt"
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +128,25 @@ def _progress(epoch: int, epochs: int, means: NDArray[np.float64], measured: lis
     return Progress(epoch, epochs, segmentation, soft, rate_bpp, norm, tuple(measured))
 
 
+def _keep_freed_memory() -> None:
+    """Tell glibc's allocator to reuse large blocks: on two cores, handing them back took a third of a step."""
+    if sys.platform == "linux":
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_M_MMAP_MAX, 0)
+        allocator.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        allocator.mallopt(_M_TOP_PAD, 2**28)
+
+
 def _set_up(experiment: Experiment, folders: Folders) -> _Setup:
+    _keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(experiment.schedule.seed)
     folders.run.mkdir(parents=True, exist_ok=True)
     described = datasets.camvid_classes(folders.data)
     classes, settings = len(described.classes), experiment.data
     data = datasets.camvid(folders.data, settings.split, without_drives=settings.without_drives)
+    if len(data.images) < experiment.schedule.batch:
+        raise ConfigError(f"schedule.batch {experiment.schedule.batch}: only {len(data.images)} frames; lower it")
     weights = datasets.class_weights(data.labels, classes, strength=settings.class_weighting)
     network = build(experiment, classes)
     load_folded(network.backbone, folders.backbone)
@@ -157,7 +172,7 @@ def load_trained(experiment: Experiment, run: Path, classes: int) -> SplitSegmen
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
     except (RuntimeError, KeyError) as error:
-        raise ConfigError(f"run {run}: its weights are not those of this experiment; name the one it began with") from error
+        raise ConfigError(f"run {run}: its weights are not of this experiment; name the one it began with") from error
     return network.eval()
 
 
@@ -297,6 +312,7 @@ def _save(run: Path, setup: _Setup, epochs_done: int) -> None:
         "optimiser": setup.optimiser.state_dict(),
         "epochs_done": epochs_done,
         "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all(),  # empty where there is no GPU
     }
     torch.save(state, run / f"{_CHECKPOINT}.new")
     (run / f"{_CHECKPOINT}.new").replace(run / _CHECKPOINT)
@@ -308,10 +324,14 @@ def _resume(run: Path, setup: _Setup) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    setup.network.load_state_dict(state["network"])
-    setup.average.load_state_dict(state["average"])
-    setup.optimiser.load_state_dict(state["optimiser"])
+    try:
+        setup.network.load_state_dict(state["network"])
+        setup.average.load_state_dict(state["average"])
+        setup.optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"run {run}: its checkpoint is not of this experiment; name an empty folder") from error
     torch.set_rng_state(state["random"])
+    torch.cuda.set_rng_state_all(state.get("random_cuda", []))
     return int(state["epochs_done"])
 
 

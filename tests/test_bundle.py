@@ -83,7 +83,7 @@ def test_a_graph_outside_the_folder_is_refused(copy: Path) -> None:
 def test_tables_that_would_lead_the_coder_astray_are_refused(copy: Path, key: str, value: np.ndarray) -> None:
     save_file({**load_file(copy / TABLES), key: value}, copy / TABLES)
     rewrite_manifest(copy, hash=content_hash(copy, content_files(read_manifest(copy))))
-    with pytest.raises(ConfigError, match="export it again"):
+    with pytest.raises(ConfigError, match="export the bundle again"):
         load_bundle(copy)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import Decoder, Encoder, decode_latents, dequantise, encode_latents, open_decoder, open_encoder
+from pipeline.codec import Decoder, Encoder, decode_latents, dequantise, encode_latents, open_decoder, open_encoder, packet_of
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError
 from pipeline.messages import Frame, FrameId, Kind, Mask, Packet, Region
 from pipeline.recording import fit
@@ -55,7 +55,8 @@ def test_every_packet_of_a_clip_gives_the_symbols_that_went_in(
     assert len(images) == FRAMES
     for sequence, image in enumerate(images):
         sent = encoders[engine].latents(image)
-        packet = encoders[engine].encode(Frame(FrameId(7, sequence), 0, image))
+        frame = Frame(FrameId(7, sequence), 0, image)
+        packet = packet_of(frame, encode_latents(sent, bundle.tables), bundle=bundle.id, quality=0)
         read = decode_latents(unpack(pack(packet)).regions[0].body, bundle.tables, bundle.latent_size)
         np.testing.assert_array_equal(read.hyper, sent.hyper)
         np.testing.assert_array_equal(read.symbols, sent.symbols)

@@ -2,10 +2,6 @@
 
 import itertools
 import math
-import os
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -316,24 +312,3 @@ def test_tables_survive_being_stored_and_cannot_be_changed() -> None:
     np.testing.assert_array_equal(again.lookup, tables.lookup)
     with pytest.raises(ValueError, match="read-only"):
         again.cumulative[0, 0] = 1
-
-
-def test_the_coder_works_where_nothing_can_be_cached(tmp_path: Path) -> None:
-    """Files where numba would make its directories: beside the source and in the user's home."""
-    package = tmp_path / "pipeline"
-    package.mkdir()
-    for module in (entropy.__file__, entropy.__file__.replace("entropy", "errors")):
-        shutil.copy(module, package)
-    (package / "__pycache__").write_text("not a directory")
-    home = tmp_path / "home"
-    home.write_text("not a directory")
-    names = {"NUMBA_CACHE_DIR", "PYTHONPYCACHEPREFIX"}
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(tmp_path)}
-    code = "from pipeline import entropy; entropy.warm_up(); print(entropy.__file__)"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(package / "entropy.py")

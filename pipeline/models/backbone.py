@@ -88,26 +88,39 @@ class MobileNetV2(nn.Module):
         x8 = self.to_8(x4)  # (B, 32, H/8, W/8)
         return x4, x8, self.to_16(x8)  # (B, 96, H/16, W/16)
 
-    def units(self) -> dict[str, nn.Sequential]:
+    def units(self) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
         """The convolution + batch norm pairs by the name that the ImageNet weights give them."""
-        named = {"Conv2d_0_0": self.stem}
+        named: dict[str, nn.Sequential] = {"Conv2d_0_0": self.stem}
         blocks = [m for m in self.modules() if isinstance(m, InvertedResidual)]
         for number, block in enumerate(blocks, start=1):
             if isinstance(block.expand, nn.Sequential):
                 named[f"expanded_conv_{number}.expand"] = block.expand
             named[f"expanded_conv_{number}.depthwise"] = block.depthwise
             named[f"expanded_conv_{number}.project"] = block.project
-        return named
+        return {name: _pair(unit) for name, unit in named.items()}
+
+
+def _pair(unit: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv, norm = unit[0], unit[1]
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+        raise TypeError("a unit begins with a convolution and its batch norm")
+    return conv, norm
+
+
+def _variance(norm: nn.BatchNorm2d) -> Tensor:
+    if norm.running_var is None:
+        raise ValueError("a batch norm without running statistics holds no folded weights")
+    return norm.running_var
 
 
 def load_folded(backbone: MobileNetV2, path: Path) -> None:
     """Load ImageNet weights whose batch norm was folded into kernel and bias; the batch norms become x + bias."""
     weights = load_file(path)
     with torch.no_grad():
-        for name, unit in backbone.units().items():
-            unit[0].weight.copy_(weights[f"MobileNetV2.{name}.weight"].float())
-            unit[1].bias.copy_(weights[f"MobileNetV2.{name}.bias"].float())
-            unit[1].running_var.fill_(1 - unit[1].eps)
+        for name, (conv, norm) in backbone.units().items():
+            conv.weight.copy_(weights[f"MobileNetV2.{name}.weight"].float())
+            norm.bias.copy_(weights[f"MobileNetV2.{name}.bias"].float())
+            torch.nn.init.constant_(_variance(norm), 1 - norm.eps)
 
 
 def unfold_batch_norm(network: nn.Module, images: Tensor) -> None:

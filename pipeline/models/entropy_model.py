@@ -65,9 +65,12 @@ class IntegerConv(nn.Conv2d):
         return round_through((self.weight * WEIGHT_UNITS).clamp(-127, 127))
 
     def integer_bias(self) -> Tensor:
+        return round_through(self.real_bias() * (ACTIVATION_UNITS * WEIGHT_UNITS))
+
+    def real_bias(self) -> Tensor:
         if self.bias is None:
             raise ValueError("an integer convolution needs a bias")
-        return round_through(self.bias * (ACTIVATION_UNITS * WEIGHT_UNITS))
+        return self.bias
 
     def forward(self, x: Tensor) -> Tensor:
         total = F.conv2d(x, self.integer_weight(), self.integer_bias(), padding=self.padding)
@@ -85,7 +88,7 @@ class IntegerHyperDecoder(nn.Module):
         with torch.no_grad():
             # z counts in ones, activations in sixteenths: start where z = 1 gives an activation of one.
             self.up_2.weight.mul_(ACTIVATION_UNITS / 4)
-            self.predict.bias[latents:] = 1.0
+            self.predict.real_bias()[latents:] = 1.0
 
     def forward(self, z_hat: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
         """Integer z and the size (h, w) of y -> means and scale indexes."""
@@ -98,6 +101,8 @@ class IntegerHyperDecoder(nn.Module):
 
 class MeanScaleHyperprior(nn.Module):
     """y -> y_hat and its cost: y is Gaussian given z, z is fully factorised."""
+
+    log_scales: Tensor  # (SCALE_LEVELS,)
 
     def __init__(self, latents: int, hyper_latents: int, *, width: int) -> None:
         super().__init__()
@@ -128,8 +133,9 @@ class MeanScaleHyperprior(nn.Module):
     def _hyper_likelihood(self, z: Tensor) -> Tensor:
         """(B, Z, h, w) -> likelihoods, same shape; compressai's density wants (Z, 1, N)."""
         flat = z.transpose(0, 1).flatten(1).unsqueeze(1)
-        likelihood = self.factorised._likelihood(flat)[0]
-        return likelihood.squeeze(1).unflatten(1, (z.shape[0], *z.shape[2:])).transpose(0, 1)
+        likelihood: Tensor = self.factorised._likelihood(flat)[0]
+        shape = (z.shape[1], z.shape[0], *z.shape[2:])
+        return likelihood.reshape(shape).transpose(0, 1)
 
 
 def _noise(x: Tensor) -> Tensor:

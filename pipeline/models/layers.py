@@ -1,5 +1,7 @@
 """Layers shared by the networks: convolutions with batch norm, and rounding that lets gradients through."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,11 +39,11 @@ class SameConv(nn.Conv2d):
 
 class _RoundThrough(torch.autograd.Function):
     @staticmethod
-    def forward(_, x: Tensor) -> Tensor:
+    def forward(_: Any, x: Tensor) -> Tensor:
         return torch.floor(x + 0.5)
 
     @staticmethod
-    def backward(_, gradient: Tensor) -> Tensor:
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
