@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from pipeline.bundle import (
@@ -87,7 +87,7 @@ def export(network: SplitSegmenter, described: Description, folder: Path) -> Bun
         y, _ = EncodeGraph(folded)(image)
     _trace(EncodeGraph(folded), image, folder / _GRAPHS["encode"], inputs="image", outputs=["y", "z"])
     _trace(folded.decoder, y, folder / _GRAPHS["decode"], inputs="y_hat", outputs=["logits"])
-    save_file(_stored_tables(frozen), folder / TABLES)
+    (folder / TABLES).write_bytes(save(_stored_tables(frozen)))  # save_file would keep others from reading it
     unmeasured = QualityLevel(index=0, rate_bpp=0.0, miou=0.0, default=True)
     write_manifest(folder, described, (unmeasured,))
     return load_bundle(folder)

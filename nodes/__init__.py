@@ -1,0 +1,1 @@
+"""The processes: camera, gateway, worker, viewer, and all of them in one."""

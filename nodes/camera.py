@@ -1,0 +1,242 @@
+"""The camera node: frames of a source -> packets on its topic; obeys what is said on its control topic.
+
+Video -> [lane: Encoder, preview] -> PacketBuffer -> uplink       control topic -> quality, pause, key
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from nodes.buffer import Losses, PacketBuffer
+from nodes.control import Control, read_control
+from nodes.preview import Preview
+from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, until_connected
+from pipeline import metrics
+from pipeline.bitstream import pack
+from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.codec import Encoder, open_encoder
+from pipeline.config import CameraSettings, PreviewSection, SourceSection
+from pipeline.errors import BitstreamError, TransportError
+from pipeline.messages import Frame, FrameId, Kind
+from pipeline.transport import STATE, Channel, Delivery, open_channel
+from pipeline.video import Video
+
+_LIVE_EXPIRY_S = 2
+_CONNECT_S = 2.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A packet on its way to the uplink."""
+
+    id: FrameId
+    data: bytes
+    key: bool
+    preview: bytes | None
+
+
+class Camera:
+    """Encodes one source; encoding the next frame overlaps sending the last packet."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        video: Video,
+        encoder: Encoder,
+        lane: Lane,
+        channel: Channel,
+        levels: frozenset[int],
+        preview: Preview | None = None,
+        buffer_packets: int = 4,
+        fast: bool = False,
+    ) -> None:
+        self._name, self._video, self._encoder, self._lane = name, video, encoder, lane
+        self._channel, self._levels, self._preview, self._fast = channel, levels, preview, fast
+        self.losses = Losses("camera", camera=name)
+        self._buffer: PacketBuffer[Encoded] = PacketBuffer(buffer_packets, on_drop=lambda: self.losses.add("uplink"))
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Send the source until it ends."""
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(self._obey()), tasks.create_task(self.losses.report())]
+            sending = tasks.create_task(self._send())
+            await self._encode()
+            self._buffer.close()
+            await sending
+            for task in beside:
+                task.cancel()
+
+    async def _encode(self) -> None:
+        """Frames -> buffer; a frame is taken only when its packet can leave, until then the newest waits."""
+        frames, skipped = aiter(self._video), 0
+        while True:
+            reason = await self._until_wanted()
+            frame = await anext(frames, None)
+            self.losses.add(reason or "busy", self._video.skipped - skipped)
+            skipped = self._video.skipped
+            if frame is None:
+                return
+            metrics.FRAMES.labels(self._name).inc()
+            with metrics.STAGE_SECONDS.labels("encode").time():
+                encoded = await self._lane.run(self._encode_frame, frame)
+            if self._fast:
+                await self._buffer.put_when_free(encoded)
+            else:
+                self._buffer.put(encoded)
+
+    def _encode_frame(self, frame: Frame) -> Encoded:
+        """Runs on the lane."""
+        packet = self._encoder.encode(frame)
+        key = any(region.kind is Kind.KEY for region in packet.regions)
+        return Encoded(packet.id, pack(packet), key, self._preview.picture(frame) if self._preview else None)
+
+    async def _until_wanted(self) -> str | None:
+        """Wait while paused or without uplink; returns which of the two it was, if any."""
+        reason = None
+        while not (self._channel.connected and self._wanted.is_set()):
+            if reason is None:
+                log.warning("frames are not sent", camera=self._name, paused=not self._wanted.is_set())
+            if not self._wanted.is_set():
+                reason = "paused"
+                await self._wanted.wait()
+            else:
+                reason = "uplink"
+                await until_connected(self._channel)
+        if reason is not None:
+            log.info("frames are sent again", camera=self._name)
+        return reason
+
+    async def _send(self) -> None:
+        """Buffer -> uplink, until the buffer is closed and empty."""
+        while (encoded := await self._buffer.take()) is not None:
+            try:
+                with metrics.STAGE_SECONDS.labels("uplink").time():
+                    await self._publish(encoded)
+            except TransportError:
+                if self._fast:
+                    self._buffer.give_back(encoded)
+                    await until_connected(self._channel)
+                else:
+                    self.losses.add("uplink")
+
+    async def _publish(self, encoded: Encoded) -> None:
+        frame = {"epoch": str(encoded.id.epoch), "sequence": str(encoded.id.sequence)}
+        expiry_s = None if self._fast else _LIVE_EXPIRY_S
+        packet = Delivery(expiry_s=expiry_s, content_type="application/octet-stream", properties=frame)
+        await self._channel.publish(f"{self._name}/latent", encoded.data, packet)
+        metrics.PACKETS.labels("camera").inc()
+        metrics.PACKET_BYTES.labels("camera").inc(len(encoded.data))
+        if encoded.preview is not None:
+            picture = Delivery(expiry_s=_LIVE_EXPIRY_S, content_type="image/jpeg", properties=frame)
+            await self._channel.publish(f"{self._name}/preview", encoded.preview, picture)
+
+    async def _obey(self) -> None:
+        async for message in self._channel.subscribe(f"{self._name}/control"):
+            try:
+                control = read_control(message.payload, levels=self._levels)
+            except BitstreamError as error:
+                self.losses.add("control")
+                log.debug("control message ignored", camera=self._name, reason=str(error))
+                continue
+            await self._apply(control)
+
+    async def _apply(self, control: Control) -> None:
+        # A request for keys is met by the next packet, since every packet is a key.
+        for command in control.model_fields_set:
+            metrics.CONTROLS.labels(command).inc()
+        if control.quality is not None:
+            await self._lane.run(setattr, self._encoder, "quality", control.quality)
+            log.info("quality set", camera=self._name, quality=control.quality)
+        if control.pause:
+            self._wanted.clear()
+        elif control.pause is not None:
+            self._wanted.set()
+
+
+def open_video(source: SourceSection, *, width: int, height: int) -> Video:
+    """The video that the settings name, to be entered."""
+    return Video(
+        source.url,
+        width=width,
+        height=height,
+        loop=source.loop,
+        fast=source.fast,
+        fps=source.fps,
+        start_s=source.start_s,
+        mirror=source.mirror,
+        timeout_s=source.timeout_s,
+        retry_max_s=source.retry_max_s,
+        decode_threads=source.decode_threads,
+    )
+
+
+def open_preview(preview: PreviewSection) -> Preview | None:
+    """The preview that the settings name, if it is on."""
+    if not preview.enabled:
+        return None
+    return Preview(max_fps=preview.max_fps, max_width=preview.max_width, jpeg_quality=preview.jpeg_quality)
+
+
+def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> Presence:
+    """What the camera says of itself, as far as it is known now."""
+    manifest, origin = bundle.manifest, video.origin
+    return Presence(
+        topic=f"{name}/state",
+        bundle=manifest.hash,
+        width=manifest.width,
+        height=manifest.height,
+        transport=transport,
+        since=now_ms(),
+        fps=origin.fps if origin else None,
+        source_width=origin.width if origin else None,
+        source_height=origin.height if origin else None,
+    )
+
+
+async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: Presence) -> None:
+    """Run a camera, with its state and its bundle's manifest on their topics."""
+    manifest = bundle.manifest
+    with suppress(TransportError):  # later it is waited for as long as it takes
+        await channel.wait_connected(_CONNECT_S)
+    async with announced(channel, presence):
+        await channel.publish(f"bundle/{manifest.hash}", manifest.model_dump_json().encode(), STATE)
+        log.info("camera started", camera=presence.topic.partition("/")[0], bundle=manifest.name)
+        await camera.run()
+        log.info("the source has ended", camera=presence.topic.partition("/")[0])
+
+
+async def main(settings: CameraSettings) -> None:
+    """Run one camera until its source ends; raises PipelineError."""
+    bundle = load_bundle(settings.bundle or default_bundle())
+    manifest, name, health = bundle.manifest, settings.camera.name, Health()
+    async with (
+        health_page(health, host=settings.health.host, port=settings.health.port),
+        Lane("encoder") as lane,
+        open_video(settings.source, width=manifest.width, height=manifest.height) as video,
+    ):
+        encoder = await lane.run(partial(open_encoder, bundle, **settings.encoder.model_dump()))
+        transport = settings.mqtt_url.partition(":")[0]
+        presence = presence_of(name, bundle=bundle, video=video, transport=transport)
+        async with open_channel(settings.mqtt_url, root=settings.mqtt.root, will=presence.will) as channel:
+            health.need_broker(channel)
+            health.need(lambda: None if video.origin else "waiting for the source")
+            camera = Camera(
+                name,
+                video=video,
+                encoder=encoder,
+                lane=lane,
+                channel=channel,
+                levels=frozenset(level.index for level in manifest.quality_levels),
+                preview=open_preview(settings.preview),
+                buffer_packets=settings.camera.buffer_packets,
+                fast=settings.source.fast,
+            )
+            await stream(camera, bundle=bundle, channel=channel, presence=presence)

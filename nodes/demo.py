@@ -1,0 +1,111 @@
+"""The demo: cameras, gateway, worker and viewer in one process, on the memory channel and queue; no servers."""
+
+import asyncio
+import os
+import sys
+import webbrowser
+from collections.abc import Mapping
+from functools import partial
+
+import structlog
+
+from nodes import viewer
+from nodes.camera import Camera, open_preview, open_video, presence_of, stream
+from nodes.gateway import Gateway
+from nodes.service import Health, Lane
+from nodes.worker import work
+from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.codec import open_decoder, open_encoder
+from pipeline.config import DemoSettings, SourceSection
+from pipeline.sources import kind_of
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue
+
+_WORKER = "demo"
+_SHIFT_S = 0.7
+
+log = structlog.get_logger()
+
+
+async def main(settings: DemoSettings) -> None:
+    """Run everything until cancelled, or until the cameras' source ends; raises PipelineError."""
+    bundle = load_bundle(settings.bundle or default_bundle())
+    broker, queued = MemoryBroker(), MemoryQueueState()
+    async with (
+        MemoryWorkQueue(queued) as putting,
+        MemoryWorkQueue(queued, _WORKER) as claiming,
+        MemoryChannel(broker) as to_gateway,
+        MemoryChannel(broker) as to_worker,
+        MemoryChannel(broker) as to_viewer,
+        Lane("decoder") as lane,
+        viewer.serve(
+            to_viewer,
+            host=settings.viewer.host,
+            port=settings.viewer.port,
+            browser_limit=settings.viewer.browsers,
+        ) as address,
+        asyncio.TaskGroup() as tasks,
+    ):
+        decoder = await lane.run(partial(open_decoder, bundle, **settings.decoder.model_dump()))
+        working = work(
+            _WORKER,
+            settings.worker,
+            bundle=bundle,
+            decoder=decoder,
+            lane=lane,
+            queue=claiming,
+            channel=to_worker,
+            health=Health(),
+        )
+        beside = [tasks.create_task(working), tasks.create_task(Gateway(to_gateway, putting).run())]
+        log.info("the demo is on this page, Ctrl-C ends it", address=address)
+        if settings.demo.open_page and has_desktop(os.environ, terminal=sys.stderr.isatty()):
+            await asyncio.to_thread(webbrowser.open, address)
+        async with asyncio.TaskGroup() as cameras:
+            for number, source in enumerate(vary(settings.source, cameras=settings.demo.cameras), start=1):
+                cameras.create_task(_play(f"cam-{number}", source, settings, bundle, broker))
+        for task in beside:
+            task.cancel()
+
+
+def vary(source: SourceSection, *, cameras: int) -> list[SourceSection]:
+    """One source per camera: every second one mirrored, each pair later; a live source can be opened only once."""
+    if kind_of(source.url) in ("server", "device"):
+        return [source]
+    return [
+        source.model_copy(
+            update={
+                "mirror": source.mirror != bool(number % 2),
+                "start_s": source.start_s + number // 2 * _SHIFT_S,
+            }
+        )
+        for number in range(cameras)
+    ]
+
+
+def has_desktop(environment: Mapping[str, str], *, terminal: bool) -> bool:
+    """Whether a person sits here who would see a page open."""
+    return terminal and bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
+
+
+async def _play(name: str, source: SourceSection, settings: DemoSettings, bundle: Bundle, broker: MemoryBroker) -> None:
+    """Run one camera."""
+    manifest = bundle.manifest
+    async with (
+        Lane(name) as lane,
+        open_video(source, width=manifest.width, height=manifest.height) as video,
+    ):
+        presence = presence_of(name, bundle=bundle, video=video, transport="memory")
+        encoder = await lane.run(partial(open_encoder, bundle, **settings.encoder.model_dump()))
+        async with MemoryChannel(broker, will=presence.will) as channel:
+            camera = Camera(
+                name,
+                video=video,
+                encoder=encoder,
+                lane=lane,
+                channel=channel,
+                levels=frozenset(level.index for level in manifest.quality_levels),
+                preview=open_preview(settings.preview),
+                fast=source.fast,
+            )
+            await stream(camera, bundle=bundle, channel=channel, presence=presence)

@@ -1,0 +1,181 @@
+"""The gateway node: packets from the cameras' topics -> work queue. It checks them but has no model.
+
++/latent -> admit -> PacketBuffer per sender -> global key buffer, then queue
+"""
+
+import asyncio
+import random
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import structlog
+
+from nodes.buffer import Losses, PacketBuffer
+from nodes.service import Health, health_page
+from pipeline import metrics
+from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
+from pipeline.config import GatewaySettings
+from pipeline.errors import BitstreamError, ConfigError, TransportError
+from pipeline.messages import Kind, check_camera_name
+from pipeline.redis_queue import RedisWorkQueue
+from pipeline.transport import Channel, Message, open_channel
+from pipeline.work_queue import WorkQueue
+
+_RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
+_PROBE_S = 2.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A packet that has been checked, on its way to the queue."""
+
+    camera: str
+    data: bytes
+    keys: Mapping[int, bytes]  # by region, each as a packet of its own, so that it says which frame it is of
+
+    @property
+    def key(self) -> bool:
+        """Whether later packets may refer to this one."""
+        return bool(self.keys)
+
+
+def admit(message: Message) -> Arrived:
+    """Check one message of a latent topic; raises ConfigError (camera's name) or BitstreamError (packet)."""
+    camera = check_camera_name(message.topic.partition("/")[0])
+    packet = unpack(message.payload)
+    found = [region for region in packet.regions if region.kind is Kind.KEY]
+    if len(packet.regions) == 1:
+        return Arrived(camera, message.payload, {region.index: message.payload for region in found})
+    return Arrived(
+        camera,
+        message.payload,
+        {region.index: pack(replace(packet, regions=(region,))) for region in found},
+    )
+
+
+class Gateway:
+    """Carries packets from a channel to a queue; one camera's packets stay in order."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        queue: WorkQueue,
+        *,
+        buffer_packets: int = 256,
+        senders: int = 2,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._channel, self._queue = channel, queue
+        self._rng = rng or random.Random()
+        self.losses = Losses("gateway")
+        self._buffers: list[PacketBuffer[Arrived]] = [
+            PacketBuffer(buffer_packets, on_drop=lambda: self.losses.add("queue")) for _ in range(senders)
+        ]
+        self._away: str | None = "the queue was not reached yet"
+
+    async def run(self) -> None:
+        """Carry packets until the channel closes."""
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(self._probe()), tasks.create_task(self.losses.report())]
+            sending = [tasks.create_task(self._send(buffer)) for buffer in self._buffers]
+            await self._receive()
+            for buffer in self._buffers:
+                buffer.close()
+            await asyncio.gather(*sending)
+            for task in beside:
+                task.cancel()
+
+    def reason(self) -> str | None:
+        """Why packets cannot be put into the queue right now, or None."""
+        return self._away
+
+    async def _receive(self) -> None:
+        async for message in self._channel.subscribe("+/latent"):
+            try:
+                arrived = admit(message)
+            except ConfigError:
+                self.losses.add("camera_name")
+            except BitstreamError as error:
+                self.losses.add("size" if len(message.payload) > MAX_PACKET_BYTES else "packet")
+                log.debug("packet refused", topic=message.topic, reason=str(error))
+            else:
+                self._buffers[zlib.crc32(arrived.camera.encode()) % len(self._buffers)].put(arrived)
+
+    async def _send(self, buffer: PacketBuffer[Arrived]) -> None:
+        """Buffer -> queue; while the queue is away the buffer holds the newest packets."""
+        retry_s = _RETRY_FIRST_S
+        while (arrived := await buffer.take()) is not None:
+            try:
+                with metrics.STAGE_SECONDS.labels("enqueue").time():
+                    await self._put(arrived)
+            except TransportError as error:
+                buffer.give_back(arrived)
+                self._lost_queue(error)
+                await asyncio.sleep(retry_s * self._rng.uniform(0.5, 1.0))
+                retry_s = min(2 * retry_s, _RETRY_MAX_S)
+            else:
+                retry_s = _RETRY_FIRST_S
+                self._found_queue()
+
+    async def _put(self, arrived: Arrived) -> None:
+        # The keys come first: a worker that meets a later WARP must find them.
+        if arrived.keys:
+            await self._queue.store_keys(arrived.camera, arrived.keys)
+            metrics.KEYS.inc(len(arrived.keys))
+        await self._queue.put(arrived.camera, arrived.data)
+        metrics.PACKETS.labels("gateway").inc()
+        metrics.PACKET_BYTES.labels("gateway").inc(len(arrived.data))
+
+    async def _probe(self) -> None:
+        """Ask the queue for its depth now and then: a measure, and a sign of life."""
+        cut = 0
+        while True:
+            metrics.BUFFERED.labels("gateway").set(sum(map(len, self._buffers)))
+            self.losses.add("queue_full", self._queue.dropped - cut)
+            cut = self._queue.dropped
+            try:
+                metrics.QUEUE_DEPTH.set(await self._queue.depth())
+            except TransportError as error:
+                self._lost_queue(error)
+            else:
+                self._found_queue()
+            await asyncio.sleep(_PROBE_S)
+
+    def _lost_queue(self, error: TransportError) -> None:
+        metrics.RETRIES.labels("queue").inc()
+        if self._away is None:
+            log.warning("queue away, newest packets are held", reason=str(error))
+        self._away = str(error)
+
+    def _found_queue(self) -> None:
+        if self._away is not None:
+            log.info("queue reached")
+        self._away = None
+
+
+async def main(settings: GatewaySettings) -> None:
+    """Run one gateway until it is cancelled; raises ConfigError."""
+    health = Health()
+    async with (
+        health_page(health, host=settings.health.host, port=settings.health.port),
+        RedisWorkQueue(
+            settings.redis_url, shards=settings.queue.shards, shard_limit=settings.queue.shard_packets
+        ) as queue,
+        open_channel(
+            settings.mqtt_url, root=settings.mqtt.root, on_drop=partial(metrics.drop, "gateway", "behind")
+        ) as channel,
+    ):
+        gateway = Gateway(
+            channel,
+            queue,
+            buffer_packets=settings.gateway.buffer_packets,
+            senders=settings.gateway.senders,
+        )
+        health.need_broker(channel)
+        health.need(gateway.reason)
+        log.info("gateway started")
+        await gateway.run()

@@ -1,0 +1,38 @@
+"""Small pictures of the frames, for people; off by default, since pixels stay at the edge."""
+
+import time
+from collections.abc import Callable
+
+import cv2
+
+from pipeline.messages import Frame
+
+
+class Preview:
+    """Small JPEGs of some of the frames, `max_fps` at most."""
+
+    def __init__(
+        self,
+        *,
+        max_fps: float,
+        max_width: int,
+        jpeg_quality: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._interval_s, self._max_width, self._quality = 1 / max_fps, max_width, jpeg_quality
+        self._clock = clock
+        self._due_s = float("-inf")
+
+    def picture(self, frame: Frame) -> bytes | None:
+        """The frame as JPEG when the next picture is due, else None."""
+        now_s = self._clock()
+        if now_s < self._due_s:
+            return None
+        self._due_s = max(self._due_s + self._interval_s, now_s)  # keeps the mean rate between frames' times
+        image = frame.image
+        height, width, _ = image.shape
+        if width > self._max_width:
+            size = (self._max_width, max(1, height * self._max_width // width))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(image.dtype, copy=False)
+        _, jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, self._quality])
+        return jpeg.tobytes()

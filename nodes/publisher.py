@@ -1,0 +1,146 @@
+"""What a worker publishes: masks, and once a second the statistics of each camera.
+
+Several workers may serve one camera. Each says in its statistics who it is and how many masks it made; of two, the
+one that made more goes on publishing, the other is silent. So `<camera>/stats` is the word of one worker at a time.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nodes.service import Lane, until_connected
+from nodes.stats import Cameras, Served
+from pipeline.errors import PipelineError, TransportError
+from pipeline.mask_image import pack_mask, pack_mask_rle
+from pipeline.messages import Mask
+from pipeline.transport import Channel, Delivery
+
+_LIVE_EXPIRY_S = 2
+_STATS = Delivery(expiry_s=5, content_type="application/json")
+_RIVAL_S = 2.5  # a rival that is silent for longer is gone
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """A mask as it is published; `share` (K,) is the part of the pixels per class."""
+
+    png: bytes
+    rle: bytes | None
+    share: NDArray[np.float64]
+
+
+def render(mask: Mask, camera: str, palette: NDArray[np.uint8], with_rle: bool) -> Rendered | PipelineError:
+    """The mask as bytes, and the share of each class of the palette (K, 3)."""
+    try:
+        png = pack_mask(mask, camera, palette)
+        rle = pack_mask_rle(mask) if with_rle else None
+    except PipelineError as error:
+        return error
+    counts = np.bincount(mask.classes.ravel(), minlength=len(palette))  # (K,)
+    return Rendered(png, rle, counts / mask.classes.size)
+
+
+class MaskPublisher:
+    """Puts masks on their cameras' topics; `live`: while the broker is away masks are given up, else they wait."""
+
+    def __init__(self, channel: Channel, lane: Lane, *, palette: NDArray[np.uint8], rle: bool, live: bool) -> None:
+        self._channel, self._lane = channel, lane
+        self._palette, self._rle, self._live = palette, rle, live
+
+    async def publish(self, camera: str, mask: Mask) -> Rendered | PipelineError:
+        """Publish a mask; returns what was published, or the error that stood in the way."""
+        rendered = await self._lane.run(render, mask, camera, self._palette, self._rle)
+        while not isinstance(rendered, PipelineError):
+            try:
+                await self._send(camera, mask, rendered)
+            except TransportError as error:
+                if self._live:
+                    return error
+                await until_connected(self._channel)
+            else:
+                break
+        return rendered
+
+    async def _send(self, camera: str, mask: Mask, rendered: Rendered) -> None:
+        frame = {"epoch": str(mask.id.epoch), "sequence": str(mask.id.sequence)}
+        expiry_s = _LIVE_EXPIRY_S if self._live else None
+        png = Delivery(expiry_s=expiry_s, content_type="image/png", properties=frame)
+        await self._channel.publish(f"{camera}/mask", rendered.png, png)
+        if rendered.rle is not None:
+            rle = Delivery(expiry_s=expiry_s, content_type="application/octet-stream", properties=frame)
+            await self._channel.publish(f"{camera}/mask/rle", rendered.rle, rle)
+
+
+class Rivals:
+    """What other workers say of cameras that this one serves too."""
+
+    def __init__(self, worker: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._worker, self._clock = worker, clock
+        self._heard: dict[str, tuple[tuple[int, str], float]] = {}  # camera -> (masks, worker), when
+
+    def hear(self, camera: str, payload: bytes) -> None:
+        """Take what was published on the camera's stats topic; what makes no sense is passed over."""
+        try:
+            facts = json.loads(payload)
+            masks, worker = int(facts["masks"]), str(facts["worker"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        if worker != self._worker:
+            self._heard[camera] = ((masks, worker), self._clock())
+
+    def leave_it_to_us(self, camera: str, masks: int) -> bool:
+        """Whether this worker, with so many masks of late, is the one to speak for the camera."""
+        heard = self._heard.get(camera)
+        if heard is None or self._clock() - heard[1] > _RIVAL_S:
+            self._heard.pop(camera, None)
+            return True
+        return (masks, self._worker) > heard[0]
+
+
+class StatsPublisher:
+    """Puts statistics on the topics of the cameras that this worker speaks for."""
+
+    def __init__(
+        self,
+        worker: str,
+        channel: Channel,
+        cameras: Cameras,
+        *,
+        interval_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._worker, self._channel, self._cameras = worker, channel, cameras
+        self._interval_s, self._clock = interval_s, clock
+        self._rivals = Rivals(worker, clock=clock)
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._tell())
+
+    async def _listen(self) -> None:
+        async for message in self._channel.subscribe("+/stats"):
+            self._rivals.hear(message.topic.partition("/")[0], message.payload)
+
+    async def _tell(self) -> None:
+        told_s = self._clock()
+        while True:
+            await asyncio.sleep(self._interval_s)
+            elapsed_s, told_s = self._clock() - told_s, self._clock()
+            for name, camera in self._cameras.heard_of_late().items():
+                await self._tell_of(name, camera, elapsed_s)
+
+    async def _tell_of(self, name: str, camera: Served, elapsed_s: float) -> None:
+        masks = camera.stats.masks
+        facts = camera.stats.summary(elapsed_s)
+        facts |= {"clock_offset_ms": camera.clock.offset_ms, "worker": self._worker}
+        if self._rivals.leave_it_to_us(name, masks):
+            with suppress(TransportError):  # the next one is a second away
+                await self._channel.publish(f"{name}/stats", json.dumps(facts).encode(), _STATS)

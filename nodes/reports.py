@@ -1,0 +1,80 @@
+"""What cameras and workers report as JSON: bounded, checked, and open to keys of newer senders."""
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
+
+from pipeline.errors import BitstreamError
+
+LIMIT_BYTES = 256 << 10
+
+
+def _printable(text: str) -> str:
+    """Names end up in terminals, where control characters do things."""
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
+Name = Annotated[str, Field(max_length=128), AfterValidator(_printable)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Shade = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Stats(_Report):
+    """What `<camera>/stats` says once a second; `share` is the part of the pixels (0 to 1) per class name."""
+
+    fps: NotNegative | None = None
+    kbit_s: NotNegative | None = None
+    latency_p50_ms: NotNegative | None = None
+    latency_p95_ms: NotNegative | None = None
+    drops: Annotated[dict[Name, NonNegativeInt], Field(max_length=64)] = {}
+    share: Annotated[dict[Name, NotNegative], Field(max_length=256)] = {}
+    key_share: NotNegative | None = None
+
+
+class State(_Report):
+    """What `<camera>/state` says; `since` is when the camera started (ms), whatever its state is now."""
+
+    state: Literal["online", "stopped", "offline"]
+    bundle: Name | None = None
+    width: NonNegativeInt | None = None
+    height: NonNegativeInt | None = None
+    fps: NotNegative | None = None
+    transport: Name | None = None
+    since: NonNegativeInt | None = None
+
+
+class ClassLook(_Report):
+    """How one class is called and coloured (RGB)."""
+
+    name: Name
+    colour: tuple[Shade, Shade, Shade]
+
+
+class Legend(_Report):
+    """The part of a bundle's manifest that a picture's legend needs."""
+
+    name: Name = ""
+    hash: Name
+    classes: Annotated[tuple[ClassLook, ...], Field(max_length=256)]
+
+
+R = TypeVar("R", bound=_Report)
+
+
+def read_report(kind: type[R], payload: bytes) -> R:
+    """Raises BitstreamError for bytes that are not such a report."""
+    name = kind.__name__.lower()
+    if len(payload) > LIMIT_BYTES:
+        raise BitstreamError(f"{name}: {len(payload)} bytes, at most {LIMIT_BYTES} are taken")
+    try:
+        return kind.model_validate_json(payload)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(part) for part in fault["loc"])
+        raise BitstreamError(f"{name}: {field or 'report'}: {fault['msg']}") from error

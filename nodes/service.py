@@ -1,0 +1,247 @@
+"""What every process needs: orderly stop, logging, health page, lanes to compute on, state topic."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from pipeline.config import NodeSettings
+from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceError, TransportError
+from pipeline.transport import STATE, Channel
+
+STOP_TIMEOUT_S = 8.0  # container engines kill after 10
+_CONNECT_POLL_S = 60.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_WRONG_CALL = (ConfigError, SourceError, BundleMismatch)
+
+S = TypeVar("S", bound=NodeSettings)
+R = TypeVar("R")
+
+log = structlog.get_logger()
+
+
+def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S, *, debug: bool = False) -> int:
+    """Run a node until it ends or is told to stop; returns the exit code, after a sentence if not 0."""
+    set_up_logging(level=settings.log.level, format=settings.log.format)
+    try:
+        asyncio.run(_until_stopped(main(settings)))
+    except KeyboardInterrupt:
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        return _report(error)
+    return 0
+
+
+def set_up_logging(*, level: str, format: Literal["auto", "console", "json"]) -> None:
+    """Write lines to stderr: coloured ones for a person at a terminal, JSON for everything else."""
+    console = format == "console" or (format == "auto" and sys.stderr.isatty())
+    number = logging.getLevelNamesMapping()[level.upper()]
+    last = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+            last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+class Lane:
+    """One thread, so what is run here never overlaps and the event loop never computes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def __aenter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, compute: Callable[..., R], *args: object) -> R:
+        """The result of compute(*args), once the thread has got to it."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, compute, *args)
+
+
+class Health:
+    """Whether the node can work: each need is a question whose answer is a reason, or None when it is met."""
+
+    def __init__(self) -> None:
+        self._needs: list[Callable[[], str | None]] = []
+
+    def need(self, question: Callable[[], str | None]) -> None:
+        """Ask this too from now on."""
+        self._needs.append(question)
+
+    def need_broker(self, channel: Channel) -> None:
+        """Ask whether the channel is connected."""
+        self.need(lambda: None if channel.connected else "waiting for the broker")
+
+    def reasons(self) -> list[str]:
+        """Why the node cannot work right now; empty when it can."""
+        return [reason for question in self._needs if (reason := question()) is not None]
+
+
+@asynccontextmanager
+async def health_page(health: Health, *, host: str, port: int) -> AsyncIterator[int]:
+    """Serve /healthz, /readyz and /metrics until the context is left; gives the port, 0 for none.
+
+    Raises ConfigError when the address cannot be listened on.
+    """
+    if port == 0:
+        yield 0
+        return
+    app = web.Application()
+    app.add_routes([web.get("/healthz", _alive), web.get("/readyz", _ready(health)), web.get("/metrics", _metrics)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await _listen(runner, host=host, port=port)
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What a node says of itself on its state topic; `since` is when it started, in ms since 1970."""
+
+    topic: str
+    bundle: str
+    width: int
+    height: int
+    transport: str
+    since: int
+    fps: float | None = None
+    source_width: int | None = None
+    source_height: int | None = None
+
+    def payload(self, state: Literal["online", "stopped", "offline"]) -> bytes:
+        """The JSON of WIRE.md section 2."""
+        facts = asdict(self)
+        del facts["topic"]
+        return json.dumps({"state": state, **facts}).encode()
+
+    @property
+    def will(self) -> tuple[str, bytes]:
+        """What the broker says for the node when it dies."""
+        return self.topic, self.payload("offline")
+
+
+@asynccontextmanager
+async def announced(channel: Channel, presence: Presence) -> AsyncIterator[None]:
+    """Say `online` now, and `stopped` when the context is left; the channel says it again on each connect."""
+    await announce(channel, presence, "online")
+    try:
+        yield
+    finally:
+        await announce(channel, presence, "stopped")
+
+
+async def announce(channel: Channel, presence: Presence, state: Literal["online", "stopped"]) -> None:
+    """Publish the state; while the broker is away the channel keeps it for the next connection."""
+    with suppress(TransportError):
+        await channel.publish(presence.topic, presence.payload(state), STATE)
+
+
+async def until_connected(channel: Channel) -> None:
+    """Wait for the broker, as long as it takes."""
+    while not channel.connected:
+        try:
+            await channel.wait_connected(_CONNECT_POLL_S)
+        except TransportError:
+            await asyncio.sleep(0.1)  # for channels that say at once that waiting is of no use
+
+
+def now_ms() -> int:
+    """The wall clock, in ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for the work's end; a signal cancels it, and a second one is left to Python."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    for number in _SIGNALS:
+        loop.remove_signal_handler(number)
+    if not working.done():
+        log.info("stopping")
+        working.cancel()
+        await asyncio.wait({working}, timeout=STOP_TIMEOUT_S)
+    if not working.done():
+        log.error("did not stop in time, leaving as it is", timeout_s=STOP_TIMEOUT_S)
+        os._exit(1)  # a thread that hangs would hold up every other way out
+    if not working.cancelled():
+        working.result()
+
+
+def _report(error: Exception) -> int:
+    """Tell the operator in one sentence, and return the exit code."""
+    leaves = list(_leaves(error))
+    expected = next((leaf for leaf in leaves if isinstance(leaf, PipelineError)), None)
+    if expected is not None:
+        sys.stderr.write(f"{expected}\n")
+        return 2 if isinstance(expected, _WRONG_CALL) else 1
+    sys.stderr.write(f"unexpected {type(leaves[0]).__name__}: {leaves[0]}; --debug shows where, please report it\n")
+    return 1
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group of groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+async def _listen(runner: web.AppRunner, *, host: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        raise ConfigError(
+            f"health page: cannot listen on {host}:{port} ({error.strerror}); give health.port another, or 0"
+        ) from error
+
+
+async def _alive(request: web.Request) -> web.Response:
+    return web.Response(text="alive\n")
+
+
+def _ready(health: Health) -> Callable[[web.Request], Coroutine[Any, Any, web.Response]]:
+    async def answer(request: web.Request) -> web.Response:
+        reasons = health.reasons()
+        return web.Response(status=503 if reasons else 200, text="; ".join(reasons or ["ready"]) + "\n")
+
+    return answer
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,93 @@
+"""The viewer node: masks, stats and states from the broker, on a page."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+from aiohttp import web
+
+from nodes.service import now_ms
+from nodes.viewer.feed import Feed
+from nodes.viewer.server import Site
+from nodes.viewer.state import FILTERS, Wall
+from pipeline.config import ViewerSettings
+from pipeline.errors import ConfigError
+from pipeline.metrics import drop
+from pipeline.transport import Channel, Message, open_channel
+
+_log = structlog.get_logger()
+_PULSE_S = 1.0  # the page takes a feed that is silent for some of these as lost
+_SHUTDOWN_TIMEOUT_S = 2.0
+
+
+async def main(settings: ViewerSettings) -> None:
+    """Serve the page until cancelled; raises ConfigError."""
+    channel = open_channel(settings.mqtt_url, root=settings.mqtt.root, on_drop=partial(drop, "viewer", "behind"))
+    page = serve(
+        channel,
+        host=settings.viewer.host,
+        port=settings.viewer.port,
+        browser_limit=settings.viewer.browsers,
+    )
+    async with channel, page as address:
+        _log.info("the page is up", address=address)
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def serve(
+    channel: Channel,
+    *,
+    host: str,
+    port: int,
+    browser_limit: int = 32,
+    camera_limit: int = 256,
+    now_ms: Callable[[], int] = now_ms,
+) -> AsyncIterator[str]:
+    """Serve what the channel brings, until the context is left; gives the page's address.
+
+    Port 0 takes a free one. Raises ConfigError when the address cannot be listened on.
+    """
+    wall, feed = Wall(camera_limit=camera_limit, now_ms=now_ms), Feed(limit=browser_limit)
+    site = Site(wall, feed, channel=channel, now_ms=now_ms)
+    runner = web.AppRunner(site.application(), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+    await runner.setup()
+    try:
+        address = await _listen(runner, host=host, port=port)
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(_receive(channel.subscribe(*FILTERS), wall, feed)),
+                tasks.create_task(_pulse(feed, site)),
+            ]
+            try:
+                yield address
+            finally:
+                for task in running:
+                    task.cancel()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, *, host: str, port: int) -> str:
+    """Listen, and return the address to open in a browser."""
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        raise ConfigError(
+            f"viewer: cannot listen on {host}:{port} ({error.strerror}); give another address or port"
+        ) from error
+    shown = "localhost" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{runner.addresses[0][1]}"
+
+
+async def _receive(messages: AsyncIterator[Message], wall: Wall, feed: Feed) -> None:
+    async for message in messages:
+        feed.send(wall.take(message))
+
+
+async def _pulse(feed: Feed, site: Site) -> None:
+    while True:
+        feed.send([site.about_viewer()])
+        await asyncio.sleep(_PULSE_S)

@@ -1,0 +1,195 @@
+"""The viewer's HTTP side: the page, its live feed, a small API, and what every node answers about itself."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aiohttp import WSCloseCode, web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from nodes.viewer.feed import Feed, Outbox
+from nodes.viewer.state import CameraView, Update, Wall, viewer_update
+from pipeline.transport import Channel
+
+_STATIC = Path(__file__).parent / "static"
+_PAGES = {
+    "/": ("index.html", "text/html"),
+    "/viewer.css": ("viewer.css", "text/css"),
+    "/viewer.js": ("viewer.js", "text/javascript"),
+    "/card.js": ("card.js", "text/javascript"),
+    "/picture.js": ("picture.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_PING_S = 15.0
+_SEND_TIMEOUT_S = 10.0
+_INCOMING_LIMIT_BYTES = 1024
+_SEND_BUFFER_BYTES = 128 << 10  # small, so that what waits, waits in the outbox where newer replaces older
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Site:
+    """What is answered on each route."""
+
+    def __init__(self, wall: Wall, feed: Feed, *, channel: Channel, now_ms: Callable[[], int]) -> None:
+        self._wall, self._feed = wall, feed
+        self._channel, self._now_ms = channel, now_ms
+        self._browsers: set[web.WebSocketResponse] = set()
+
+    def application(self) -> web.Application:
+        """The application with all its routes; it closes the live feeds when it is shut down."""
+        app = web.Application(client_max_size=_INCOMING_LIMIT_BYTES)
+        app.on_response_prepare.append(_add_headers)
+        app.on_shutdown.append(self._say_goodbye)
+        app.add_routes(
+            [
+                *(web.get(path, _static_file(*file)) for path, file in _PAGES.items()),
+                web.get("/ws", self.live),
+                web.get("/api/cameras", self.cameras),
+                web.get("/api/cameras/{camera}/mask.png", self.mask),
+                web.get("/api/cameras/{camera}/stats", self.stats),
+                web.get("/healthz", self.alive),
+                web.get("/readyz", self.ready),
+                web.get("/metrics", self.metrics),
+            ]
+        )
+        return app
+
+    def about_viewer(self) -> Update:
+        """What browsers are told of the viewer itself."""
+        return viewer_update(now_ms=self._now_ms(), connected=self._channel.connected)
+
+    async def cameras(self, request: web.Request) -> web.Response:
+        """Every camera that was heard of, by name, with its newest facts."""
+        views = sorted(self._wall.cameras.values(), key=lambda camera: camera.name)
+        return web.json_response([_facts(view, now_ms=self._now_ms()) for view in views])
+
+    async def mask(self, request: web.Request) -> web.Response:
+        """The newest mask of a camera, as published."""
+        mask = self._camera(request).mask
+        if mask is None:
+            raise web.HTTPNotFound(text="this camera has sent no mask yet\n")
+        return web.Response(body=mask.png, content_type="image/png")
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """The newest stats of a camera."""
+        stats = self._camera(request).stats
+        if stats is None:
+            raise web.HTTPNotFound(text="this camera has sent no stats yet\n")
+        return web.json_response(text=stats.model_dump_json())
+
+    async def alive(self, request: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def ready(self, request: web.Request) -> web.Response:
+        if self._channel.connected:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="waiting for the broker\n")
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def live(self, request: web.Request) -> web.WebSocketResponse:
+        """The live feed of one browser, until either side goes away."""
+        if not _same_origin(request):
+            raise web.HTTPForbidden(text="the live feed is for this viewer's own page\n")
+        if self._feed.full:
+            raise web.HTTPServiceUnavailable(text="as many browsers as allowed are looking on; close one\n")
+        browser = web.WebSocketResponse(
+            heartbeat=_PING_S, max_msg_size=_INCOMING_LIMIT_BYTES, compress=False, timeout=1.0
+        )
+        await browser.prepare(request)
+        _keep_backlog_here(request)
+        self._browsers.add(browser)
+        try:
+            with self._feed.join([self.about_viewer(), *self._wall.snapshot()]) as outbox:
+                async with asyncio.TaskGroup() as tasks:
+                    sending = tasks.create_task(_send(browser, outbox, request))
+                    async for _ in browser:  # answers pings and sees the end; nothing else is expected
+                        pass
+                    sending.cancel()
+        finally:
+            self._browsers.discard(browser)
+        return browser
+
+    async def _say_goodbye(self, app: web.Application) -> None:
+        for browser in list(self._browsers):
+            await browser.close(code=WSCloseCode.GOING_AWAY, message=b"the viewer stops")
+
+    def _camera(self, request: web.Request) -> CameraView:
+        camera = self._wall.cameras.get(request.match_info["camera"])
+        if camera is None:
+            raise web.HTTPNotFound(text="no such camera\n")
+        return camera
+
+
+async def _send(browser: web.WebSocketResponse, outbox: Outbox, request: web.Request) -> None:
+    """Send what the outbox holds; a browser that takes nothing for a while is cut off."""
+    try:
+        while True:
+            payload = await outbox.take()
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                if isinstance(payload, str):
+                    await browser.send_str(payload)
+                else:
+                    await browser.send_bytes(payload)
+    except (ConnectionError, TimeoutError):
+        if request.transport is not None:
+            request.transport.abort()
+
+
+def _static_file(name: str, content_type: str) -> Handler:
+    headers = {"Content-Type": f"{content_type}; charset=utf-8", "Cache-Control": "no-cache"}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(_STATIC / name, headers=headers)
+
+    return answer
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, text in _SECURITY_HEADERS.items():
+        response.headers[name] = text
+    response.headers.setdefault("Cache-Control", "no-store")
+
+
+def _same_origin(request: web.Request) -> bool:
+    """Browsers say which page opens a feed; one of another site could otherwise read along."""
+    origin = request.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == request.host
+
+
+def _keep_backlog_here(request: web.Request) -> None:
+    if request.transport is None:
+        return
+    connection = request.transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+
+
+def _facts(view: CameraView, *, now_ms: int) -> dict[str, object]:
+    mask = view.mask
+    return {
+        "camera": view.name,
+        "state": view.state.state if view.state else None,
+        "since_ms": view.since_ms,
+        "bundle": mask.bundle if mask else None,
+        "width": mask.width if mask else None,
+        "height": mask.height if mask else None,
+        "epoch": mask.epoch if mask else None,
+        "sequence": mask.sequence if mask else None,
+        "captured_ms": mask.captured_ms if mask else None,
+        "age_ms": max(0, now_ms - mask.captured_ms) if mask else None,
+        "stats": view.stats.model_dump() if view.stats else None,
+    }

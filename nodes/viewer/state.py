@@ -1,0 +1,212 @@
+"""What the viewer knows of each camera, the newest of everything only, and the messages that tell browsers.
+
+Message -> Wall.take -> Update(slot, payload) -> one Outbox per browser
+"""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from nodes.reports import Legend, State, Stats, read_report
+from nodes.service import now_ms
+from nodes.viewer.pictures import MaskPicture, check_preview, read_mask
+from pipeline.errors import BitstreamError, ConfigError
+from pipeline.messages import check_camera_name
+from pipeline.metrics import drop
+from pipeline.transport import Message
+
+FILTERS = ("+/mask", "+/stats", "+/state", "+/preview", "bundle/+")
+_BINARY_HEAD = struct.Struct("!I")  # bytes of the JSON header that follows
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What an update replaces: a newer one for the same slot makes the older one useless."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One message for every browser: text is JSON, bytes are u32 header length, JSON header, picture."""
+
+    slot: Slot
+    payload: str | bytes
+
+
+@dataclass(slots=True, eq=False)
+class CameraView:
+    """The newest of everything of one camera; `since_ms` is when its state began, if that is known."""
+
+    name: str
+    mask: MaskPicture | None = None
+    preview: bytes | None = None
+    stats: Stats | None = None
+    state: State | None = None
+    since_ms: int | None = None
+
+
+class Wall:
+    """The cameras that were heard of, the longest silent first: when there are too many, that one goes."""
+
+    def __init__(
+        self,
+        *,
+        camera_limit: int = 256,
+        legend_limit: int = 64,
+        now_ms: Callable[[], int] = now_ms,
+    ) -> None:
+        self.cameras: dict[str, CameraView] = {}
+        self.legends: dict[str, Legend] = {}
+        self._camera_limit, self._legend_limit = camera_limit, legend_limit
+        self._now_ms = now_ms
+        self._takers: Mapping[str, Callable[[str, bytes], list[Update]]] = {
+            "mask": self._take_mask,
+            "preview": self._take_preview,
+            "stats": self._take_stats,
+            "state": self._take_state,
+        }
+
+    def take(self, message: Message) -> list[Update]:
+        """Store one message, return what browsers must be told; what is not right is dropped and counted."""
+        first, _, last = message.topic.partition("/")
+        take = self._takers.get(last)
+        try:
+            if take is None:
+                return self._take_legend(last, message.payload)
+            updates = take(check_camera_name(first), message.payload)
+        except (BitstreamError, ConfigError):
+            drop("viewer", last if take else "bundle")
+            return []
+        return self._make_room() + updates
+
+    def snapshot(self) -> list[Update]:
+        """Everything a browser that just came must be told."""
+        updates = [legend_update(legend) for legend in self.legends.values()]
+        for camera in sorted(self.cameras.values(), key=lambda camera: camera.name):
+            updates += [state_update(camera), stats_update(camera)]
+            if camera.preview is not None:
+                updates.append(preview_update(camera.name, camera.preview))
+            if camera.mask is not None:
+                updates.append(mask_update(camera.mask))
+        return updates
+
+    def _take_mask(self, name: str, payload: bytes) -> list[Update]:
+        mask = read_mask(payload)
+        if mask.camera != name:
+            raise BitstreamError(f"mask: camera {mask.camera!r} on the topic of {name!r}")
+        camera = self._heard(name)
+        newest = camera.mask
+        if newest and newest.epoch == mask.epoch and newest.sequence >= mask.sequence:
+            drop("viewer", "late")
+            return []
+        camera.mask = mask
+        return [mask_update(mask)]
+
+    def _take_preview(self, name: str, payload: bytes) -> list[Update]:
+        check_preview(payload)
+        self._heard(name).preview = payload
+        return [preview_update(name, payload)]
+
+    def _take_stats(self, name: str, payload: bytes) -> list[Update]:
+        stats = read_report(Stats, payload)
+        camera = self._heard(name)
+        camera.stats = stats
+        return [stats_update(camera)]
+
+    def _take_state(self, name: str, payload: bytes) -> list[Update]:
+        if not payload:  # an empty retained message is how MQTT forgets one
+            return [gone_update(name)] if self.cameras.pop(name, None) else []
+        state = read_report(State, payload)
+        camera = self._heard(name)
+        if state.state == "online":
+            camera.since_ms = state.since
+        elif camera.state is None or camera.state.state != state.state:
+            camera.since_ms = self._now_ms() if camera.state else None
+        camera.state = state
+        return [state_update(camera)]
+
+    def _take_legend(self, bundle: str, payload: bytes) -> list[Update]:
+        if not payload:
+            self.legends.pop(bundle, None)
+            return []
+        legend = read_report(Legend, payload)
+        if legend.hash != bundle:
+            raise BitstreamError(f"bundle: manifest of {legend.hash!r} on the topic of {bundle!r}")
+        self.legends.pop(bundle, None)
+        self.legends[bundle] = legend
+        if len(self.legends) > self._legend_limit:
+            del self.legends[next(iter(self.legends))]
+        return [legend_update(legend)]
+
+    def _heard(self, name: str) -> CameraView:
+        """The view of this camera, now the one that was heard of last."""
+        camera = self.cameras.pop(name) if name in self.cameras else CameraView(name)
+        self.cameras[name] = camera
+        return camera
+
+    def _make_room(self) -> list[Update]:
+        """Forget the camera that was silent longest when there are too many."""
+        if len(self.cameras) <= self._camera_limit:
+            return []
+        silent = next(iter(self.cameras))
+        del self.cameras[silent]
+        drop("viewer", "camera")
+        return [gone_update(silent)]
+
+
+def mask_update(mask: MaskPicture) -> Update:
+    """The PNG as it came, behind what a browser needs to place it."""
+    header = {
+        "type": "mask",
+        "camera": mask.camera,
+        "epoch": mask.epoch,
+        "sequence": mask.sequence,
+        "captured_ms": mask.captured_ms,
+        "bundle": mask.bundle,
+    }
+    return Update(Slot("mask", mask.camera), _binary(header, mask.png))
+
+
+def preview_update(camera: str, jpeg: bytes) -> Update:
+    return Update(Slot("preview", camera), _binary({"type": "preview", "camera": camera}, jpeg))
+
+
+def stats_update(camera: CameraView) -> Update:
+    return _text("stats", camera.name, {"camera": camera.name, "stats": _plain(camera.stats)})
+
+
+def state_update(camera: CameraView) -> Update:
+    facts = {"camera": camera.name, "state": _plain(camera.state), "since_ms": camera.since_ms}
+    return _text("state", camera.name, facts)
+
+
+def legend_update(legend: Legend) -> Update:
+    return _text("bundle", legend.hash, {"bundle": _plain(legend)})
+
+
+def gone_update(camera: str) -> Update:
+    """The camera was forgotten; in an outbox this takes the place of all that waits of it."""
+    return _text("gone", camera, {"camera": camera})
+
+
+def viewer_update(*, now_ms: int, connected: bool) -> Update:
+    """The viewer's own clock, by which ages are told, and whether it hears the broker."""
+    return _text("viewer", "", {"now_ms": now_ms, "connected": connected})
+
+
+def _text(kind: str, name: str, facts: Mapping[str, object]) -> Update:
+    return Update(Slot(kind, name), json.dumps({"type": kind, **facts}))
+
+
+def _binary(header: Mapping[str, object], picture: bytes) -> bytes:
+    head = json.dumps(header, separators=(",", ":")).encode()
+    return _BINARY_HEAD.pack(len(head)) + head + picture
+
+
+def _plain(model: BaseModel | None) -> dict[str, object] | None:
+    return model.model_dump() if model is not None else None

@@ -1,0 +1,226 @@
+// One camera on the page: its picture, its numbers, its legend.
+
+import { NewestPicture, colourKey, readPalette } from "./picture.js";
+
+const STALE_MS = { late: 1500, old: 5000 };
+const HISTORY = 120; // data rates kept for the small curve, one a second
+const LEGEND_ROWS = 6;
+
+const number = (value, digits = 0) => (value == null ? "–" : value.toFixed(digits));
+const clockTime = (ms) => new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+const percent = (share) => (share < 0.0995 ? `${(share * 100).toFixed(1)} %` : `${Math.round(share * 100)} %`);
+
+export function ageText(ms) {
+  if (ms < 10_000) return `${(ms / 1000).toFixed(1)} s ago`;
+  if (ms < 90_000) return `${Math.round(ms / 1000)} s ago`;
+  if (ms < 5_400_000) return `${Math.round(ms / 60_000)} min ago`;
+  return `${Math.round(ms / 3_600_000)} h ago`;
+}
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+export class Card {
+  // page: {view, opacity, now(), classesOf(bundle)}, shared by all cards
+  constructor(name, page) {
+    this.name = name;
+    this.page = page;
+    this.root = document.getElementById("card").content.firstElementChild.cloneNode(true);
+    this.root.dataset.camera = name;
+    this.part = (selector) => this.root.querySelector(selector);
+    this.canvas = this.part("canvas");
+    this.pen = this.canvas.getContext("2d");
+    this.lookup = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+    this.images = { mask: null, preview: null };
+    this.masks = new NewestPicture((image, picture) => this.showMask(image, picture));
+    this.previews = new NewestPicture((image) => this.showImage("preview", image));
+    this.palette = new Map();
+    this.rates = [];
+    this.allClasses = false;
+    this.part(".name").textContent = name;
+    this.listen();
+    this.showState(null, null);
+  }
+
+  listen() {
+    const picture = this.part(".picture");
+    picture.addEventListener("click", () => this.setFull(!this.root.classList.contains("full")));
+    this.root.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.setFull(false);
+    });
+    picture.addEventListener("pointermove", (event) => {
+      const box = this.canvas.getBoundingClientRect();
+      this.pointer = { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+      this.showPointed();
+    });
+    picture.addEventListener("pointerleave", () => {
+      this.pointer = null;
+      this.showPointed();
+    });
+    this.part(".more").addEventListener("click", () => {
+      this.allClasses = !this.allClasses;
+      this.showLegend();
+    });
+  }
+
+  setFull(full) {
+    this.root.classList.toggle("full", full);
+    document.body.classList.toggle("behind", full);
+    this.part(".picture").setAttribute("aria-pressed", full);
+    this.describe();
+    this.showLegend();
+  }
+
+  take(message) {
+    this.heard = true;
+    if (message.type === "mask") this.masks.take(message);
+    else if (message.type === "preview") this.previews.take(message);
+    else if (message.type === "stats") this.showStats(message.stats);
+    else this.showState(message.state, message.since_ms);
+  }
+
+  showMask(image, picture) {
+    this.palette = readPalette(picture.bytes);
+    this.captured = picture.captured_ms;
+    this.bundle = picture.bundle;
+    this.showImage("mask", image);
+    this.showPointed();
+    this.tick();
+  }
+
+  showImage(kind, image) {
+    this.images[kind]?.close();
+    this.images[kind] = image;
+    this.draw();
+  }
+
+  draw() {
+    const { mask, preview } = this.images;
+    const leading = mask ?? preview;
+    if (!leading) return;
+    // The mask gives the shape; a finer preview keeps its detail.
+    const scale = Math.max(1, (preview?.width ?? 0) / leading.width);
+    const width = Math.round(leading.width * scale);
+    const height = Math.round(leading.height * scale);
+    if (this.canvas.width !== width || this.canvas.height !== height) {
+      this.canvas.width = width;
+      this.canvas.height = height;
+      this.root.style.setProperty("--ratio", width / height);
+    }
+    const { view, opacity } = this.page;
+    this.pen.clearRect(0, 0, width, height);
+    if (preview && (view !== "mask" || !mask)) this.pen.drawImage(preview, 0, 0, width, height);
+    if (mask && (view !== "preview" || !preview)) {
+      this.pen.globalAlpha = view === "both" && preview ? opacity : 1;
+      this.pen.drawImage(mask, 0, 0, width, height);
+      this.pen.globalAlpha = 1;
+    }
+  }
+
+  showPointed() {
+    const label = this.part(".pointed");
+    label.hidden = !this.pointer || !this.images.mask;
+    if (label.hidden) return;
+    const { width, height } = this.images.mask;
+    const x = Math.min(width - 1, Math.max(0, Math.floor(this.pointer.x * width)));
+    const y = Math.min(height - 1, Math.max(0, Math.floor(this.pointer.y * height)));
+    this.lookup.drawImage(this.images.mask, -x, -y); // the one pixel that is pointed at
+    const [red, green, blue] = this.lookup.getImageData(0, 0, 1, 1).data;
+    const index = this.palette.get(colourKey(red, green, blue));
+    label.lastElementChild.textContent = this.page.classesOf(this.bundle)[index]?.name ?? `class ${index ?? "?"}`;
+    label.firstElementChild.style.background = `rgb(${red} ${green} ${blue})`;
+    label.style.left = `${this.pointer.x * 100}%`;
+    label.style.top = `${this.pointer.y * 100}%`;
+    label.classList.toggle("leftwards", this.pointer.x > 0.6);
+  }
+
+  showState(state, since) {
+    this.state = state?.state ?? (this.captured ? "online" : "waiting");
+    this.bundle ??= state?.bundle;
+    this.root.dataset.state = this.state;
+    const started = this.state !== "online" && since == null && state?.since;
+    const when = since ? ` since ${clockTime(since)}` : "";
+    this.part(".badge").textContent = this.state === "waiting" ? "no word yet" : this.state;
+    this.part(".badge").title = since ? `${this.state} since ${new Date(since).toLocaleString()}` : "";
+    const note = { offline: "Offline", stopped: "Stopped" }[this.state];
+    this.part(".note").textContent = note ? `${note}${when}` : "";
+    if (note && started) this.part(".note").textContent += `, had started at ${clockTime(started)}`;
+    this.describe();
+  }
+
+  describe() {
+    const full = this.root.classList.contains("full");
+    this.part(".picture").setAttribute("aria-label", `${this.name}: ${full ? "back to all cameras" : "full size"}`);
+    this.canvas.setAttribute("aria-label", `Classes seen by ${this.name}, ${this.state}`);
+  }
+
+  showStats(stats) {
+    if (!stats) return;
+    this.part(".fps").textContent = number(stats.fps, 1);
+    this.part(".kbit").textContent = number(stats.kbit_s, stats.kbit_s < 100 ? 1 : 0);
+    this.part(".p50").textContent = number(stats.latency_p50_ms);
+    this.part(".p95").textContent = number(stats.latency_p95_ms);
+    this.rates = [...this.rates, stats.kbit_s ?? 0].slice(-HISTORY);
+    this.showRates();
+    this.showDrops(Object.entries(stats.drops));
+    const share = Object.entries(stats.share).filter(([, part]) => part >= 0.0005);
+    if (share.length) this.share = share.sort((a, b) => b[1] - a[1]); // a second without masks has none
+    this.showLegend();
+  }
+
+  showRates() {
+    const top = Math.max(...this.rates, 1) * 1.15;
+    const step = 120 / (HISTORY - 1);
+    const start = 120 - (this.rates.length - 1) * step;
+    const line = this.rates.map((rate, i) => `${(start + i * step).toFixed(1)},${(27 - (rate / top) * 26).toFixed(1)}`);
+    this.part(".spark polyline").setAttribute("points", line.join(" "));
+    this.part(".spark polygon").setAttribute("points", [`${start},28`, ...line, "120,28"].join(" "));
+  }
+
+  showDrops(drops) {
+    const counted = drops.filter(([, count]) => count > 0).sort((a, b) => b[1] - a[1]);
+    const total = counted.reduce((sum, [, count]) => sum + count, 0);
+    this.part(".drops").classList.toggle("some", total > 0);
+    this.part(".drops b").textContent = total;
+    this.part(".drops").title = counted.map(([reason, count]) => `${reason}: ${count}`).join("\n");
+    const rows = counted.length ? counted : [["nothing was dropped", ""]];
+    this.part(".drops ul").replaceChildren(...rows.map(([reason, count]) => element("li", "", `${reason} ${count}`)));
+  }
+
+  showLegend() {
+    const seen = this.share ?? [];
+    const all = this.allClasses || this.root.classList.contains("full");
+    const rows = all ? seen : seen.slice(0, LEGEND_ROWS);
+    const classes = this.page.classesOf(this.bundle);
+    this.part(".legend").replaceChildren(...rows.map(([name, share]) => this.legendRow(name, share, classes)));
+    const more = this.part(".more");
+    more.hidden = seen.length <= LEGEND_ROWS || (all && !this.allClasses);
+    more.textContent = this.allClasses ? "fewer classes" : `${seen.length - LEGEND_ROWS} more classes`;
+    more.setAttribute("aria-expanded", this.allClasses);
+  }
+
+  legendRow(name, share, classes) {
+    const row = element("li", "class");
+    const swatch = element("i", "swatch");
+    const [red, green, blue] = classes.find((known) => known.name === name)?.colour ?? [128, 128, 128];
+    swatch.style.background = `rgb(${red} ${green} ${blue})`;
+    const bar = element("span", "share");
+    bar.style.setProperty("--share", share);
+    bar.style.setProperty("--colour", `rgb(${red} ${green} ${blue})`);
+    row.append(swatch, element("span", "", name), bar, element("span", "percent", percent(share)));
+    return row;
+  }
+
+  // Once in a while: the picture grows older even when nothing arrives.
+  tick() {
+    const age = this.part(".age");
+    if (!this.captured) return;
+    const ms = Math.max(0, this.page.now() - this.captured);
+    age.textContent = ageText(ms);
+    age.dataset.stale = ms > STALE_MS.old ? "old" : ms > STALE_MS.late ? "late" : "fresh";
+  }
+}

@@ -1,0 +1,123 @@
+// The page: one connection to the viewer, one card per camera.
+
+import { Card } from "./card.js";
+import { readPicture } from "./picture.js";
+
+const SILENCE_MS = 6000; // the viewer speaks once a second
+const RETRY_MS = { first: 500, most: 10_000 };
+const at = (id) => document.getElementById(id);
+
+const cards = new Map();
+const bundles = new Map(); // hash -> classes [{name, colour}]
+const form = document.querySelector(".view");
+
+const page = {
+  view: "both",
+  opacity: 0.6,
+  clockOffset: 0, // viewer's clock minus this browser's
+  greeted: false, // whether this connection has told the viewer's clock
+  now: () => Date.now() + page.clockOffset,
+  // A mask names its bundle by the beginning of the hash.
+  classesOf(bundle) {
+    for (const [hash, classes] of bundles) if (bundle && hash.startsWith(bundle)) return classes;
+    return [];
+  },
+};
+
+function cardOf(name) {
+  if (cards.has(name)) return cards.get(name);
+  const card = new Card(name, page);
+  cards.set(name, card);
+  const after = [...cards.keys()].sort().find((other) => other > name);
+  at("cameras").insertBefore(card.root, after ? cards.get(after).root : null);
+  count();
+  return card;
+}
+
+function count() {
+  const online = [...cards.values()].filter((card) => card.state === "online").length;
+  const all = `${cards.size} ${cards.size === 1 ? "camera" : "cameras"}`;
+  at("count").textContent = online < cards.size ? `${all}, ${online} online` : all;
+  at("empty").hidden = cards.size > 0 || !page.greeted;
+}
+
+function take(message) {
+  if (message.type === "viewer") return takeViewer(message);
+  if (message.type === "bundle") {
+    bundles.set(message.bundle.hash, message.bundle.classes);
+    return cards.forEach((card) => card.showLegend());
+  }
+  if (message.type === "gone") forget(message.camera);
+  else cardOf(message.camera).take(message);
+  if (message.type === "state") count();
+}
+
+function forget(name) {
+  cards.get(name)?.setFull(false);
+  cards.get(name)?.root.remove();
+  cards.delete(name);
+  count();
+}
+
+// A viewer that was started again may not know all the cameras that the page still shows.
+function forgetSilent() {
+  if (page.greeted) cards.forEach((card, name) => card.heard || forget(name));
+}
+
+function takeViewer(message) {
+  // A message that was under way for long makes the offset too small, never too large.
+  const offset = message.now_ms - Date.now();
+  page.clockOffset = page.greeted ? Math.max(page.clockOffset, offset) : offset;
+  page.greeted = true;
+  if (message.connected) showLink("live", "live");
+  else showLink("waiting", "no broker", "The viewer has lost its broker and is trying again; the pictures are the last that came.");
+  count();
+}
+
+function showLink(link, text, banner = "") {
+  at("link").dataset.link = link;
+  at("link").textContent = text;
+  if (at("banner").textContent !== banner) at("banner").textContent = banner;
+  at("banner").hidden = !banner;
+  document.body.classList.toggle("cut", link === "lost");
+}
+
+function connect(wait = RETRY_MS.first) {
+  const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
+  socket.binaryType = "arraybuffer";
+  let watch = setTimeout(() => socket.close(), SILENCE_MS);
+  socket.onmessage = ({ data }) => {
+    clearTimeout(watch);
+    watch = setTimeout(lose, SILENCE_MS);
+    if (!page.greeted) setTimeout(forgetSilent, SILENCE_MS);
+    wait = RETRY_MS.first;
+    take(typeof data === "string" ? JSON.parse(data) : readPicture(data));
+  };
+  socket.onclose = lose;
+  function lose() {
+    clearTimeout(watch);
+    socket.onclose = socket.onmessage = null;
+    socket.close();
+    page.greeted = false;
+    showLink("lost", "not connected", "Connection lost, trying again.");
+    cards.forEach((card) => (card.heard = false));
+    setTimeout(connect, wait * (0.5 + Math.random()), Math.min(wait * 2, RETRY_MS.most));
+  }
+}
+
+function choose() {
+  page.view = form.elements.view.value;
+  page.opacity = form.elements.opacity.value / 100;
+  form.elements.percent.value = `${form.elements.opacity.value} %`;
+  form.elements.opacity.disabled = page.view !== "both";
+  localStorage.setItem("view", JSON.stringify({ view: page.view, opacity: form.elements.opacity.value }));
+  cards.forEach((card) => card.draw());
+}
+
+const kept = JSON.parse(localStorage.getItem("view") ?? "{}");
+if (kept.view) form.elements.view.value = kept.view;
+if (kept.opacity) form.elements.opacity.value = kept.opacity;
+form.addEventListener("input", choose);
+choose();
+connect();
+setInterval(() => cards.forEach((card) => card.tick()), 200);

@@ -1,0 +1,286 @@
+"""`maskcast watch`: masks and stats of the cameras in a terminal, or masks saved as PNG.
+
+Message -> Watch.take -> Seen, per camera -> a table that is drawn again and again, or a line per report
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleDimensions
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nodes.reports import Legend, State, Stats, read_report
+from nodes.service import Lane, now_ms
+from pipeline.config import ViewerSettings
+from pipeline.errors import BitstreamError, ConfigError
+from pipeline.mask_image import unpack_mask
+from pipeline.messages import Mask, check_camera_name
+from pipeline.metrics import drop
+from pipeline.transport import Channel, Message, open_channel
+
+_CONNECT_TIMEOUT_S = 10.0
+_REFRESH_S = 0.25
+_CAMERA_LIMIT = 64
+_LEGEND_LIMIT = 64
+_SHARES_SHOWN = 5
+_PICTURE_COLUMNS = 36
+_HEADING_ROWS = 5
+_FACTS_COLUMNS = 84
+_STALE_MS = 5000
+_STYLES = {"online": "green", "stopped": "yellow", "offline": "bold red"}
+
+
+@dataclass(slots=True, eq=False)
+class Seen:
+    """The newest of one camera; its state is unknown until it says one."""
+
+    name: str
+    masks: int = 0
+    mask: Mask | None = None
+    stats: Stats = field(default_factory=Stats)
+    state: str = "unknown"
+
+
+class Watch:
+    """What a person at a terminal watches: `camera` or, when that is None, all of them."""
+
+    def __init__(self, *, lane: Lane, camera: str | None = None, save: Path | None = None) -> None:
+        self.cameras: dict[str, Seen] = {}
+        self.legends: dict[str, Legend] = {}
+        self.masks = 0
+        self._lane, self._camera, self._save = lane, camera, save
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """What must be subscribed to."""
+        name = self._camera or "+"
+        return (f"{name}/mask", f"{name}/stats", f"{name}/state", "bundle/+")
+
+    async def take(self, message: Message) -> str | None:
+        """Note one message; gives a line where there is something to say of it. What is wrong is counted."""
+        first, _, last = message.topic.partition("/")
+        try:
+            if last == "mask":
+                await self._take_mask(first, message.payload)
+            elif last == "stats":
+                seen = self._seen(first)
+                seen.stats = read_report(Stats, message.payload)
+                return stats_line(seen)
+            elif last == "state":
+                return self._take_state(first, message.payload)
+            else:
+                self._take_legend(last, message.payload)
+        except BitstreamError:
+            drop("watch", last if last in ("mask", "stats", "state") else "bundle")
+        return None
+
+    async def _take_mask(self, name: str, payload: bytes) -> None:
+        mask, camera = await self._lane.run(unpack_mask, payload)
+        if camera != name:
+            raise BitstreamError(f"mask: camera {camera!r} on the topic of {name!r}")
+        seen = self._seen(name)
+        if self._save is not None:
+            file = self._save / f"{name}-{mask.id.epoch}-{mask.id.sequence}.png"
+            await self._lane.run(write_file, file, payload)
+        seen.mask = mask
+        seen.masks += 1
+        self.masks += 1
+
+    def _take_state(self, name: str, payload: bytes) -> str | None:
+        if not payload:  # an empty retained message is how MQTT forgets one
+            self.cameras.pop(name, None)
+            return None
+        state = read_report(State, payload).state
+        seen = self._seen(name)
+        changed, seen.state = seen.state != state, state
+        return f"{name}  {state}" if changed else None
+
+    def _take_legend(self, bundle: str, payload: bytes) -> None:
+        if payload and (bundle in self.legends or len(self.legends) < _LEGEND_LIMIT):
+            self.legends[bundle] = read_report(Legend, payload)
+
+    def colours(self, seen: Seen) -> dict[str, str]:
+        """Class name -> colour as a terminal takes it, in the order of the class indexes; empty if not known."""
+        if seen.mask is None:
+            return {}
+        begin = seen.mask.bundle.hex()
+        legend = next((legend for bundle, legend in self.legends.items() if bundle.startswith(begin)), None)
+        looks = legend.classes if legend else ()
+        return {look.name: "rgb({},{},{})".format(*look.colour) for look in looks}
+
+    def _seen(self, name: str) -> Seen:
+        if name in self.cameras:
+            return self.cameras[name]
+        if not is_camera_name(name) or len(self.cameras) >= _CAMERA_LIMIT:
+            raise BitstreamError(f"camera {name!r}: not a name, or {_CAMERA_LIMIT} cameras are watched already")
+        self.cameras[name] = Seen(name)
+        return self.cameras[name]
+
+
+def is_camera_name(name: str) -> bool:
+    """Whether a topic's first part can be a camera."""
+    try:
+        check_camera_name(name)
+    except ConfigError:
+        return False
+    return True
+
+
+async def main(
+    settings: ViewerSettings,
+    *,
+    camera: str | None = None,
+    save: Path | None = None,
+    count: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Watch until cancelled or until `count` masks have come; raises ConfigError and TransportError."""
+    if camera is not None:
+        check_camera_name(camera)
+    if save is not None:
+        make_folder(save)
+    channel = open_channel(settings.mqtt_url, root=settings.mqtt.root, on_drop=partial(drop, "watch", "behind"))
+    async with Lane("watch") as lane, channel:
+        await channel.wait_connected(_CONNECT_TIMEOUT_S)
+        watch = Watch(lane=lane, camera=camera, save=save)
+        await follow(channel, watch, count=count, console=console or Console())
+
+
+async def follow(
+    channel: Channel, watch: Watch, *, count: int | None, console: Console, clock_ms: Callable[[], int] = now_ms
+) -> None:
+    """Show what the channel brings: a live table on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        await _take_all(channel, watch, count=count, say=partial(console.print, markup=False, soft_wrap=True))
+        return
+
+    def draw() -> Table:
+        return table(watch, now_ms=clock_ms(), size=console.size)
+
+    with Live(draw(), console=console, auto_refresh=False) as live:
+        async with asyncio.TaskGroup() as tasks:
+            drawing = tasks.create_task(_redraw(live, draw))
+            await _take_all(channel, watch, count=count, say=None)
+            drawing.cancel()
+        live.update(draw(), refresh=True)
+
+
+async def _take_all(channel: Channel, watch: Watch, *, count: int | None, say: Callable[[str], None] | None) -> None:
+    async for message in channel.subscribe(*watch.filters):
+        line = await watch.take(message)
+        if line and say:
+            say(line)
+        if count is not None and watch.masks >= count:
+            break
+    if say and watch.masks:
+        say(f"{watch.masks} {'mask' if watch.masks == 1 else 'masks'} seen")
+
+
+async def _redraw(live: Live, draw: Callable[[], Table]) -> None:
+    while True:
+        live.update(draw(), refresh=True)
+        await asyncio.sleep(_REFRESH_S)
+
+
+def table(watch: Watch, *, now_ms: int, size: ConsoleDimensions) -> Table:
+    """All cameras, one row each; with small pictures where the terminal is large enough."""
+    shown = Table(box=SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0), leading=1)
+    shown.add_column("camera", overflow="fold")
+    shown.add_column("state", no_wrap=True)
+    for heading in ("fps", "kbit/s", "p50/p95", "drops", "age"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("share", no_wrap=True)
+    cameras = [watch.cameras[name] for name in sorted(watch.cameras)]
+    pictures = [picture(seen.mask, watch.colours(seen)) for seen in cameras]
+    high = sum(1 + len(each.split()) for each in pictures) + _HEADING_ROWS <= size.height
+    fits = high and size.width >= _FACTS_COLUMNS + _PICTURE_COLUMNS
+    if fits:
+        shown.add_column("mask", no_wrap=True)
+    for seen, small in zip(cameras, pictures, strict=True):
+        shown.add_row(*row(seen, watch.colours(seen), now_ms=now_ms), *([small] if fits else []))
+    if not cameras:
+        shown.caption = "no camera has been heard of yet; waiting"
+    return shown
+
+
+def row(seen: Seen, colours: Mapping[str, str], *, now_ms: int) -> list[Text]:
+    """The cells of one camera, but for its picture."""
+    stats = seen.stats
+    age_ms = None if seen.mask is None else max(0, now_ms - seen.mask.captured_ms)
+    age = "-" if age_ms is None else f"{age_ms / 1000:.1f}s"
+    latency = f"{number(stats.latency_p50_ms)}/{number(stats.latency_p95_ms)} ms"
+    drops = sum(stats.drops.values())
+    return [
+        Text(seen.name, style="bold"),
+        Text(seen.state, style=_STYLES.get(seen.state, "dim")),
+        Text(number(stats.fps, 1)),
+        Text(number(stats.kbit_s, 1)),
+        Text(latency),
+        Text(str(drops), style="yellow" if drops else ""),
+        Text(age, style="bold red" if age_ms is not None and age_ms > _STALE_MS else ""),
+        Text("\n").join(
+            Text.assemble(("\u25a0 ", colours.get(name, "")), f"{share:3.0%} {name}")
+            for name, share in largest(stats.share)
+        ),
+    ]
+
+
+def stats_line(seen: Seen) -> str:
+    """One report as a line for logs and pipes."""
+    stats = seen.stats
+    shares = "  ".join(f"{name} {share:.0%}" for name, share in largest(stats.share))
+    return (
+        f"{seen.name}  {seen.state}  {number(stats.fps, 1)} fps  {number(stats.kbit_s, 1)} kbit/s  "
+        f"p50 {number(stats.latency_p50_ms)} ms  p95 {number(stats.latency_p95_ms)} ms  "
+        f"drops {sum(stats.drops.values())}  {shares}"
+    ).rstrip()
+
+
+def picture(mask: Mask | None, colours: Mapping[str, str]) -> Text:
+    """The mask in characters that are two pixels high each; empty without a mask or its colours."""
+    styles = list(colours.values())
+    if mask is None or mask.classes.max() >= len(styles):
+        return Text()
+    height, width = mask.classes.shape
+    rows = max(1, round(_PICTURE_COLUMNS * height / width / 2)) * 2
+    down = np.arange(rows) * height // rows
+    across = np.arange(_PICTURE_COLUMNS) * width // _PICTURE_COLUMNS
+    small = mask.classes[np.ix_(down, across)]  # (rows, columns)
+    return Text("\n").join(
+        Text.assemble(*(("\u2580", f"{styles[upper]} on {styles[lower]}") for upper, lower in zip(*pair, strict=True)))
+        for pair in zip(small[::2].tolist(), small[1::2].tolist(), strict=True)
+    )
+
+
+def largest(share: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The classes that cover most of the picture, the largest first."""
+    seen = [(name, part) for name, part in share.items() if part >= 0.005]
+    return sorted(seen, key=lambda each: -each[1])[:_SHARES_SHOWN]
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """The number, or a dash where it is not known."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def make_folder(folder: Path) -> None:
+    """Raises ConfigError where it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot save masks there ({error.strerror}); name another folder") from error
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Raises ConfigError where it cannot be written."""
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror}); make room or name another folder") from error

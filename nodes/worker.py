@@ -1,0 +1,298 @@
+"""The worker node: packets from the queue -> masks on their topics, decoded in batches across cameras.
+
+claim -> admit -> [lane: Decoder] -> [lane: PNG] -> mask topic -> done
+"""
+
+import asyncio
+import os
+import random
+import re
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from nodes.buffer import Losses
+from nodes.publisher import MaskPublisher, StatsPublisher
+from nodes.service import Health, Lane, Presence, announced, health_page, now_ms
+from nodes.stats import Cameras, MaskFacts
+from pipeline import metrics
+from pipeline.bitstream import unpack
+from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.codec import Decoder, open_decoder
+from pipeline.config import WorkerSection, WorkerSettings
+from pipeline.errors import BitstreamError, BundleMismatch, MissingKey, PipelineError, TransportError
+from pipeline.messages import Kind, Mask, Packet, check_camera_name
+from pipeline.redis_queue import RedisWorkQueue
+from pipeline.transport import Channel, open_channel
+from pipeline.work_queue import Job, WorkQueue
+
+_RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
+_BATCHES = 2  # one is decoded while one is published
+_REASONS = {BundleMismatch: "bundle", MissingKey: "missing_key", TransportError: "uplink"}
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A packet that is being worked on, and the job it came with."""
+
+    job: Job
+    packet: Packet
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Packets and, in the same order, what became of them."""
+
+    tickets: Sequence[Ticket]
+    results: Sequence[Mask | PipelineError]
+
+
+class Worker:
+    """Decodes what the queue gives; the next batch is claimed and decoded while the last one is published."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        queue: WorkQueue,
+        decoder: Decoder,
+        lane: Lane,
+        cameras: Cameras,
+        masks: MaskPublisher,
+        batch: int = 8,
+        wait_s: float = 1.0,
+        deadline_ms: int = 2000,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_ms: Callable[[], int] = now_ms,
+    ) -> None:
+        self._name, self._queue = name, queue
+        self._decoder, self._lane = decoder, lane
+        self._cameras, self._masks = cameras, masks
+        self._batch, self._wait_s, self._deadline_ms = batch, wait_s, deadline_ms
+        self._rng, self._clock, self._wall_ms = rng or random.Random(), clock, wall_ms
+        self.losses = Losses("worker")
+        self._decoded: asyncio.Queue[Batch] = asyncio.Queue(_BATCHES)
+        # Taken before a claim: jobs that would wait for the batches before them are better left in the queue.
+        self._room = asyncio.Semaphore(_BATCHES)
+        self._away: str | None = "the queue was not reached yet"
+
+    async def run(self) -> None:
+        """Work until cancelled; what is under way then is left to the queue, which gives it to another worker."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._decode())
+            tasks.create_task(self._publish())
+            tasks.create_task(self.losses.report())
+
+    def reason(self) -> str | None:
+        """Why packets cannot be claimed right now, or None."""
+        return self._away
+
+    async def _decode(self) -> None:
+        while True:
+            await self._room.acquire()
+            tickets: list[Ticket] = []
+            while not tickets:
+                tickets = await self._admit(await self._claim())
+            metrics.BATCH_PACKETS.observe(len(tickets))
+            with metrics.STAGE_SECONDS.labels("decode").time():
+                results = await self._lane.run(self._decoder.decode, [ticket.packet for ticket in tickets])
+            await self._decoded.put(Batch(tickets, results))
+
+    async def _claim(self) -> list[Job]:
+        """The next jobs; while the queue is away, tries again and again."""
+        retry_s = _RETRY_FIRST_S
+        while True:
+            try:
+                jobs = await self._queue.claim(batch=self._batch, wait_s=self._wait_s)
+            except TransportError as error:
+                self._lost_queue(error)
+                await asyncio.sleep(retry_s * self._rng.uniform(0.5, 1.0))
+                retry_s = min(2 * retry_s, _RETRY_MAX_S)
+            else:
+                if self._away is not None:
+                    log.info("queue reached", worker=self._name)
+                self._away = None
+                return jobs
+
+    async def _admit(self, jobs: Sequence[Job]) -> list[Ticket]:
+        """The packets that are worth decoding, in the order of their capture; the others are settled here."""
+        opened: list[Ticket] = []
+        for job in jobs:
+            try:
+                opened.append(Ticket(job, open_job(job)))
+            except PipelineError as error:
+                await self._bury(job, str(error))
+        tickets: list[Ticket] = []
+        refused: list[Job] = []
+        for ticket in sorted(opened, key=lambda ticket: ticket.packet.captured_ms):
+            reason = self._refusal(ticket)
+            if reason is None:
+                tickets.append(ticket)
+            else:
+                self._lose(ticket.job.camera, reason)
+                refused.append(ticket.job)
+        await self._acknowledge(refused)
+        return tickets
+
+    def _refusal(self, ticket: Ticket) -> str | None:
+        """Why a packet is not worth decoding, or None."""
+        camera, packet = self._cameras.of(ticket.job.camera), ticket.packet
+        keys = sum(region.kind is Kind.KEY for region in packet.regions)
+        camera.heard_s = self._clock()
+        camera.stats.packet(size_bytes=len(ticket.job.packet), keys=keys, regions=len(packet.regions))
+        if camera.clock.age_ms(packet.captured_ms, now_ms=self._wall_ms()) > self._deadline_ms > 0:
+            return "late"
+        return None if camera.order.admit(packet.id) else "stale"
+
+    async def _publish(self) -> None:
+        while True:
+            batch = await self._decoded.get()
+            settled: list[Job] = []
+            for ticket, result in zip(batch.tickets, batch.results, strict=True):
+                error = await self._finish(ticket.job, result)
+                if isinstance(error, BitstreamError):
+                    await self._bury(ticket.job, str(error))
+                else:
+                    settled.append(ticket.job)
+            await self._acknowledge(settled)
+            self._room.release()
+
+    async def _finish(self, job: Job, result: Mask | PipelineError) -> PipelineError | None:
+        """Publish one result; returns the error that stood in the way."""
+        if isinstance(result, PipelineError):
+            return self._failed(job.camera, result)
+        with metrics.STAGE_SECONDS.labels("publish").time():
+            rendered = await self._masks.publish(job.camera, result)
+        if isinstance(rendered, PipelineError):
+            return self._failed(job.camera, rendered)
+        camera = self._cameras.of(job.camera)
+        latency_ms = camera.clock.age_ms(result.captured_ms, now_ms=self._wall_ms())
+        camera.stats.mask(MaskFacts(latency_ms, rendered.share))
+        metrics.LATENCY_SECONDS.observe(latency_ms / 1000)
+        metrics.MASKS.labels(job.camera).inc()
+        metrics.PACKETS.labels("worker").inc()
+        metrics.PACKET_BYTES.labels("worker").inc(len(job.packet))
+        return None
+
+    def _failed(self, name: str, error: PipelineError) -> PipelineError:
+        """Count an error of one packet; that of a wrong bundle is for a person, and told once per camera."""
+        camera = self._cameras.of(name)
+        self._lose(name, _REASONS.get(type(error), "packet"))
+        if isinstance(error, BundleMismatch) and not camera.mismatch_told:
+            camera.mismatch_told = True
+            log.error("packets cannot be decoded", camera=name, reason=str(error))
+        return error
+
+    def _lose(self, name: str, reason: str) -> None:
+        self.losses.add(reason)
+        self._cameras.of(name).stats.drops[reason] += 1
+
+    async def _acknowledge(self, jobs: Sequence[Job]) -> None:
+        """Tell the queue; if it is away the jobs come again later, and are found stale."""
+        if jobs:
+            try:
+                await self._queue.done(jobs)
+            except TransportError as error:
+                self._lost_queue(error)
+
+    async def _bury(self, job: Job, reason: str) -> None:
+        self.losses.add("buried")
+        log.debug("packet buried", camera=job.camera, reason=reason)
+        try:
+            await self._queue.bury(job, reason)
+        except TransportError as error:
+            self._lost_queue(error)
+
+    def _lost_queue(self, error: TransportError) -> None:
+        metrics.RETRIES.labels("queue").inc()
+        if self._away is None:
+            log.warning("queue away", worker=self._name, reason=str(error))
+        self._away = str(error)
+
+
+def open_job(job: Job) -> Packet:
+    """The packet of a job; raises PipelineError where it is none."""
+    check_camera_name(job.camera)
+    return unpack(job.packet)
+
+
+def worker_name(given: str) -> str:
+    """The name of this worker: as given, else one of its own from host and process."""
+    return given or re.sub(r"[^a-z0-9_.-]", "-", f"{socket.gethostname()}-{os.getpid()}".lower())
+
+
+async def work(
+    name: str,
+    settings: WorkerSection,
+    *,
+    bundle: Bundle,
+    decoder: Decoder,
+    lane: Lane,
+    queue: WorkQueue,
+    channel: Channel,
+    health: Health,
+) -> None:
+    """Run a worker over an open queue and channel until cancelled."""
+    deadline_ms = settings.deadline_ms
+    cameras = Cameras([each.name for each in bundle.manifest.classes], deadline_ms=deadline_ms)
+    async with Lane("png") as png, asyncio.TaskGroup() as tasks:
+        worker = Worker(
+            name,
+            queue=queue,
+            decoder=decoder,
+            lane=lane,
+            cameras=cameras,
+            masks=MaskPublisher(channel, png, palette=bundle.palette, rle=settings.rle, live=deadline_ms > 0),
+            batch=settings.batch,
+            wait_s=settings.wait_s,
+            deadline_ms=deadline_ms,
+        )
+        health.need(worker.reason)
+        tasks.create_task(worker.run())
+        tasks.create_task(StatsPublisher(name, channel, cameras, interval_s=settings.stats_s).run())
+
+
+async def main(settings: WorkerSettings) -> None:
+    """Run one worker until it is cancelled; raises PipelineError."""
+    bundle = load_bundle(settings.bundle or default_bundle())
+    manifest, name, health = bundle.manifest, worker_name(settings.worker.id), Health()
+    presence = Presence(
+        topic=f"worker/{name}/state",
+        bundle=manifest.hash,
+        width=manifest.width,
+        height=manifest.height,
+        transport=settings.mqtt_url.partition(":")[0],
+        since=now_ms(),
+    )
+    async with (
+        health_page(health, host=settings.health.host, port=settings.health.port),
+        Lane("decoder") as lane,
+        RedisWorkQueue(
+            settings.redis_url,
+            name,
+            shards=settings.queue.shards,
+            shard_limit=settings.queue.shard_packets,
+        ) as queue,
+        open_channel(settings.mqtt_url, root=settings.mqtt.root, will=presence.will) as channel,
+        announced(channel, presence),
+    ):
+        decoder = await lane.run(partial(open_decoder, bundle, **settings.decoder.model_dump()))
+        health.need_broker(channel)
+        log.info("worker started", worker=name, bundle=manifest.name)
+        await work(
+            name,
+            settings.worker,
+            bundle=bundle,
+            decoder=decoder,
+            lane=lane,
+            queue=queue,
+            channel=channel,
+            health=health,
+        )

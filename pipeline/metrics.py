@@ -1,0 +1,31 @@
+"""Every Prometheus metric of maskcast; the only list of metric names.
+
+`camera` is a label only where the name and a packet have been checked, so a stranger cannot fill the memory.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# 1 to 500 ms: a stage takes a few, the way from capture to mask some tens.
+_BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.008, 0.012, 0.016, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
+
+FRAMES = Counter("maskcast_frames", "Frames a camera took from its source", ["camera"])
+PACKETS = Counter("maskcast_packets", "Packets a node sent on or decoded", ["node"])
+PACKET_BYTES = Counter("maskcast_packet_bytes", "Bytes of those packets, all overhead in", ["node"])
+MASKS = Counter("maskcast_masks", "Masks published", ["camera"])
+DROPS = Counter("maskcast_drops", "Frames, packets and messages that went no further", ["node", "reason"])
+CONTROLS = Counter("maskcast_controls", "Control messages a camera obeyed", ["command"])
+KEYS = Counter("maskcast_keys", "KEY regions put into the global key buffer")
+RETRIES = Counter("maskcast_retries", "Calls to a server that were made again", ["peer"])
+
+STAGE_SECONDS = Histogram("maskcast_stage_seconds", "Time in one stage", ["stage"], buckets=_BUCKETS_S)
+LATENCY_SECONDS = Histogram("maskcast_latency_seconds", "Capture to published mask", buckets=_BUCKETS_S)
+BATCH_PACKETS = Histogram("maskcast_batch_packets", "Packets decoded in one batch", buckets=_BATCH_BUCKETS)
+
+BUFFERED = Gauge("maskcast_buffered_packets", "Packets waiting in a node's own buffer", ["node"])
+QUEUE_DEPTH = Gauge("maskcast_queue_depth", "Packets waiting or unacknowledged in the work queue")
+
+
+def drop(node: str, reason: str, count: int = 1) -> None:
+    """Count what went no further at this node (camera, gateway, worker, transport, queue, viewer)."""
+    DROPS.labels(node, reason).inc(count)

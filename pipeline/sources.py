@@ -1,0 +1,144 @@
+"""Opens what a source's address names, file, directory, RTSP server or device, and gives its pictures."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+
+_EXPECTED = "expected a video file, a directory of images, rtsp:// or a device"
+_IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+_DAMAGED_PACKETS = 100  # in a row; so many are no scratch, it is the wrong file
+
+Kind = Literal["file", "directory", "server", "device"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a source gives: its size in pixels and its rate."""
+
+    width: int
+    height: int
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """uint8 RGB (H, W, 3) as the source has it, and its time since the source's start."""
+
+    image: NDArray[np.uint8]
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """A source that can be read, once."""
+
+    origin: Origin
+    pictures: Iterator[Picture]
+
+
+def kind_of(url: str) -> Kind:
+    """Raises SourceError for an address of another scheme than RTSP's."""
+    if url.startswith(("rtsp://", "rtsps://")):
+        return "server"
+    if url.isdecimal() or url.startswith("/dev/video"):
+        return "device"
+    if re.match(r"[a-z][a-z0-9+.-]*://", url):
+        raise _cannot_open(url, "it is of no known kind")
+    return "directory" if Path(url).is_dir() else "file"
+
+
+def shown(url: str) -> str:
+    """The address without user and password, for logs and errors."""
+    return re.sub(r"//[^/]*@", "//", url)
+
+
+@contextmanager
+def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) -> Iterator[Opened]:
+    """Open a source until the context is left; `fps` is for directories. It and reading raise SourceError."""
+    kind = kind_of(url)
+    if kind == "directory":
+        yield _directory(Path(url), fps=fps)
+        return
+    with _container(url, kind, timeout_s=timeout_s) as container:
+        if not container.streams.video:
+            raise _cannot_open(url, "it has no video")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO" if kind == "file" else "SLICE"  # frame threads would delay what is live
+        stream.thread_count = decode_threads
+        origin = Origin(stream.width, stream.height, float(stream.average_rate or fps))
+        yield Opened(origin, _pictures(url, container, stream))
+
+
+def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
+    try:
+        if kind == "server":
+            options = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
+            return av.open(url, options=options, timeout=timeout_s)
+        if kind == "device":
+            return av.open(f"/dev/video{url}" if url.isdecimal() else url, format="v4l2")
+        return av.open(url)
+    except (av.FFmpegError, OSError) as error:
+        raise _cannot_open(url, _reason(error)) from error
+
+
+def _pictures(url: str, container: InputContainer, stream: VideoStream) -> Iterator[Picture]:
+    """Damaged packets are passed over, but not without end."""
+    damaged, first_s = 0, None
+    packets = container.demux(stream)
+    while True:
+        try:
+            frames = next(packets).decode()
+            damaged = 0
+        except StopIteration:
+            return
+        except av.InvalidDataError as error:
+            damaged += 1
+            if damaged >= _DAMAGED_PACKETS:
+                raise SourceError(f"{shown(url)} is damaged: {_reason(error)}") from error
+            continue
+        except (av.FFmpegError, OSError) as error:
+            raise SourceError(f"{shown(url)} cannot be read any further: {_reason(error)}") from error
+        for frame in frames:
+            at_s = frame.time or 0.0
+            first_s = at_s if first_s is None else first_s
+            image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+            yield Picture(image, at_s - first_s)
+
+
+def _directory(path: Path, *, fps: float) -> Opened:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+    if not files:
+        raise _cannot_open(str(path), f"it holds none of {', '.join(sorted(_IMAGES))}")
+    height, width, _ = _image(files[0]).shape
+    pictures = (Picture(_image(file), index / fps) for index, file in enumerate(files))
+    return Opened(Origin(width, height, fps), pictures)
+
+
+def _image(file: Path) -> NDArray[np.uint8]:
+    """RGB (H, W, 3)."""
+    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    if image is None:
+        raise SourceError(f"cannot read {file}: it is not an image; repair it or take it out of the directory")
+    return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
+
+
+def _cannot_open(url: str, reason: str) -> SourceError:
+    return SourceError(f"cannot open {shown(url)}: {reason}; {_EXPECTED}")
+
+
+def _reason(error: Exception) -> str:
+    """What the library says, without the address, which is in our own sentence."""
+    strerror = getattr(error, "strerror", None)
+    return str(strerror or error).lower()

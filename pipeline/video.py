@@ -1,0 +1,268 @@
+"""A source's pictures -> Frames at the bundle's size, paced; the newest frame wins.
+
+reader's thread: open -> wait until due -> resize -> Mailbox (one place) -> `async for frame in video`
+"""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+from pipeline.messages import Frame, FrameId
+from pipeline.sources import Opened, Origin, Picture, kind_of, open_source, shown
+
+SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
+_BEHIND_S, _AHEAD_S = 1.0, 10.0  # beyond, the machine slept or time stamps jumped: go on from here
+_RETRY_FIRST_S = 0.5
+
+log = structlog.get_logger()
+
+
+def sample_path() -> Path:
+    """The clip that comes with maskcast, beside the repository's code or the installed package's."""
+    root = Path(__file__).resolve().parent.parent
+    places = [root / "samples" / "street.mp4", root / "maskcast_data" / "samples" / "street.mp4"]
+    for place in places:
+        if place.is_file():
+            return place
+    raise SourceError(f"the sample clip is not at {places[0]}; name another source")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shot:
+    """A picture at the bundle's size, on its way between the threads."""
+
+    epoch: int
+    captured_ms: int
+    image: NDArray[np.uint8]
+
+
+class Mailbox:
+    """One place between the reader's thread and the event loop; a new shot replaces one not yet taken."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.skipped = 0
+        self._wake = wake  # called after each put
+        self._changed = threading.Condition()
+        self._shot: Shot | None = None
+        self._wanted = self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody will take a shot any more."""
+        return self._closed
+
+    def put(self, shot: Shot) -> None:
+        """Lay down a shot; the one it replaces is counted."""
+        with self._changed:
+            self.skipped += self._shot is not None
+            self._shot = shot
+        self._wake()
+
+    def take(self) -> Shot | None:
+        """Take the shot away, if there is one; never blocks."""
+        with self._changed:
+            shot, self._shot = self._shot, None
+            self._wanted = True
+            self._changed.notify_all()
+        return shot
+
+    def wait_wanted(self) -> None:
+        """Block until a shot was asked for the first time, or the mailbox was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted or self._closed)
+
+    def wait_empty(self) -> None:
+        """Block until the last shot was taken or the mailbox was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._shot is None or self._closed)
+
+    def wait_closed(self, timeout_s: float) -> bool:
+        """Sleep that long; true as soon as the mailbox is closed."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, timeout_s)
+
+    def close(self) -> None:
+        """End every wait, now and later."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Pace:
+    """When the picture of a time is due; counted from one fixed moment, so it does not drift."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._zero_s: float | None = None
+
+    def delay_s(self, time_s: float) -> float:
+        """Seconds to wait until a picture of `time_s` is due."""
+        now_s = self._clock()
+        if self._zero_s is None or not -_BEHIND_S < self._zero_s + time_s - now_s < _AHEAD_S:
+            self._zero_s = now_s - time_s
+        return max(0.0, self._zero_s + time_s - now_s)
+
+
+class Video:
+    """The frames of one source; an async context manager, and an iterator that ends with a file's end.
+
+    Entering raises SourceError when a file, directory or device cannot be opened, reading when it is damaged;
+    an RTSP server is waited for. `fast` gives every frame of a file, as fast as they are taken.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        width: int,
+        height: int,
+        loop: bool = False,
+        fast: bool = False,
+        fps: float = 25.0,
+        start_s: float = 0.0,
+        mirror: bool = False,
+        timeout_s: float = 5.0,
+        retry_max_s: float = 30.0,
+        decode_threads: int = 1,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.origin: Origin | None = None  # known once the source was opened
+        self._url, self._width, self._height = url, width, height
+        self._loop, self._fast, self._start_s, self._mirror = loop, fast, start_s, mirror
+        self._fps, self._timeout_s, self._threads = fps, timeout_s, decode_threads
+        self._retry_max_s = retry_max_s
+        self._rng, self._clock, self._now_ms = rng or random.SystemRandom(), clock, now_ms
+        self._last = FrameId(-1, -1)
+        self._epoch = -1  # of the pictures being read; the reader's thread alone writes it
+
+    @property
+    def skipped(self) -> int:
+        """Frames that a newer one replaced before they were taken."""
+        return self._mailbox.skipped
+
+    async def __aenter__(self) -> Self:
+        running = asyncio.get_running_loop()
+        self._filled, self._opened = asyncio.Event(), asyncio.Event()
+        self._mailbox = Mailbox(lambda: running.call_soon_threadsafe(self._filled.set))
+        pool = ThreadPoolExecutor(1, thread_name_prefix="video")
+        kind = kind_of(self._url)
+        read = self._read_live if kind in ("server", "device") else self._read_file
+        self._reading = running.run_in_executor(pool, read, lambda: running.call_soon_threadsafe(self._opened.set))
+        pool.shutdown(wait=False)  # takes nothing more; what runs goes on
+        self._reading.add_done_callback(lambda _: self._filled.set())
+        self._reading.add_done_callback(lambda _: self._opened.set())
+        if kind != "server":
+            await self._opened.wait()
+            if self._reading.done():
+                self._reading.result()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mailbox.close()
+        await asyncio.wait({self._reading}, timeout=self._timeout_s + 1)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        while (shot := self._mailbox.take()) is None:
+            if self._reading.done():
+                self._reading.result()
+                raise StopAsyncIteration
+            self._filled.clear()
+            await self._filled.wait()
+        sequence = self._last.sequence + 1 if shot.epoch == self._last.epoch else 0
+        self._last = FrameId(shot.epoch, sequence)
+        return Frame(self._last, shot.captured_ms, shot.image)
+
+    def _read_file(self, opened: Callable[[], object]) -> None:
+        """Play a file or directory once, or again and again; runs on the reader's thread."""
+        pace, begin_s, skip_s = Pace(self._clock), 0.0, self._start_s
+        self._begin_epoch()
+        while True:
+            end_s = 0.0
+            with self._open() as source:
+                opened()
+                self._mailbox.wait_wanted()  # a file begins when somebody looks, and is seen from its start
+                for picture in source.pictures:
+                    end_s = picture.time_s + 1 / source.origin.fps
+                    if picture.time_s < skip_s:
+                        continue
+                    if self._fast:
+                        self._mailbox.wait_empty()
+                    elif self._mailbox.wait_closed(pace.delay_s(begin_s + picture.time_s)):
+                        return
+                    if not self._show(picture):
+                        return
+            if end_s <= skip_s:
+                raise SourceError(f"{shown(self._url)} has no picture after {skip_s:g} s; name another source")
+            if not self._loop:
+                return
+            begin_s, skip_s = begin_s + end_s, 0.0
+
+    def _read_live(self, opened: Callable[[], object]) -> None:
+        """Show pictures as they come; open the source again when it is lost; runs on the reader's thread."""
+        retry_s = _RETRY_FIRST_S
+        while True:
+            try:
+                with self._open() as source:
+                    opened()
+                    self._begin_epoch()
+                    for picture in source.pictures:
+                        retry_s = _RETRY_FIRST_S
+                        if not self._show(picture):
+                            return
+                reason = "it ended"
+            except SourceError as error:
+                if self.origin is None and kind_of(self._url) == "device":
+                    raise
+                reason = str(error)
+            wait_s = retry_s * self._rng.uniform(0.5, 1.0)
+            log.warning("source lost", source=shown(self._url), reason=reason, again_in_s=round(wait_s, 1))
+            if self._mailbox.wait_closed(wait_s):
+                return
+            retry_s = min(2 * retry_s, self._retry_max_s)
+
+    @contextmanager
+    def _open(self) -> Iterator[Opened]:
+        address = str(sample_path()) if self._url == SAMPLE else self._url
+        with open_source(address, fps=self._fps, timeout_s=self._timeout_s, decode_threads=self._threads) as source:
+            self.origin = source.origin
+            yield source
+
+    def _begin_epoch(self) -> None:
+        epoch = self._rng.randrange(1 << 16)
+        self._epoch = epoch if epoch != self._epoch else (epoch + 1) % (1 << 16)
+
+    def _show(self, picture: Picture) -> bool:
+        """Put a picture into the mailbox; false when that was closed."""
+        captured_ms = self._now_ms()
+        self._mailbox.put(Shot(self._epoch, captured_ms, self._resized(picture.image)))
+        return not self._mailbox.closed
+
+    def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) at the source's size -> (height, width, 3)."""
+        height, width, _ = image.shape
+        if (width, height) != (self._width, self._height):
+            smaller = width >= self._width and height >= self._height
+            how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+            image = cv2.resize(image, (self._width, self._height), interpolation=how).astype(np.uint8, copy=False)
+        return np.ascontiguousarray(image[:, ::-1]) if self._mirror else image

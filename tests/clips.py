@@ -1,0 +1,115 @@
+"""Small videos for tests: picture n is grey of level 10 * n, with a white left edge; and a server that plays them."""
+
+import asyncio
+import io
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+def picture(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
+    """uint8 RGB (height, width, 3)."""
+    image = np.full((height, width, 3), 10 * number % 250, np.uint8)
+    image[:, : width // 8] = 255
+    return image
+
+
+def number_of(image: NDArray[np.uint8]) -> int:
+    """The number of the picture that this is, in spite of coding losses."""
+    middle = image[:, image.shape[1] // 4 : -image.shape[1] // 4]
+    return round(float(middle.mean()) / 10)
+
+
+def write_clip(path: Path, *, frames: int = 10, fps: int = 25, width: int = 64, height: int = 48) -> Path:
+    """A video file of the numbered pictures."""
+    path.write_bytes(_encoded(frames, fps=fps, format="mp4", width=width, height=height))
+    return path
+
+
+def write_images(folder: Path, *, count: int = 5) -> Path:
+    """A directory of the numbered pictures, which also holds something else."""
+    folder.mkdir()
+    for number in range(count):
+        cv2.imwrite(str(folder / f"{number:03}.png"), picture(number)[:, :, ::-1])
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def _encoded(frames: int, *, fps: int, format: str, width: int = 64, height: int = 48) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.bit_rate = 4_000_000
+        stream.gop_size = 5
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, width=width, height=height), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+class RtspServer:
+    """Plays an MPEG transport stream over RTSP, once per connection, then hangs up; counts what was asked."""
+
+    def __init__(self, *, frames: int = 10, fps: int = 25) -> None:
+        self.plays = 0
+        self.transports: list[str] = []
+        self._stream = _encoded(frames, fps=fps, format="mpegts")
+        self._length_s = frames / fps
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"rtsp://user:secret@127.0.0.1:{port}/live"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                request = (await reader.readuntil(b"\r\n\r\n")).decode()
+                writer.write(self._answer(request))
+                if request.startswith("PLAY"):
+                    self.plays += 1
+                    await self._play(writer)
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def _answer(self, request: str) -> bytes:
+        method, _, rest = request.partition(" ")
+        headers = dict(line.split(": ", 1) for line in rest.split("\r\n")[1:] if ": " in line)
+        lines = ["RTSP/1.0 200 OK", f"CSeq: {headers['CSeq']}", "Session: 1"]
+        body = ""
+        if method == "DESCRIBE":
+            body = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:0\r\n"
+            lines.append("Content-Type: application/sdp")
+        elif method == "SETUP":
+            self.transports.append(headers["Transport"])
+            lines.append("Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
+        elif method == "OPTIONS":
+            lines.append("Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN")
+        lines.append(f"Content-Length: {len(body)}")
+        return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+    async def _play(self, writer: asyncio.StreamWriter) -> None:
+        chunks = [self._stream[at : at + 7 * 188] for at in range(0, len(self._stream), 7 * 188)]
+        for sequence, chunk in enumerate(chunks):
+            time = int(90_000 * self._length_s * sequence / len(chunks))
+            packet = struct.pack("!BBHII", 0x80, 33, sequence, time, 1) + chunk
+            writer.write(struct.pack("!cBH", b"$", 0, len(packet)) + packet)
+            await writer.drain()
+            await asyncio.sleep(self._length_s / len(chunks))

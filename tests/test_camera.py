@@ -1,0 +1,228 @@
+"""The camera node: every frame a packet, the uplink's absence survived, commands obeyed, its state told."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from clips import write_clip
+from standins import BUNDLE, HASH, LEVELS, MANIFEST, StandinEncoder
+
+from nodes import camera as node
+from nodes.camera import Camera, presence_of, stream
+from nodes.preview import Preview
+from nodes.service import Lane
+from pipeline.bitstream import unpack
+from pipeline.config import CameraSettings, load_settings
+from pipeline.errors import ConfigError, SourceError
+from pipeline.messages import Packet
+from pipeline.transport import CONTROL, Channel, Message
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+from pipeline.video import Video
+
+LIMIT_S = 20
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[Lane]:
+    async with Lane("encoder") as lane:
+        yield lane
+
+
+def open_clip(folder: Path, *, frames: int = 10, fps: int = 25, fast: bool = True, loop: bool = False) -> Video:
+    clip = write_clip(folder / "clip.mp4", frames=frames, fps=fps)
+    return Video(str(clip), width=MANIFEST.width, height=MANIFEST.height, fast=fast, loop=loop)
+
+
+def camera_of(video: Video, channel: Channel, lane: Lane, **options: object) -> Camera:
+    options = {"encoder": StandinEncoder(), "levels": LEVELS, "fast": True, **options}
+    return Camera("cam-1", video=video, lane=lane, channel=channel, **options)  # type: ignore[arg-type]
+
+
+async def packets_of(messages: AsyncIterator[Message], count: int) -> list[Packet]:
+    async with asyncio.timeout(LIMIT_S):
+        return [unpack((await anext(messages)).payload) for _ in range(count)]
+
+
+async def test_a_file_played_fast_becomes_one_packet_per_frame(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane)
+        async with asyncio.timeout(LIMIT_S):
+            await camera.run()
+        packets = await packets_of(arriving, 10)
+    assert [packet.regions[0].body[0] for packet in packets] == list(range(10))
+    assert [packet.id.sequence for packet in packets] == list(range(10))
+    assert not camera.losses.total
+
+
+async def test_state_and_manifest_are_published_and_the_end_is_told(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with open_clip(tmp_path, fast=False) as video:
+        presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
+        async with MemoryChannel(broker, will=presence.will) as channel:
+            camera = camera_of(video, channel, lane, fast=False)
+            running = asyncio.create_task(stream(camera, bundle=BUNDLE, channel=channel, presence=presence))
+            await asyncio.sleep(0.1)
+            state = json.loads(broker.retained["maskcast/cam-1/state"])
+            async with asyncio.timeout(LIMIT_S):
+                await running
+    assert json.loads(broker.retained[f"maskcast/bundle/{HASH}"]) == MANIFEST.model_dump(mode="json")
+    assert json.loads(broker.retained["maskcast/cam-1/state"])["state"] == "stopped"
+    assert state.pop("since") > 0
+    assert state == {
+        "state": "online",
+        "bundle": HASH,
+        "width": 64,
+        "height": 48,
+        "fps": 25.0,
+        "transport": "memory",
+        "source_width": 64,
+        "source_height": 48,
+    }
+
+
+async def test_a_camera_that_dies_is_said_to_be_offline(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with open_clip(tmp_path, loop=True) as video:
+        presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
+        async with MemoryChannel(broker, will=presence.will) as channel:
+            camera = camera_of(video, channel, lane)
+            running = asyncio.create_task(stream(camera, bundle=BUNDLE, channel=channel, presence=presence))
+            await asyncio.sleep(0.1)
+            channel.abort()
+            assert json.loads(broker.retained["maskcast/cam-1/state"])["state"] == "offline"
+            running.cancel()
+            await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+async def test_commands_are_obeyed_and_malformed_ones_counted(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane, fast=False)
+        running = asyncio.create_task(camera.run())
+        assert (await packets_of(arriving, 2))[-1].quality == 0
+        for payload in (b'{"quality": 1}', b'{"quality": 9}', b"\xff", b'{"key": [0]}', b"{}"):
+            await other.publish("cam-1/control", payload, CONTROL)
+        async with asyncio.timeout(LIMIT_S):
+            while (await packets_of(arriving, 1))[0].quality != 1:
+                pass
+        assert camera.losses.total["control"] == 2
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+async def test_a_paused_camera_sends_nothing_and_goes_on_when_told(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane, fast=False)
+        running = asyncio.create_task(camera.run())
+        await packets_of(arriving, 2)
+        await other.publish("cam-1/control", b'{"pause": true}', CONTROL)
+        await asyncio.sleep(0.1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                while True:
+                    last = unpack((await anext(arriving)).payload)
+        await other.publish("cam-1/control", b'{"pause": false}', CONTROL)
+        (after,) = await packets_of(arriving, 1)
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    assert after.id.sequence == last.id.sequence + 1
+    assert camera.losses.total["paused"] > 5
+
+
+class Uplink(MemoryChannel):
+    """A memory channel that can be away for a while, as a broker can."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.back = asyncio.Event()
+        self.back.set()
+
+    @property
+    def connected(self) -> bool:
+        return super().connected and self.back.is_set()
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        async with asyncio.timeout(timeout_s):
+            await self.back.wait()
+
+
+async def test_while_the_uplink_is_away_frames_are_dropped_and_counted(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with (
+        Uplink(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane, fast=False)
+        running = asyncio.create_task(camera.run())
+        before = (await packets_of(arriving, 3))[-1]
+        uplink.back.clear()
+        await asyncio.sleep(0.3)
+        uplink.back.set()
+        after = (await packets_of(arriving, 5))[-1]
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    assert after.id.epoch == before.id.epoch
+    assert after.id.sequence > before.id.sequence
+    assert camera.losses.total["uplink"] > 5
+
+
+async def test_while_the_uplink_is_away_a_fast_file_waits(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with Uplink(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        uplink.back.clear()
+        camera = camera_of(video, uplink, lane)
+        running = asyncio.create_task(camera.run())
+        await asyncio.sleep(0.1)
+        uplink.back.set()
+        packets = await packets_of(arriving, 10)
+        async with asyncio.timeout(LIMIT_S):
+            await running
+    assert [packet.id.sequence for packet in packets] == list(range(10))
+
+
+async def test_previews_are_sent_only_when_asked_for(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    for preview in (None, Preview(max_fps=5, max_width=32, jpeg_quality=50)):
+        async with (
+            MemoryChannel(broker) as uplink,
+            MemoryChannel(broker) as other,
+            open_clip(tmp_path) as video,
+        ):
+            arriving = other.subscribe("cam-1/preview")
+            await camera_of(video, uplink, lane, preview=preview).run()
+        pictures = [message.payload async for message in arriving]
+        assert bool(pictures) == (preview is not None)
+        assert all(picture.startswith(b"\xff\xd8") for picture in pictures)
+
+
+async def test_a_source_that_breaks_ends_the_camera_with_its_error(tmp_path: Path, lane: Lane) -> None:
+    video = Video("clip", width=64, height=48, fast=True, start_s=60)
+    video._url = str(write_clip(tmp_path / "clip.mp4"))
+    async with MemoryChannel(MemoryBroker()) as uplink, video:
+        with pytest.RaisesGroup(SourceError):
+            await camera_of(video, uplink, lane).run()
+
+
+async def test_a_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
+    overrides = {"bundle": tmp_path / "none", "health.port": 0}
+    with pytest.raises(ConfigError, match="none"):
+        await node.main(load_settings(CameraSettings, None, overrides))

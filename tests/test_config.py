@@ -1,0 +1,221 @@
+"""Settings: complete files, precedence, and one sentence for every mistake."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import (
+    SETTINGS,
+    CameraSettings,
+    DemoSettings,
+    GatewaySettings,
+    NodeSettings,
+    WorkerSettings,
+    keys,
+    kind_of,
+    load_settings,
+    variables,
+)
+from pipeline.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "nodes"
+KINDS = sorted(SETTINGS)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in SETTINGS.values():
+        for name in variables(kind):
+            monkeypatch.delenv(name, raising=False)
+
+
+def sentence(*args: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "node.yaml"
+    file.write_text(text)
+    return file
+
+
+def descriptions(model: type[BaseModel]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            found |= {f"{name}.{key}": text for key, text in descriptions(section).items()}
+        else:
+            found[name] = field.description
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_of_each_node_holds_every_field_with_its_default(kind: str) -> None:
+    settings = SETTINGS[kind]
+    values = yaml.safe_load((CONFIGS / f"{kind}.yaml").read_text())
+    assert values == settings().model_dump(mode="json")
+    assert load_settings(settings, CONFIGS / f"{kind}.yaml", {}) == settings()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_of_each_node_explains_each_field_in_the_line_above_it(kind: str) -> None:
+    lines = [line.strip() for line in (CONFIGS / f"{kind}.yaml").read_text().splitlines()]
+    explained = {f"# {text}": name for name, text in descriptions(SETTINGS[kind]).items()}
+    comments = {line: after.partition(":")[0] for line, after in pairwise(lines)}
+    for comment, name in explained.items():
+        above = next(line for line in comments if line.startswith(comment))
+        assert comments[above] == name.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_has_a_description_and_a_place_in_the_schema(kind: str) -> None:
+    assert all(descriptions(SETTINGS[kind]).values())
+    assert set(SETTINGS[kind].model_json_schema()["properties"]) == set(SETTINGS[kind].model_fields)
+
+
+def test_no_file_lies_in_the_folder_that_is_not_a_nodes() -> None:
+    assert sorted(file.stem for file in CONFIGS.iterdir()) == KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nodes_file_is_known_for_what_it_is(kind: str) -> None:
+    assert kind_of(CONFIGS / f"{kind}.yaml") == kind
+
+
+def test_a_file_that_could_be_any_nodes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="which node"):
+        kind_of(written(tmp_path, "mqtt_url: mqtt://b\n"))
+
+
+def test_command_line_wins_over_environment_over_file_over_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "source: {url: file, fps: 5, timeout_s: 9}\n")
+    monkeypatch.setenv("MASKCAST_SOURCE__URL", "environment")
+    monkeypatch.setenv("MASKCAST_SOURCE__FPS", "6.5")
+    source = load_settings(CameraSettings, file, {"source.url": "line"}).source
+    assert (source.url, source.fps, source.timeout_s, source.loop) == ("line", 6.5, 9.0, False)
+
+
+def test_an_option_that_was_not_given_changes_nothing() -> None:
+    assert load_settings(CameraSettings, None, {"source.url": None, "bundle": None}) == CameraSettings()
+
+
+def test_a_half_given_section_keeps_the_nodes_own_defaults(tmp_path: Path) -> None:
+    settings = load_settings(DemoSettings, written(tmp_path, "source: {url: clip.mp4}\npreview:\n"), {})
+    assert settings.source.loop
+    assert settings.preview.enabled
+
+
+def test_the_three_addresses_have_variables_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKCAST_MQTT_URL", "mqtt://a:b@broker:1")
+    monkeypatch.setenv("MASKCAST_REDIS_URL", "redis://queue")
+    monkeypatch.setenv("MASKCAST_BUNDLE", "/bundles/one")
+    settings = load_settings(WorkerSettings, None, {})
+    assert settings.mqtt_url == "mqtt://a:b@broker:1"
+    assert settings.redis_url == "redis://queue"
+    assert settings.bundle == Path("/bundles/one")
+
+
+def test_an_empty_variable_and_null_mean_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKCAST_CAMERA__NAME", "")
+    monkeypatch.setenv("MASKCAST_ENCODER__QUALITY", "null")
+    assert load_settings(CameraSettings, None, {}) == CameraSettings()
+
+
+def test_a_device_may_be_given_as_a_number(tmp_path: Path) -> None:
+    assert load_settings(CameraSettings, written(tmp_path, "source: {url: 0}"), {}).source.url == "0"
+
+
+def test_a_variable_of_another_node_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKCAST_CAMERA__NAME", "cam-7")
+    monkeypatch.setenv("MASKCAST_REDIS_PORT_6379_TCP_ADDR", "10.0.0.1")  # Kubernetes says this by itself
+    assert load_settings(GatewaySettings, None, {}) == GatewaySettings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("MASKCAST_SOURCE__FSP", "MASKCAST_SOURCE__FPS"),
+        ("MASKCAST_SORCE__FPS", "MASKCAST_SOURCE__FPS"),
+        ("MASKCAST_REDIS_URI", "MASKCAST_REDIS_URL"),
+        ("maskcast_source__fsp", "MASKCAST_SOURCE__FPS"),
+    ],
+)
+def test_a_misspelt_variable_is_named_and_the_right_one_too(
+    variable: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    text = sentence(GatewaySettings, None, {})
+    assert variable in text
+    assert meant in text
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("source: {fsp: 3}", ["source.fsp", "source.fps"]),
+        ("sources: {fps: 3}", ["sources", "did you mean source?"]),
+        ("source: {fps: fast}", ["source.fps", "number"]),
+        ("source: {fps: 0}", ["source.fps", "greater than 0"]),
+        ("source: street.mp4", ["source", "section"]),
+        ("mqtt_url: localhost", ["mqtt_url"]),
+        ("log: {level: loud}", ["log.level", "'debug'"]),
+        ("encoder: {engine: tflite}", ["encoder.engine", "onnxruntime"]),
+        ("health: {port: 99999}", ["health.port", "65535"]),
+        ("[1, 2]", ["sections"]),
+        ("a: b: c", ["not YAML"]),
+        ("a: \x07", ["not YAML"]),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_key(text: str, parts: list[str], tmp_path: Path) -> None:
+    file = written(tmp_path, text)
+    found = sentence(CameraSettings, file, {})
+    for part in [str(file), *parts]:
+        assert part in found
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "none.yaml") in sentence(CameraSettings, tmp_path / "none.yaml", {})
+
+
+def test_the_layer_at_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, "source: {fps: 3}")
+    assert sentence(CameraSettings, file, {"source.fps": -1}).startswith("command line: source.fps")
+    monkeypatch.setenv("MASKCAST_SOURCE__FPS", "-1")
+    assert sentence(CameraSettings, file, {}).startswith("environment: source.fps")
+
+
+@pytest.mark.parametrize("name", ["", "Cam", "a b", "-a", "a/b", "a" * 64])
+def test_a_name_that_no_topic_can_hold_is_refused(name: str) -> None:
+    assert "camera name" in sentence(CameraSettings, None, {"camera.name": name})
+
+
+def test_a_password_does_not_get_into_the_error() -> None:
+    assert "secret" not in sentence(CameraSettings, None, {"mqtt_url": "http://user:secret@host"})
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = CameraSettings()
+    with pytest.raises(ValidationError):
+        settings.mqtt_url = "mqtt://other"  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        settings.source.fps = 3.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_variable_sets_its_field(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: type[NodeSettings] = SETTINGS[kind]
+    for name, key in zip(variables(model), keys(model), strict=True):
+        value = model()
+        for part in key.split("."):
+            value = getattr(value, part)
+        monkeypatch.setenv(name, "null" if value is None else str(value))
+    assert load_settings(model, None, {}) == model()

@@ -1,0 +1,193 @@
+"""The gateway node: good packets reach the queue in order, bad ones are counted, and Redis may go away."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+from servers import Server, free_port
+from standins import packet_of
+
+from nodes import gateway as node
+from nodes.gateway import Gateway, admit
+from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
+from pipeline.config import GatewaySettings, load_settings
+from pipeline.errors import BitstreamError, ConfigError
+from pipeline.messages import Kind, Region
+from pipeline.redis_queue import RedisWorkQueue
+from pipeline.transport import Message, open_channel
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue
+
+LIMIT_S = 20
+ROOT = Path(__file__).parent.parent
+KEY = packet_of(3, sequence=5)
+WARP = replace(KEY, regions=(Region(Kind.WARP, 0, 2, b"flow"),))
+
+
+def sent(camera: str, packet: bytes) -> Message:
+    return Message(f"{camera}/latent", packet)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def claimed(queue: WorkQueue, count: int) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    async with asyncio.timeout(LIMIT_S):
+        while len(found) < count:
+            jobs = await queue.claim(batch=16, wait_s=1)
+            found += [(job.camera, unpack(job.packet).id.sequence) for job in jobs]
+            await queue.done(jobs)
+    return found
+
+
+@asynccontextmanager
+async def running(gateway: Gateway) -> AsyncIterator[None]:
+    task = asyncio.create_task(gateway.run())
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=LIMIT_S)
+
+
+def test_a_good_packet_is_admitted_with_its_keys() -> None:
+    data = pack(KEY)
+    arrived = admit(sent("cam-1", data))
+    assert (arrived.camera, arrived.data, arrived.key) == ("cam-1", data, True)
+    assert arrived.keys == {0: data}
+
+
+def test_each_key_is_kept_as_a_packet_that_says_which_frame_it_is_of() -> None:
+    regions = (Region(Kind.KEY, 0, 0, b"a"), Region(Kind.WARP, 1, 2, b"b"), Region(Kind.KEY, 3, 0, b"c"))
+    arrived = admit(sent("cam-1", pack(replace(KEY, rows=2, columns=2, regions=regions))))
+    assert set(arrived.keys) == {0, 3}
+    key = unpack(arrived.keys[3])
+    assert (key.id, key.bundle, key.regions) == (KEY.id, KEY.bundle, (regions[2],))
+
+
+def test_a_packet_without_a_key_is_the_first_to_be_dropped() -> None:
+    assert not admit(sent("cam-1", pack(WARP))).key
+
+
+@pytest.mark.parametrize("data", [b"", pack(KEY)[:-1], bytes(MAX_PACKET_BYTES + 1), os.urandom(64)])
+def test_what_is_no_packet_is_refused(data: bytes) -> None:
+    with pytest.raises(BitstreamError):
+        admit(sent("cam-1", data))
+
+
+@pytest.mark.parametrize("name", ["Cam", "a b", "-", "", "é"])
+def test_a_camera_without_a_proper_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        admit(sent(name, pack(KEY)))
+
+
+async def test_packets_reach_the_queue_and_bad_ones_are_counted_by_reason() -> None:
+    broker, state = MemoryBroker(), MemoryQueueState()
+    async with (
+        MemoryChannel(broker) as channel,
+        MemoryChannel(broker) as camera,
+        MemoryWorkQueue(state) as queue,
+        MemoryWorkQueue(state, "w") as worker,
+    ):
+        gateway = Gateway(channel, queue)
+        async with running(gateway):
+            await camera.publish("cam-1/latent", b"noise")
+            await camera.publish("cam-1/latent", bytes(MAX_PACKET_BYTES + 1))
+            await camera.publish("Cam/latent", pack(KEY))
+            for sequence in range(30):
+                await camera.publish("cam-1/latent", pack(packet_of(1, sequence=sequence)))
+                await camera.publish("cam-2/latent", pack(packet_of(2, sequence=sequence)))
+            found = await claimed(worker, 60)
+            await until(lambda: gateway.reason() is None)
+        keys = await worker.fetch_keys("cam-2", [0])
+    assert gateway.losses.total == {"packet": 1, "size": 1, "camera_name": 1}
+    for name in ("cam-1", "cam-2"):
+        assert [sequence for camera_name, sequence in found if camera_name == name] == list(range(30))
+    assert [unpack(key).id.sequence for key in keys[0]] == [29, 28]
+
+
+async def test_while_redis_is_away_the_newest_are_held_and_go_on_when_it_is_back(own_redis: Server) -> None:
+    broker, url = MemoryBroker(), f"redis://127.0.0.1:{own_redis.port}"
+    async with (
+        MemoryChannel(broker) as channel,
+        MemoryChannel(broker) as camera,
+        RedisWorkQueue(url) as queue,
+        RedisWorkQueue(url, "w") as worker,
+    ):
+        gateway = Gateway(channel, queue, buffer_packets=4, senders=1)
+        async with running(gateway):
+            await camera.publish("cam-1/latent", pack(packet_of(1, sequence=0)))
+            assert await claimed(worker, 1) == [("cam-1", 0)]
+            own_redis.kill()
+            for sequence in range(1, 21):
+                await camera.publish("cam-1/latent", pack(packet_of(1, sequence=sequence)))
+            await until(lambda: gateway.reason() is not None)
+            await asyncio.to_thread(own_redis.start)
+            found = await claimed(worker, 4)
+            await until(lambda: gateway.reason() is None)
+    assert [sequence for _, sequence in found] == [17, 18, 19, 20]
+    assert gateway.losses.total["queue"] == 16
+
+
+async def test_the_node_carries_packets_from_mqtt_to_redis(mqtt_url: str, redis_url: str) -> None:
+    root, port = f"test-{os.urandom(4).hex()}", free_port()
+    overrides = {"mqtt_url": mqtt_url, "redis_url": redis_url, "mqtt.root": root, "health.port": port}
+    task = asyncio.create_task(node.main(load_settings(GatewaySettings, None, overrides)))
+    try:
+        async with (
+            open_channel(mqtt_url, root=root) as camera,
+            RedisWorkQueue(redis_url, f"w-{root}") as worker,
+            aiohttp.ClientSession() as client,
+            asyncio.timeout(LIMIT_S),
+        ):
+            await camera.wait_connected(LIMIT_S)
+            await _until_ready(client, port)
+            name = root.replace("test", "cam")
+            await camera.publish(f"{name}/latent", pack(KEY))
+            assert await claimed(worker, 1) == [(name, 5)]
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=LIMIT_S)
+    assert task.cancelled()
+
+
+async def _until_ready(client: aiohttp.ClientSession, port: int) -> None:
+    while True:
+        try:
+            async with client.get(f"http://127.0.0.1:{port}/readyz") as answer:
+                if answer.status == 200:
+                    return
+        except aiohttp.ClientError:
+            pass
+        await asyncio.sleep(0.05)
+
+
+def test_a_gateway_needs_less_than_150_mb() -> None:
+    script = """
+import json, sys
+import nodes.gateway
+from nodes.service import Health
+sizes = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps({"rss_kb": int(sizes["VmRSS"].split()[0]), "modules": sorted(sys.modules)}))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["rss_kb"] < 110_000  # idle; connections and buffers come on top
+    heavy = {"torch", "numba", "onnxruntime", "openvino", "cv2", "av", "pipeline.codec", "pipeline.bundle"}
+    assert not heavy & set(facts["modules"])

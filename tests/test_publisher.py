@@ -1,0 +1,152 @@
+"""What a worker publishes: masks that open, and statistics that only one worker at a time speaks."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from standins import PALETTE
+
+from nodes.publisher import MaskPublisher, Rendered, Rivals, StatsPublisher, render
+from nodes.service import Lane
+from nodes.stats import Cameras, MaskFacts
+from nodes.viewer.state import Stats
+from pipeline.errors import BitstreamError, TransportError
+from pipeline.mask_image import unpack_mask, unpack_mask_rle
+from pipeline.messages import FrameId, Mask
+from pipeline.transport import Message
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+
+
+def mask_of(number: int = 3) -> Mask:
+    classes = np.zeros((48, 64), np.uint8)
+    classes[:12] = number
+    return Mask(FrameId(7, 1), 1000, bytes(4), classes)
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[Lane]:
+    async with Lane("png") as lane:
+        yield lane
+
+
+async def take(messages: AsyncIterator[Message]) -> bytes:
+    async with asyncio.timeout(5):
+        return (await anext(messages)).payload
+
+
+def test_a_mask_is_rendered_with_the_share_of_each_class() -> None:
+    rendered = render(mask_of(), "cam-1", PALETTE, True)
+    assert isinstance(rendered, Rendered)
+    assert rendered.share.tolist() == [0.75, 0, 0, 0.25, 0]
+    mask, camera = unpack_mask(rendered.png)
+    assert (camera, mask.id) == ("cam-1", FrameId(7, 1))
+    assert rendered.rle is not None
+    assert (unpack_mask_rle(rendered.rle).classes == mask_of().classes).all()
+
+
+def test_a_class_without_a_colour_is_an_error_of_this_mask_alone() -> None:
+    assert isinstance(render(mask_of(5), "cam-1", PALETTE, False), BitstreamError)
+
+
+async def test_masks_are_published_and_the_compact_form_where_it_is_on(lane: Lane) -> None:
+    for rle in (False, True):
+        broker = MemoryBroker()
+        async with MemoryChannel(broker) as channel, MemoryChannel(broker) as other:
+            arriving = other.subscribe("cam-1/#")
+            masks = MaskPublisher(channel, lane, palette=PALETTE, rle=rle, live=True)
+            rendered = await masks.publish("cam-1", mask_of())
+        topics = [message.topic async for message in arriving]
+        assert topics == (["cam-1/mask", "cam-1/mask/rle"] if rle else ["cam-1/mask"])
+        assert isinstance(rendered, Rendered)
+
+
+async def test_without_a_broker_a_live_mask_is_given_up(lane: Lane) -> None:
+    channel = MemoryChannel(MemoryBroker())
+    masks = MaskPublisher(channel, lane, palette=PALETTE, rle=False, live=True)
+    assert isinstance(await masks.publish("cam-1", mask_of()), TransportError)
+
+
+async def test_without_a_broker_a_replayed_mask_waits(lane: Lane) -> None:
+    broker = MemoryBroker()
+    channel = MemoryChannel(broker)
+    masks = MaskPublisher(channel, lane, palette=PALETTE, rle=False, live=False)
+    async with MemoryChannel(broker) as other:
+        arriving = other.subscribe("cam-1/mask")
+        publishing = asyncio.create_task(masks.publish("cam-1", mask_of()))
+        await asyncio.sleep(0.05)
+        assert not publishing.done()
+        async with channel:
+            assert unpack_mask(await take(arriving))[1] == "cam-1"
+            await publishing
+
+
+def said(worker: str, masks: int) -> bytes:
+    return json.dumps({"worker": worker, "masks": masks, "fps": 1}).encode()
+
+
+def test_of_two_workers_the_one_that_made_more_masks_speaks() -> None:
+    rivals = Rivals("b")
+    assert rivals.leave_it_to_us("cam-1", 1)
+    rivals.hear("cam-1", said("a", 10))
+    assert not rivals.leave_it_to_us("cam-1", 9)
+    assert rivals.leave_it_to_us("cam-1", 11)
+    assert rivals.leave_it_to_us("cam-1", 10)  # of equals the later name
+    assert rivals.leave_it_to_us("cam-2", 0)
+
+
+def test_a_rival_that_is_silent_is_forgotten() -> None:
+    now_s = 0.0
+    rivals = Rivals("b", clock=lambda: now_s)
+    rivals.hear("cam-1", said("a", 10))
+    now_s = 3.0
+    assert rivals.leave_it_to_us("cam-1", 1)
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b'{"worker": 1}', b"[" * 5000, said("b", 99)])
+def test_nonsense_and_our_own_words_are_not_a_rivals(payload: bytes) -> None:
+    rivals = Rivals("b")
+    rivals.hear("cam-1", payload)
+    assert rivals.leave_it_to_us("cam-1", 0)
+
+
+async def test_statistics_are_what_the_viewer_reads() -> None:
+    broker = MemoryBroker()
+    cameras = Cameras(["road", "sky"], deadline_ms=2000)
+    async with MemoryChannel(broker) as channel, MemoryChannel(broker) as other:
+        arriving = other.subscribe("+/stats")
+        served = cameras.of("cam-1")
+        served.stats.packet(size_bytes=100, keys=1, regions=1)
+        served.stats.mask(MaskFacts(12.0, np.array([0.5, 0.5])))
+        telling = asyncio.create_task(StatsPublisher("w-1", channel, cameras, interval_s=0.05).run())
+        payload = await take(arriving)
+        telling.cancel()
+    stats = Stats.model_validate_json(payload)
+    assert (stats.latency_p50_ms, stats.share, stats.key_share) == (12.0, {"road": 0.5, "sky": 0.5}, 1.0)
+    assert json.loads(payload)["worker"] == "w-1"
+
+
+async def test_two_workers_do_not_both_speak_for_long() -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as one, MemoryChannel(broker) as two, MemoryChannel(broker) as other:
+        arriving = other.subscribe("cam-1/stats")
+        async with asyncio.TaskGroup() as tasks:
+            telling = []
+            for name, channel, masks in (("w-1", one, 2), ("w-2", two, 1)):
+                cameras = Cameras(["road"], deadline_ms=2000)
+                telling.append(tasks.create_task(StatsPublisher(name, channel, cameras, interval_s=0.05).run()))
+                telling.append(tasks.create_task(_keep_busy(cameras, masks)))
+            await asyncio.sleep(0.6)
+            for task in telling:
+                task.cancel()
+    speakers = [json.loads(message.payload)["worker"] async for message in arriving]
+    assert speakers.count("w-1") > 5
+    assert "w-2" not in speakers[-5:]
+
+
+async def _keep_busy(cameras: Cameras, masks: int) -> None:
+    while True:
+        for _ in range(masks):
+            cameras.of("cam-1").stats.mask(MaskFacts(5.0, np.array([1.0])))
+        await asyncio.sleep(0.01)

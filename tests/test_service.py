@@ -1,0 +1,234 @@
+"""What every node shares: exit codes and sentences, the orderly stop, lanes, the health page, the state topic."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+from servers import free_port
+
+from nodes.service import Health, Lane, Presence, announced, health_page, run, set_up_logging, until_connected
+from pipeline.config import LogSection, NodeSettings
+from pipeline.errors import (
+    BitstreamError,
+    BundleMismatch,
+    ConfigError,
+    PipelineError,
+    SourceError,
+    TransportError,
+)
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+
+ROOT = Path(__file__).parent.parent
+PRESENCE = Presence(topic="cam-1/state", bundle="ab", width=64, height=48, transport="memory", since=5, fps=25.0)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Any:
+    yield
+    structlog.reset_defaults()
+
+
+def ended(work: Coroutine[Any, Any, None], **options: bool) -> int:
+    async def main(settings: NodeSettings) -> None:
+        await work
+
+    return run(main, NodeSettings(), **options)
+
+
+async def fail(error: BaseException) -> None:
+    raise error
+
+
+async def fail_in_a_group(error: Exception) -> None:
+    async with asyncio.TaskGroup() as outer:
+        async with asyncio.TaskGroup() as inner:
+            inner.create_task(fail(error))
+        outer.create_task(asyncio.sleep(10))
+
+
+def test_a_node_that_ends_has_code_0() -> None:
+    assert ended(asyncio.sleep(0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("the key is wrong"), 2),
+        (SourceError("the clip is gone"), 2),
+        (BundleMismatch("another bundle"), 2),
+        (TransportError("the peer is gone"), 1),
+        (BitstreamError("not a packet"), 1),
+    ],
+)
+@pytest.mark.parametrize("raised", [fail, fail_in_a_group])
+def test_an_expected_error_is_one_sentence_and_its_code(
+    raised: Any, error: PipelineError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(raised(error)) == code
+    assert capsys.readouterr().err == f"{error}\n"
+
+
+def test_an_unexpected_error_is_one_sentence_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(fail(ZeroDivisionError("by nothing"))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ZeroDivisionError: by nothing" in line
+    assert "--debug" in line
+
+
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(fail(ConfigError("the key is wrong")), debug=True) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_node_in_order_with_code_0(number: int) -> None:
+    steps: list[str] = []
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), number)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            steps.append("closed")
+
+    assert ended(work()) == 0
+    assert steps == ["closed"]
+
+
+def test_a_node_that_does_not_stop_is_left_within_a_bound() -> None:
+    script = """
+import asyncio, os, signal
+from nodes import service
+from pipeline.config import NodeSettings
+service.STOP_TIMEOUT_S = 0.2
+
+async def main(settings):
+    asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+service.run(main, NodeSettings())
+"""
+    began_s = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert "did not stop in time" in result.stderr
+    assert time.monotonic() - began_s < 20
+
+
+def test_logs_are_json_where_no_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(level="info", format="auto")
+    log = structlog.get_logger()
+    log.debug("too small")
+    log.warning("lost", camera="cam-1", seq=4)
+    (line,) = capsys.readouterr().err.splitlines()
+    facts = json.loads(line)
+    assert facts.pop("timestamp")
+    assert facts == {"event": "lost", "level": "warning", "camera": "cam-1", "seq": 4}
+
+
+def test_logs_are_lines_for_a_person_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(level="debug", format="console")
+    structlog.get_logger().debug("small", camera="cam-1")
+    assert "cam-1" in capsys.readouterr().err
+
+
+def test_settings_of_the_log_are_those_of_the_node() -> None:
+    assert NodeSettings().log == LogSection()
+
+
+async def test_a_lane_is_one_thread_and_never_the_event_loops() -> None:
+    async with Lane("test") as lane:
+        threads = await asyncio.gather(*(lane.run(threading.get_ident) for _ in range(5)))
+        assert await lane.run(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await lane.run(divmod, 1, 0)
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+
+
+async def test_a_lane_leaves_the_event_loop_free() -> None:
+    async with Lane("test") as lane, asyncio.timeout(5):
+        computing = asyncio.create_task(lane.run(time.sleep, 0.2))
+        await asyncio.sleep(0.01)
+        assert not computing.done()
+        await computing
+
+
+async def test_the_health_page_says_why_a_node_is_not_ready() -> None:
+    health, missing = Health(), ["waiting for the broker"]
+    health.need(lambda: missing[0] if missing else None)
+    port = free_port()
+    async with health_page(health, host="127.0.0.1", port=port), aiohttp.ClientSession() as client:
+
+        async def get(path: str) -> tuple[int, str]:
+            async with client.get(f"http://127.0.0.1:{port}{path}") as answer:
+                return answer.status, await answer.text()
+
+        assert await get("/healthz") == (200, "alive\n")
+        assert await get("/readyz") == (503, "waiting for the broker\n")
+        missing.clear()
+        assert await get("/readyz") == (200, "ready\n")
+        status, page = await get("/metrics")
+        assert status == 200
+        assert "# TYPE maskcast_drops_total counter" in page
+
+
+async def test_a_taken_port_is_one_sentence_that_names_the_field() -> None:
+    port = free_port()
+    async with health_page(Health(), host="127.0.0.1", port=port):
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}.*health\.port"):
+            async with health_page(Health(), host="127.0.0.1", port=port):
+                raise AssertionError("entered")
+
+
+async def test_port_0_is_no_page() -> None:
+    async with health_page(Health(), host="127.0.0.1", port=0) as port:
+        assert port == 0
+
+
+async def test_a_node_says_online_and_then_stopped() -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker, will=PRESENCE.will) as channel:
+        async with announced(channel, PRESENCE):
+            state = json.loads(broker.retained["maskcast/cam-1/state"])
+            assert state["state"] == "online"
+        assert json.loads(broker.retained["maskcast/cam-1/state"])["state"] == "stopped"
+    assert state == {
+        "state": "online",
+        "bundle": "ab",
+        "width": 64,
+        "height": 48,
+        "fps": 25.0,
+        "transport": "memory",
+        "since": 5,
+        "source_width": None,
+        "source_height": None,
+    }
+
+
+async def test_a_node_that_dies_is_said_to_be_offline() -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker, will=PRESENCE.will) as channel, announced(channel, PRESENCE):
+        channel.abort()
+        assert json.loads(broker.retained["maskcast/cam-1/state"])["state"] == "offline"
+
+
+async def test_waiting_for_a_broker_that_is_there_takes_no_time() -> None:
+    async with MemoryChannel(MemoryBroker()) as channel, asyncio.timeout(1):
+        await until_connected(channel)

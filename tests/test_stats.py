@@ -1,0 +1,134 @@
+"""What a worker keeps of a camera: its order, its clock, its statistics."""
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from nodes.stats import Cameras, CameraStats, CaptureClock, MaskFacts, Order
+from pipeline.messages import FrameId
+
+
+def admitted(*ids: tuple[int, int]) -> list[bool]:
+    order = Order()
+    return [order.admit(FrameId(*each)) for each in ids]
+
+
+def test_frames_in_order_pass() -> None:
+    assert admitted((1, 0), (1, 1), (1, 5)) == [True, True, True]
+
+
+def test_a_frame_that_is_older_or_the_same_does_not_pass() -> None:
+    assert admitted((1, 5), (1, 5), (1, 4), (1, 6)) == [True, False, False, True]
+
+
+def test_a_new_epoch_begins_anew_and_the_old_one_is_over() -> None:
+    assert admitted((1, 90), (2, 0), (1, 91), (2, 1), (3, 0), (1, 99), (2, 2)) == [
+        True, True, False, True, True, False, False,
+    ]  # fmt: skip
+
+
+def ages(clock: CaptureClock, *, behind_ms: int, at_ms: range) -> list[int]:
+    """Ages of packets whose true age is 20 ms, of a camera whose clock is behind by so much."""
+    return [clock.age_ms(now - 20 - behind_ms, now_ms=now) for now in at_ms]
+
+
+def test_the_age_of_a_packet_is_the_time_since_capture() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    assert clock.age_ms(1000, now_ms=1030) == 30
+    assert clock.age_ms(1000, now_ms=9000) == 8000
+    assert clock.age_ms(9000, now_ms=9001) == 1
+    assert clock.offset_ms == 0
+
+
+def test_a_clock_that_is_ahead_is_found_out_at_once() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    assert ages(clock, behind_ms=-60_000, at_ms=range(10**9, 10**9 + 400, 40)) == [0] * 10
+    assert clock.offset_ms == 20 - 60_000
+
+
+def test_a_clock_that_is_behind_is_found_out_after_a_while() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    with capture_logs() as lines:
+        found = ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 5000, 40))
+    assert found[0] == 10_020
+    assert found[-1] == 0
+    assert [line["behind_ms"] for line in lines] == [10_020]
+
+
+def test_a_clock_that_is_set_right_is_believed_again() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 5000, 40))
+    assert ages(clock, behind_ms=0, at_ms=range(10**9 + 5000, 10**9 + 5200, 40))[-1] == 0
+    assert clock.offset_ms == 20
+    ages(clock, behind_ms=-60_000, at_ms=range(10**9 + 6000, 10**9 + 6200, 40))
+    assert ages(clock, behind_ms=0, at_ms=range(10**9 + 7000, 10**9 + 12_000, 40))[-1] == 20
+    assert clock.offset_ms == 0
+
+
+def test_a_backlog_that_is_cleared_soon_is_not_taken_for_a_wrong_clock() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    now = 10**9
+    for number in range(1000):  # half a minute of packets, dropped within a second
+        now += 1
+        clock.age_ms(10**9 - 40_000 + 40 * number, now_ms=now)
+    assert clock.age_ms(now - 30, now_ms=now) == 30
+    assert clock.offset_ms == 0
+
+
+def test_without_a_deadline_nothing_is_late() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=0)
+    assert ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 9000, 40))[-1] == 10_020
+
+
+def test_a_summary_has_the_fields_of_the_contract() -> None:
+    stats = CameraStats(["road", "sky"])
+    for latency_ms in range(1, 26):
+        stats.packet(size_bytes=500, keys=1, regions=2)
+        stats.mask(MaskFacts(latency_ms, np.array([0.25, 0.75])))
+    stats.drops["late"] += 2
+    assert stats.summary(0.5) == {
+        "fps": 50.0,
+        "kbit_s": 200.0,
+        "latency_p50_ms": 13.0,
+        "latency_p95_ms": 23.8,
+        "drops": {"late": 2},
+        "share": {"road": 0.25, "sky": 0.75},
+        "key_share": 0.5,
+        "masks": 25,
+    }
+
+
+def test_an_interval_begins_anew_but_latency_looks_back_and_drops_add_up() -> None:
+    stats = CameraStats(["road"])
+    stats.packet(size_bytes=500, keys=1, regions=1)
+    stats.mask(MaskFacts(30.0, np.array([1.0])))
+    stats.drops["late"] += 1
+    stats.summary(1.0)
+    empty = stats.summary(1.0)
+    assert (empty["fps"], empty["kbit_s"], empty["masks"]) == (0.0, 0.0, 0)
+    assert (empty["latency_p50_ms"], empty["drops"]) == (30.0, {"late": 1})
+    for _ in range(4):
+        last = stats.summary(1.0)
+    assert last["latency_p50_ms"] is None
+
+
+def test_silent_cameras_are_not_spoken_of_and_then_forgotten() -> None:
+    now_s = 0.0
+    cameras = Cameras(["road"], deadline_ms=2000, clock=lambda: now_s)
+    first = cameras.of("cam-1")
+    assert cameras.of("cam-1") is first
+    assert list(cameras.heard_of_late()) == ["cam-1"]
+    now_s = 10.0
+    assert cameras.heard_of_late() == {}
+    assert cameras.of("cam-1") is first
+    now_s = 100.0
+    cameras.heard_of_late()
+    assert cameras.of("cam-1") is not first
+
+
+@pytest.mark.parametrize("elapsed_s", [0.9, 1.0, 1.1])
+def test_a_rate_is_per_second_of_the_interval_as_it_was(elapsed_s: float) -> None:
+    stats = CameraStats(["road"])
+    for _ in range(10):
+        stats.mask(MaskFacts(1.0, np.array([1.0])))
+    assert stats.summary(elapsed_s)["fps"] == pytest.approx(10 / elapsed_s, abs=0.01)

@@ -1,0 +1,221 @@
+"""Video: frames at the bundle's size, in time, the newest first; nothing lost when played fast."""
+
+import asyncio
+import random
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from clips import RtspServer, number_of, picture, write_clip, write_images
+
+from pipeline.errors import SourceError
+from pipeline.messages import Frame, FrameId
+from pipeline.video import Mailbox, Pace, Shot, Video, sample_path
+
+SIZE = {"width": 32, "height": 16}
+
+
+async def play(video: Video, count: int | None = None) -> list[Frame]:
+    frames: list[Frame] = []
+    async with asyncio.timeout(20), video:
+        async for frame in video:
+            frames.append(frame)
+            if len(frames) == count:
+                break
+    return frames
+
+
+def shot(number: int) -> Shot:
+    return Shot(1, number, picture(number))
+
+
+def test_a_new_shot_replaces_the_one_not_taken_and_is_counted() -> None:
+    woken: list[int] = []
+    mailbox = Mailbox(lambda: woken.append(1))
+    for number in range(3):
+        mailbox.put(shot(number))
+    taken = mailbox.take()
+    assert taken is not None
+    assert taken.captured_ms == 2
+    assert mailbox.take() is None
+    assert (mailbox.skipped, len(woken)) == (2, 3)
+
+
+def test_a_closed_mailbox_ends_every_wait() -> None:
+    mailbox = Mailbox(lambda: None)
+    mailbox.put(shot(0))
+    mailbox.close()
+    mailbox.wait_empty()
+    mailbox.wait_wanted()
+    assert mailbox.wait_closed(60)
+
+
+def test_the_pace_does_not_drift_when_each_wait_is_a_little_long() -> None:
+    now_s = 100.0
+    pace = Pace(lambda: now_s)
+    for number in range(1000):
+        now_s += pace.delay_s(number * 0.04) + 0.003
+    assert now_s == pytest.approx(100.0 + 999 * 0.04 + 0.003)
+
+
+@pytest.mark.parametrize("jump_s", [5.0, -60.0])
+def test_after_a_jump_the_pace_goes_on_from_there(jump_s: float) -> None:
+    now_s = 100.0
+    pace = Pace(lambda: now_s)
+    assert pace.delay_s(0.0) == 0.0
+    now_s += jump_s
+    assert pace.delay_s(0.04) == 0.0
+    assert pace.delay_s(0.08) == pytest.approx(0.04)
+
+
+async def test_a_fast_file_gives_every_frame_however_slowly_they_are_taken(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=12)
+    numbers = []
+    async with Video(str(clip), **SIZE, fast=True) as video:
+        async for frame in video:
+            numbers.append(number_of(frame.image))
+            await asyncio.sleep(0.01)
+    assert numbers == list(range(12))
+    assert video.skipped == 0
+
+
+async def test_frames_have_the_asked_size_and_rising_identities(tmp_path: Path) -> None:
+    video = Video(str(write_clip(tmp_path / "clip.mp4")), **SIZE, fast=True)
+    frames = await play(video)
+    assert {frame.image.shape for frame in frames} == {(16, 32, 3)}
+    assert {str(frame.image.dtype) for frame in frames} == {"uint8"}
+    epoch = frames[0].id.epoch
+    assert [frame.id for frame in frames] == [FrameId(epoch, n) for n in range(10)]
+    assert video.origin is not None
+    assert (video.origin.width, video.origin.height) == (64, 48)
+
+
+async def test_a_small_source_is_made_larger(tmp_path: Path) -> None:
+    (frame,) = await play(Video(str(write_clip(tmp_path / "c.mp4")), width=200, height=150, fast=True), 1)
+    assert frame.image.shape == (150, 200, 3)
+
+
+async def test_a_file_plays_at_its_own_rate_from_its_first_frame(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=10, fps=20)
+    async with Video(str(clip), **SIZE) as video:
+        await asyncio.sleep(0.2)  # nobody has looked yet
+        began_s = time.monotonic()
+        numbers = [number_of(frame.image) async for frame in video]
+    assert numbers[0] == 0
+    assert 0.4 < time.monotonic() - began_s < 1.5
+
+
+async def test_a_slow_taker_gets_the_newest_frame_and_the_others_are_counted(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=20, fps=50)
+    numbers, ids = [], []
+    async with Video(str(clip), **SIZE) as video:
+        async for frame in video:
+            numbers.append(number_of(frame.image))
+            ids.append(frame.id.sequence)
+            await asyncio.sleep(0.1)
+    assert numbers == sorted(numbers)
+    assert ids == list(range(len(ids)))
+    assert video.skipped == 20 - len(numbers) > 5
+    assert numbers[-1] == 19
+
+
+async def test_a_loop_goes_on_in_time_and_in_one_epoch(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=4)
+    frames = await play(Video(str(clip), **SIZE, fast=True, loop=True), 10)
+    assert [number_of(frame.image) for frame in frames] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert [frame.id.sequence for frame in frames] == list(range(10))
+    assert len({frame.id.epoch for frame in frames}) == 1
+
+
+async def test_a_directory_plays_like_a_file(tmp_path: Path) -> None:
+    frames = await play(Video(str(write_images(tmp_path / "images")), **SIZE, fps=100))
+    assert number_of(frames[0].image) == 0
+    assert number_of(frames[-1].image) == 4
+
+
+async def test_the_start_is_passed_over_in_the_first_round_only(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=6, fps=10)
+    frames = await play(Video(str(clip), **SIZE, fast=True, loop=True, start_s=0.4), 4)
+    assert [number_of(frame.image) for frame in frames] == [4, 5, 0, 1]
+
+
+async def test_a_start_after_the_end_is_an_error_also_in_a_loop(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5)
+    with pytest.raises(SourceError, match="no picture after 60 s"):
+        await play(Video(str(clip), **SIZE, fast=True, loop=True, start_s=60.0))
+
+
+async def test_a_mirrored_frame_has_its_left_edge_on_the_right(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=1)
+    (plain,) = await play(Video(str(clip), **SIZE, fast=True))
+    (mirrored,) = await play(Video(str(clip), **SIZE, fast=True, mirror=True))
+    assert (plain.image[:, ::-1] == mirrored.image).all()
+    assert mirrored.image[:, -1].mean() > 200 > mirrored.image[:, 0].mean()
+
+
+async def test_the_time_of_capture_is_the_wall_clocks_when_the_frame_was_due(tmp_path: Path) -> None:
+    frames = await play(Video(str(write_clip(tmp_path / "clip.mp4", frames=5)), **SIZE))
+    steps = [after.captured_ms - before.captured_ms for before, after in pairwise(frames)]
+    assert abs(frames[-1].captured_ms - time.time() * 1000) < 2000
+    assert min(steps) > 0
+
+
+async def test_each_start_draws_an_epoch(tmp_path: Path) -> None:
+    clip = str(write_clip(tmp_path / "clip.mp4", frames=1))
+    epochs = [(await play(Video(clip, **SIZE, rng=random.Random(seed))))[0].id.epoch for seed in range(4)]
+    assert len(set(epochs)) == 4
+    assert all(0 <= epoch < 1 << 16 for epoch in epochs)
+
+
+@pytest.mark.parametrize("url", ["none.mp4", "99", "ftp://host"])
+async def test_a_source_that_cannot_be_opened_is_an_error_on_entering(url: str) -> None:
+    with pytest.raises(SourceError, match="cannot open"):
+        async with Video(url, **SIZE):
+            raise AssertionError("entered")
+
+
+async def test_a_damaged_image_ends_the_frames_with_an_error(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    (folder / "002.png").write_bytes(b"nothing")
+    with pytest.raises(SourceError, match=r"002\.png"):
+        await play(Video(str(folder), **SIZE, fast=True))
+
+
+async def test_leaving_ends_a_reader_that_waits(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=50, fps=1)
+    began_s = time.monotonic()
+    assert len(await play(Video(str(clip), **SIZE), 1)) == 1
+    assert len(await play(Video(str(clip), **SIZE, fast=True), 1)) == 1
+    assert time.monotonic() - began_s < 2
+
+
+async def test_an_rtsp_server_is_read_over_tcp_and_opened_again_in_a_new_epoch() -> None:
+    async with RtspServer(frames=10) as server:
+        video = Video(server.url, **SIZE, retry_max_s=0.1, rng=random.Random(3))
+        frames: list[Frame] = []
+        async with asyncio.timeout(30), video:
+            async for frame in video:
+                frames.append(frame)
+                if len({frame.id.epoch for frame in frames}) == 2 and frame.id.sequence >= 2:
+                    break
+    assert server.plays >= 2
+    assert all("TCP" in transport for transport in server.transports)
+    first = [frame for frame in frames if frame.id.epoch == frames[0].id.epoch]
+    assert [frame.id.sequence for frame in first] == list(range(len(first)))
+    assert video.origin is not None
+    assert video.origin.width == 64
+
+
+async def test_an_rtsp_server_that_is_not_there_is_waited_for() -> None:
+    async with asyncio.timeout(10), Video("rtsp://127.0.0.1:9/live", **SIZE) as video:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await anext(video)
+
+
+def test_the_sample_clip_is_found_or_its_place_is_named() -> None:
+    try:
+        assert sample_path().name == "street.mp4"
+    except SourceError as error:
+        assert "samples/street.mp4" in str(error)

@@ -1,0 +1,444 @@
+"""The viewer's contract: its API, its live feed, and what it lets through."""
+
+import asyncio
+import json
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import cv2
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from nodes.viewer import main, serve
+from nodes.viewer.feed import Feed, Outbox
+from nodes.viewer.pictures import check_preview, read_mask
+from nodes.viewer.state import Slot, Update, Wall
+from pipeline.config import ViewerSettings
+from pipeline.errors import BitstreamError, ConfigError
+from pipeline.mask_image import pack_mask
+from pipeline.messages import FrameId, Mask
+from pipeline.transport import STATE, Message
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+
+PALETTE = np.array([[128, 128, 128], [128, 0, 0], [128, 64, 128]], np.uint8)
+HASH = "0a0b0c0d" + "0" * 56
+STATS = {
+    "fps": 25.0,
+    "kbit_s": 34.25,
+    "latency_p50_ms": 21.0,
+    "latency_p95_ms": 40.5,
+    "drops": {"late": 3},
+    "share": {"road": 0.75, "sky": 0.25},
+    "key_share": 1.0,
+}
+MANIFEST = {
+    "name": "camvid",
+    "hash": HASH,
+    "classes": [{"name": "sky", "colour": [128, 128, 128]}],
+    "grid": "1x1",
+}
+
+
+def mask_png(camera: str = "cam-1", sequence: int = 1, *, epoch: int = 7, captured_ms: int = 1_000_000) -> bytes:
+    classes = np.zeros((24, 32), np.uint8)
+    classes[12:] = 2
+    classes[:, sequence % 32] = 1
+    mask = Mask(FrameId(epoch, sequence), captured_ms, bytes.fromhex("0a0b0c0d"), classes)
+    return pack_mask(mask, camera, PALETTE)
+
+
+def preview_jpeg(value: int = 90) -> bytes:
+    return cv2.imencode(".jpg", np.full((24, 32, 3), value, np.uint8))[1].tobytes()
+
+
+def dropped(reason: str) -> float:
+    return REGISTRY.get_sample_value("maskcast_drops_total", {"node": "viewer", "reason": reason}) or 0.0
+
+
+@dataclass
+class Viewer:
+    url: str
+    camera: MemoryChannel  # publishes what a camera and a worker would
+    web: aiohttp.ClientSession
+
+    async def publish(self, topic: str, content: bytes | dict[str, Any]) -> None:
+        payload = content if isinstance(content, bytes) else json.dumps(content).encode()
+        await self.camera.publish(topic, payload)
+        await asyncio.sleep(0.02)
+
+    async def get(self, path: str) -> tuple[aiohttp.ClientResponse, bytes]:
+        async with self.web.get(self.url + path) as answer:
+            return answer, await answer.read()
+
+
+@asynccontextmanager
+async def running_viewer(broker: MemoryBroker | None = None, **limits: int) -> AsyncIterator[Viewer]:
+    broker = broker or MemoryBroker()
+    async with (
+        MemoryChannel(broker) as camera,
+        MemoryChannel(broker) as channel,
+        serve(channel, host="127.0.0.1", port=0, now_ms=lambda: 1_000_250, **limits) as url,
+        aiohttp.ClientSession() as web,
+    ):
+        yield Viewer(url, camera, web)
+
+
+@pytest.fixture
+async def viewer() -> AsyncIterator[Viewer]:
+    async with running_viewer() as running:
+        yield running
+
+
+def parsed(message: aiohttp.WSMessage) -> tuple[dict[str, Any], bytes]:
+    """Header and picture of one message of the live feed."""
+    if message.type is aiohttp.WSMsgType.TEXT:
+        return json.loads(message.data), b""
+    (size,) = struct.unpack_from("!I", message.data)
+    return json.loads(message.data[4 : 4 + size]), message.data[4 + size :]
+
+
+async def next_of(socket: aiohttp.ClientWebSocketResponse, kind: str) -> tuple[dict[str, Any], bytes]:
+    async with asyncio.timeout(5):
+        while True:
+            header, picture = parsed(await socket.receive())
+            if header["type"] == kind:
+                return header, picture
+
+
+async def test_cameras_are_listed_by_name_with_their_newest_facts(viewer: Viewer) -> None:
+    await viewer.publish("cam-2/state", {"state": "online", "since": 999_000})
+    await viewer.publish("cam-1/mask", mask_png(sequence=5))
+    await viewer.publish("cam-1/stats", STATS)
+    _, body = await viewer.get("/api/cameras")
+    first, second = json.loads(body)
+    assert (first["camera"], first["sequence"], first["epoch"], first["bundle"]) == (
+        "cam-1",
+        5,
+        7,
+        "0a0b0c0d",
+    )
+    assert (first["width"], first["height"], first["age_ms"], first["stats"]) == (32, 24, 250, STATS)
+    assert (second["camera"], second["state"], second["since_ms"]) == ("cam-2", "online", 999_000)
+
+
+async def test_mask_is_given_exactly_as_published(viewer: Viewer) -> None:
+    await viewer.publish("cam-1/mask", mask_png())
+    answer, body = await viewer.get("/api/cameras/cam-1/mask.png")
+    assert answer.content_type == "image/png"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert body == mask_png()
+
+
+async def test_stats_are_given_as_json(viewer: Viewer) -> None:
+    await viewer.publish("cam-1/stats", {**STATS, "of a newer version": 1})
+    answer, body = await viewer.get("/api/cameras/cam-1/stats")
+    assert answer.content_type == "application/json"
+    assert json.loads(body) == STATS
+
+
+@pytest.mark.parametrize("path", ["nobody/mask.png", "nobody/stats", "cam-1/mask.png", "cam-1/stats", "..%2f/stats"])
+async def test_what_is_not_there_is_not_found(viewer: Viewer, path: str) -> None:
+    await viewer.publish("cam-1/state", {"state": "online"})
+    answer, body = await viewer.get(f"/api/cameras/{path}")
+    assert answer.status == 404
+    assert b"camera" in body
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/", "text/html"),
+        ("/viewer.js", "text/javascript"),
+        ("/card.js", "text/javascript"),
+        ("/picture.js", "text/javascript"),
+        ("/viewer.css", "text/css"),
+        ("/icon.svg", "image/svg+xml"),
+    ],
+)
+async def test_page_is_served_with_its_type_and_strict_headers(viewer: Viewer, path: str, content_type: str) -> None:
+    answer, body = await viewer.get(path)
+    assert (answer.status, answer.content_type) == (200, content_type)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert b"https://" not in body  # works offline
+
+
+async def test_errors_carry_the_strict_headers_too(viewer: Viewer) -> None:
+    answer, _ = await viewer.get("/nothing")
+    assert (answer.status, answer.headers["X-Content-Type-Options"]) == (404, "nosniff")
+
+
+async def test_health_pages_are_on_the_viewers_port(viewer: Viewer) -> None:
+    await viewer.publish("cam-1/mask", b"no mask")
+    for path, status, word in [
+        ("/healthz", 200, b"alive"),
+        ("/readyz", 200, b"ready"),
+        ("/metrics", 200, b"maskcast_drops"),
+    ]:
+        answer, body = await viewer.get(path)
+        assert (answer.status, word in body) == (status, True)
+
+
+async def test_not_ready_while_there_is_no_broker(viewer: Viewer) -> None:
+    channel = MemoryChannel(MemoryBroker())
+    async with serve(channel, host="127.0.0.1", port=0) as url, viewer.web.get(url + "/readyz") as answer:
+        assert (answer.status, await answer.text()) == (503, "waiting for the broker\n")
+
+
+async def test_browser_that_comes_late_is_told_everything(viewer: Viewer) -> None:
+    await viewer.publish(f"bundle/{HASH}", MANIFEST)
+    await viewer.publish("cam-1/state", {"state": "online", "since": 999_000})
+    await viewer.publish("cam-1/stats", STATS)
+    await viewer.publish("cam-1/preview", preview_jpeg())
+    await viewer.publish("cam-1/mask", mask_png(sequence=4))
+    async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
+        told = [parsed(await socket.receive()) for _ in range(6)]
+    assert [header["type"] for header, _ in told] == ["viewer", "bundle", "state", "stats", "preview", "mask"]
+    assert told[0][0] == {"type": "viewer", "now_ms": 1_000_250, "connected": True}
+    assert told[1][0]["bundle"]["classes"] == [{"name": "sky", "colour": [128, 128, 128]}]
+    assert told[3][0]["stats"] == STATS
+    assert told[4][1] == preview_jpeg()
+    assert (told[5][0]["sequence"], told[5][0]["captured_ms"], told[5][1]) == (
+        4,
+        1_000_000,
+        mask_png(sequence=4),
+    )
+
+
+async def test_live_mask_reaches_every_browser(viewer: Viewer) -> None:
+    async with (
+        viewer.web.ws_connect(viewer.url + "/ws") as one,
+        viewer.web.ws_connect(viewer.url + "/ws") as two,
+    ):
+        await viewer.publish("cam-1/mask", mask_png(sequence=9))
+        for socket in (one, two):
+            header, png = await next_of(socket, "mask")
+            assert (header["camera"], header["sequence"], png) == ("cam-1", 9, mask_png(sequence=9))
+
+
+async def test_slow_browser_gets_the_newest_and_no_backlog(viewer: Viewer) -> None:
+    before = dropped("slow browser")
+    padded = [with_padding(mask_png(sequence=n), 1 << 20) for n in range(1, 41)]
+    async with viewer.web.ws_connect(viewer.url + "/ws", max_msg_size=1 << 22) as socket:
+        for png in padded:
+            await viewer.publish("cam-1/mask", png)
+        seen: list[int] = []
+        while not seen or seen[-1] < 40:
+            header, _ = await next_of(socket, "mask")
+            seen.append(header["sequence"])
+    assert seen == sorted(seen)
+    assert len(seen) < 30
+    assert dropped("slow browser") - before == 40 - len(seen)
+
+
+def with_padding(png: bytes, size: int) -> bytes:
+    """The same picture, with a chunk before its end that programs pass over."""
+    body = bytes(size)
+    chunk = struct.pack("!I4s", size, b"paDd") + body + struct.pack("!I", zlib.crc32(b"paDd" + body))
+    return png[:-12] + chunk + png[-12:]
+
+
+async def test_browsers_are_bounded() -> None:
+    async with running_viewer(browser_limit=1) as viewer, viewer.web.ws_connect(viewer.url + "/ws"):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await viewer.web.ws_connect(viewer.url + "/ws")
+        assert refused.value.status == 503
+
+
+async def test_browser_that_left_makes_room() -> None:
+    async with running_viewer(browser_limit=1) as viewer:
+        for _ in range(3):
+            async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
+                await next_of(socket, "viewer")
+            await asyncio.sleep(0.05)
+
+
+async def test_feed_is_refused_to_pages_of_other_sites(viewer: Viewer) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await viewer.web.ws_connect(viewer.url + "/ws", origin="http://evil.example")
+    assert refused.value.status == 403
+    async with viewer.web.ws_connect(viewer.url + "/ws", origin=viewer.url) as socket:
+        await next_of(socket, "viewer")
+
+
+async def test_browsers_are_told_when_the_viewer_stops() -> None:
+    async with aiohttp.ClientSession() as web:
+        async with running_viewer() as viewer:
+            socket = await web.ws_connect(viewer.url + "/ws")
+            await next_of(socket, "viewer")
+        async with asyncio.timeout(3):
+            while (message := await socket.receive()).type is not aiohttp.WSMsgType.CLOSE:
+                pass
+        assert message.data == aiohttp.WSCloseCode.GOING_AWAY
+
+
+HOSTILE = [
+    ("mask", b""),
+    ("mask", b"\x89PNG\r\n\x1a\n"),
+    ("mask", mask_png()[:-1]),
+    ("mask", mask_png() + b"x"),
+    ("mask", mask_png(camera="cam-2")),
+    ("mask", cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()),
+    ("mask", with_padding(mask_png(), 5 << 20)),
+    ("preview", b"GIF89a"),
+    ("preview", b"\xff\xd8\xff\xe0"),
+    ("preview", b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff" + bytes(20)),
+    ("preview", preview_jpeg() + bytes(2 << 20)),
+    ("stats", b"{"),
+    ("stats", b'{"fps": NaN}'),
+    ("stats", b'{"fps": "<script>"}'),
+    ("stats", b'{"share": ' + b"[" * 100_000),
+    ("stats", json.dumps({"drops": {str(n): n for n in range(1000)}}).encode()),
+    ("stats", b" " * (1 << 20) + b"{}"),
+    ("state", b"[]"),
+    ("state", b'{"state": "on fire"}'),
+    ("state", b"\xff\xfe"),
+    ("bundle", b'{"hash": "other", "classes": []}'),
+    ("bundle", b"null"),
+]
+
+
+@pytest.mark.parametrize(("kind", "payload"), HOSTILE)
+async def test_hostile_payload_is_dropped_and_counted(viewer: Viewer, kind: str, payload: bytes) -> None:
+    before = dropped(kind)
+    await viewer.publish(f"bundle/{HASH}" if kind == "bundle" else f"cam-1/{kind}", payload)
+    assert dropped(kind) == before + 1
+    await viewer.publish("cam-9/mask", mask_png(camera="cam-9"))
+    _, body = await viewer.get("/api/cameras")
+    assert [camera["camera"] for camera in json.loads(body)] == ["cam-9"]
+
+
+async def test_name_that_is_no_cameras_is_dropped(viewer: Viewer) -> None:
+    before = dropped("state")
+    await viewer.publish("<b>/state", {"state": "online"})
+    assert dropped("state") == before + 1
+
+
+def test_every_truncation_and_flip_of_a_mask_is_refused() -> None:
+    png = mask_png()
+    for at in range(len(png)):
+        with pytest.raises(BitstreamError):
+            read_mask(png[:at])
+        with pytest.raises(BitstreamError):
+            read_mask(png[:at] + bytes([png[at] ^ 0x10]) + png[at + 1 :])
+
+
+def test_truncated_preview_never_raises_anything_else() -> None:
+    jpeg = preview_jpeg()
+    for at in range(len(jpeg)):
+        try:
+            check_preview(jpeg[:at])
+        except BitstreamError:
+            continue
+
+
+def test_mask_that_is_late_or_repeated_is_not_shown() -> None:
+    wall, before = Wall(), dropped("late")
+    assert wall.take(Message("cam-1/mask", mask_png(sequence=5)))
+    assert not wall.take(Message("cam-1/mask", mask_png(sequence=5)))
+    assert not wall.take(Message("cam-1/mask", mask_png(sequence=4)))
+    assert wall.take(Message("cam-1/mask", mask_png(sequence=1, epoch=8)))
+    assert dropped("late") == before + 2
+
+
+@pytest.mark.parametrize("state", ["offline", "stopped"])
+def test_time_of_going_away_is_when_the_viewer_saw_it(state: str) -> None:
+    wall = Wall(now_ms=lambda: 2_000_000)
+    wall.take(Message("cam-1/state", b'{"state": "online", "since": 1000}'))
+    assert wall.cameras["cam-1"].since_ms == 1000
+    for _ in range(2):
+        wall.take(Message("cam-1/state", f'{{"state": "{state}", "since": 1000}}'.encode()))
+        assert wall.cameras["cam-1"].since_ms == 2_000_000
+
+
+def test_time_of_going_away_is_unknown_when_it_was_before_the_viewer() -> None:
+    wall = Wall(now_ms=lambda: 2_000_000)
+    wall.take(Message("cam-1/state", b'{"state": "offline", "since": 1000}'))
+    assert wall.cameras["cam-1"].since_ms is None
+
+
+async def test_camera_whose_retained_state_is_cleared_is_forgotten(viewer: Viewer) -> None:
+    await viewer.publish("cam-1/state", {"state": "offline"})
+    async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
+        await viewer.publish("cam-1/state", b"")
+        assert (await next_of(socket, "gone"))[0]["camera"] == "cam-1"
+    assert json.loads((await viewer.get("/api/cameras"))[1]) == []
+
+
+def test_camera_that_was_silent_longest_makes_room() -> None:
+    wall = Wall(camera_limit=2)
+    for name in ("cam-1", "cam-2", "cam-1", "cam-3"):
+        updates = wall.take(Message(f"{name}/state", b'{"state": "online"}'))
+    assert [update.slot for update in updates] == [Slot("gone", "cam-2"), Slot("state", "cam-3")]
+    assert set(wall.cameras) == {"cam-1", "cam-3"}
+
+
+def test_manifests_are_bounded() -> None:
+    wall = Wall(legend_limit=2)
+    for digit in "123":
+        manifest = {**MANIFEST, "hash": digit * 64}
+        wall.take(Message(f"bundle/{digit * 64}", json.dumps(manifest).encode()))
+    assert set(wall.legends) == {"2" * 64, "3" * 64}
+
+
+def test_camera_may_be_called_bundle() -> None:
+    wall = Wall()
+    wall.take(Message("bundle/mask", mask_png(camera="bundle")))
+    assert set(wall.cameras) == {"bundle"}
+
+
+async def test_outbox_keeps_one_of_each_and_forgets_what_is_gone() -> None:
+    outbox = Outbox()
+    for kind, payload in [("state", "s"), ("mask", b"old"), ("preview", b"p"), ("mask", b"new")]:
+        outbox.put(Update(Slot(kind, "cam-1"), payload))
+    outbox.put(Update(Slot("mask", "cam-2"), b"other"))
+    assert [await outbox.take(), await outbox.take(), len(outbox)] == ["s", b"new", 2]
+    outbox.put(Update(Slot("gone", "cam-1"), "gone"))
+    assert [await outbox.take(), await outbox.take(), len(outbox)] == [b"other", "gone", 0]
+
+
+def test_feed_is_full_at_its_limit() -> None:
+    feed = Feed(limit=1)
+    with feed.join([]) as outbox:
+        feed.send([Update(Slot("viewer", ""), "{}")])
+        assert (feed.full, len(feed), len(outbox)) == (True, 1, 1)
+    assert not feed.full
+
+
+async def test_address_in_use_is_said_in_one_sentence(viewer: Viewer) -> None:
+    port = int(viewer.url.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        async with serve(MemoryChannel(MemoryBroker()), host="127.0.0.1", port=port):
+            pass
+
+
+async def test_main_serves_what_its_settings_say_until_cancelled(unused_tcp_port: int) -> None:
+    settings = ViewerSettings(mqtt_url="memory://viewer-main", viewer={"port": unused_tcp_port})  # type: ignore[arg-type]
+    node = asyncio.create_task(main(settings))
+    async with aiohttp.ClientSession() as web, asyncio.timeout(5):
+        while True:
+            try:
+                async with web.get(f"http://127.0.0.1:{unused_tcp_port}/readyz") as answer:
+                    assert answer.status == 200
+                    break
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.02)
+    node.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await node
+
+
+async def test_retained_state_is_there_from_the_start() -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as camera:
+        await camera.publish("cam-1/state", b'{"state": "online"}', STATE)
+        async with running_viewer(broker) as viewer:
+            await asyncio.sleep(0.02)
+            assert json.loads((await viewer.get("/api/cameras"))[1])[0]["state"] == "online"

@@ -1,0 +1,311 @@
+"""The worker node: every good packet a mask, in order and in time, and nothing a packet can do stops it."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from servers import Server
+from standins import BUNDLE, PALETTE, StandinDecoder, packet_of
+
+from nodes import worker as node
+from nodes.publisher import MaskPublisher
+from nodes.service import Health, Lane
+from nodes.stats import Cameras
+from nodes.worker import Worker, work, worker_name
+from pipeline.bitstream import pack
+from pipeline.config import WorkerSection, WorkerSettings, load_settings
+from pipeline.errors import ConfigError
+from pipeline.mask_image import unpack_mask, unpack_mask_rle
+from pipeline.messages import FrameId, Packet
+from pipeline.redis_queue import RedisWorkQueue
+from pipeline.transport import Message
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue
+
+LIMIT_S = 20
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def live(number: int, sequence: int, **options: int) -> Packet:
+    """A packet that was captured just now."""
+    return replace(packet_of(number, sequence=sequence, **options), captured_ms=now_ms())
+
+
+class Bench:
+    """A worker over a channel and queue in memory, what arrives from it, and what stands in for its decoder."""
+
+    def __init__(self, broker: MemoryBroker, state: MemoryQueueState, **options: object) -> None:
+        self.broker, self.state, self.options = broker, state, options
+        self.decoder = StandinDecoder()
+        self.cameras = Cameras([each.name for each in BUNDLE.manifest.classes], deadline_ms=2000)
+        self.worker: Worker
+
+    async def put(self, camera: str, *packets: Packet | bytes) -> None:
+        async with MemoryWorkQueue(self.state) as queue:
+            for packet in packets:
+                await queue.put(camera, packet if isinstance(packet, bytes) else pack(packet))
+
+    async def empty(self) -> None:
+        """Wait until every packet was answered."""
+        async with asyncio.timeout(LIMIT_S), MemoryWorkQueue(self.state) as queue:
+            while True:
+                if await queue.depth() == 0:
+                    return
+                await asyncio.sleep(0.005)
+
+    @asynccontextmanager
+    async def running(self, queue: WorkQueue | None = None) -> AsyncIterator[AsyncIterator[Message]]:
+        """Gives the masks that are published from now on."""
+        async with (
+            MemoryChannel(self.broker) as channel,
+            MemoryChannel(self.broker) as other,
+            MemoryWorkQueue(self.state, "w") as own,
+            Lane("decoder") as lane,
+            Lane("png") as png,
+        ):
+            masks = other.subscribe("+/mask")
+            options = {"batch": 8, "wait_s": 0.1, "deadline_ms": 2000, **self.options}
+            self.worker = Worker(
+                "w",
+                queue=queue or own,
+                decoder=self.decoder,  # type: ignore[arg-type]
+                lane=lane,
+                cameras=self.cameras,
+                masks=MaskPublisher(channel, png, palette=PALETTE, rle=False, live=True),
+                **options,  # type: ignore[arg-type]
+            )
+            task = asyncio.create_task(self.worker.run())
+            try:
+                yield masks
+            finally:
+                task.cancel()
+                await asyncio.wait({task}, timeout=LIMIT_S)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(MemoryBroker(), MemoryQueueState())
+
+
+async def take(masks: AsyncIterator[Message], count: int) -> list[tuple[str, FrameId, int]]:
+    """Camera, frame and class of so many masks."""
+    found = []
+    async with asyncio.timeout(LIMIT_S):
+        for _ in range(count):
+            mask, camera = unpack_mask((await anext(masks)).payload)
+            found.append((camera, mask.id, int(mask.classes[0, 0])))
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_every_packet_becomes_a_mask_on_its_cameras_topic_in_order(bench: Bench) -> None:
+    async with bench.running() as masks:
+        for sequence in range(10):
+            await bench.put("cam-1", live(1, sequence))
+            await bench.put("cam-2", live(2, sequence))
+        found = await take(masks, 20)
+        await bench.empty()
+    for camera, number in (("cam-1", 1), ("cam-2", 2)):
+        assert [each[1:] for each in found if each[0] == camera] == [(FrameId(7, n), number) for n in range(10)]
+    assert not bench.worker.losses.total
+
+
+async def test_packets_of_several_cameras_are_decoded_in_one_batch(bench: Bench) -> None:
+    for camera in range(12):
+        await bench.put(f"cam-{camera}", live(1, 0))
+    async with bench.running() as masks:
+        await take(masks, 12)
+    assert bench.decoder.batches == [8, 4]
+
+
+async def test_a_packet_past_its_deadline_is_answered_and_counted(bench: Bench) -> None:
+    late = replace(live(1, 0), captured_ms=now_ms() - 5000)
+    await bench.put("cam-1", late, live(2, 1))
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 1)] == [1]
+        await bench.empty()
+    assert bench.worker.losses.total == {"late": 1}
+    assert bench.cameras.of("cam-1").stats.drops == {"late": 1}
+
+
+async def test_without_a_deadline_old_packets_are_decoded(bench: Bench) -> None:
+    bench.options["deadline_ms"] = 0
+    await bench.put("cam-1", packet_of(1, sequence=0), packet_of(1, sequence=1, captured_ms=40))
+    async with bench.running() as masks:
+        assert len(await take(masks, 2)) == 2
+
+
+async def test_a_camera_whose_clock_is_ahead_is_served(bench: Bench) -> None:
+    async with bench.running() as masks:
+        await bench.put("cam-1", replace(live(1, 0), captured_ms=now_ms() + 3_600_000))
+        assert len(await take(masks, 1)) == 1
+
+
+async def test_duplicates_and_older_frames_are_answered_and_counted(bench: Bench) -> None:
+    async with bench.running() as masks:
+        await bench.put("cam-1", live(1, 0), live(1, 2))
+        await take(masks, 2)
+        await bench.put("cam-1", live(1, 2), live(1, 1), live(1, 3))
+        assert [each[1].sequence for each in await take(masks, 1)] == [3]
+        await bench.empty()
+    assert bench.worker.losses.total == {"stale": 2}
+
+
+async def test_a_camera_that_starts_again_is_served_from_its_first_frame(bench: Bench) -> None:
+    async with bench.running() as masks:
+        await bench.put("cam-1", live(1, 500), live(1, 0, epoch=8), live(1, 1, epoch=8))
+        found = [each[1] for each in await take(masks, 3)]
+    assert found == [FrameId(7, 500), FrameId(8, 0), FrameId(8, 1)]
+
+
+async def test_a_claim_out_of_order_is_put_in_order(bench: Bench) -> None:
+    first, second = live(1, 1), live(1, 2)
+    await bench.put("cam-1", replace(second, captured_ms=first.captured_ms + 40), first)
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 2)] == [1, 2]
+
+
+async def test_bad_packets_are_buried_and_do_not_spoil_their_batch(bench: Bench) -> None:
+    noise, truncated = os.urandom(80), pack(live(1, 0))[:-3]
+    await bench.put("cam-1", noise, truncated, live(99, 1), live(3, 2))
+    await bench.put("../etc", live(1, 0))
+    async with bench.running() as masks:
+        assert [each[2] for each in await take(masks, 1)] == [3]
+        await bench.empty()
+        await bench.put("cam-1", live(4, 3))
+        assert [each[2] for each in await take(masks, 1)] == [4]
+    assert sorted(each.camera for each in bench.state.dead) == ["../etc", "cam-1", "cam-1", "cam-1"]
+    assert "there is no class 99" in {each.reason for each in bench.state.dead}
+    assert bench.worker.losses.total["buried"] == 4
+
+
+async def test_packets_of_another_bundle_are_counted_and_told_once(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with bench.running() as masks:
+        for sequence in range(3):
+            await bench.put("cam-1", live(1, sequence, bundle=b"othr"))  # type: ignore[arg-type]
+        await bench.put("cam-2", live(1, 0))
+        await take(masks, 1)
+        await bench.empty()
+    assert bench.worker.losses.total == {"bundle": 3}
+    assert not bench.state.dead
+    assert capsys.readouterr().out.count("packets cannot be decoded") == 1
+
+
+async def test_the_next_batch_is_decoded_while_the_last_is_published(bench: Bench) -> None:
+    async with bench.running() as masks, asyncio.timeout(LIMIT_S):
+        bench.worker._masks = SlowPublisher(bench.worker._masks)  # type: ignore[assignment]
+        await bench.put("cam-1", live(1, 0))
+        await bench.put("cam-1", live(1, 1))
+        await until(lambda: sum(bench.decoder.batches) == 2)
+        assert bench.worker.losses.total == {}
+        await take(masks, 2)
+
+
+async def test_no_more_is_claimed_than_can_be_worked_on_at_once(bench: Bench) -> None:
+    bench.options["batch"] = 1
+    async with bench.running() as masks, asyncio.timeout(LIMIT_S):
+        bench.worker._masks = SlowPublisher(bench.worker._masks)  # type: ignore[assignment]
+        await bench.put("cam-1", *(live(1, sequence) for sequence in range(6)))
+        await until(lambda: len(bench.decoder.batches) == 2)
+        await asyncio.sleep(0.02)
+        claimed = sum(entry.worker is not None for shard in bench.state.entries for entry in shard.values())
+        assert claimed == len(bench.decoder.batches) == 2
+        await take(masks, 6)
+
+
+class SlowPublisher:
+    """Publishes, each time a little later."""
+
+    def __init__(self, masks: MaskPublisher) -> None:
+        self._masks = masks
+
+    async def publish(self, *args: object) -> object:
+        await asyncio.sleep(0.1)
+        return await self._masks.publish(*args)  # type: ignore[arg-type]
+
+
+async def test_redis_may_go_away_and_come_back(bench: Bench, own_redis: Server) -> None:
+    url = f"redis://127.0.0.1:{own_redis.port}"
+    async with RedisWorkQueue(url, "w") as queue, RedisWorkQueue(url) as gateway, bench.running(queue) as masks:
+        await gateway.put("cam-1", pack(live(1, 0)))
+        await take(masks, 1)
+        own_redis.kill()
+        await until(lambda: bench.worker.reason() is not None)
+        await asyncio.to_thread(own_redis.start)
+        await until(lambda: bench.worker.reason() is None)
+        await gateway.put("cam-1", pack(live(2, 1)))
+        assert [each[2] for each in await take(masks, 1)] == [2]
+
+
+async def test_a_worker_that_takes_over_goes_on_with_what_the_dead_one_held(bench: Bench) -> None:
+    await bench.put("cam-1", live(1, 0), live(1, 1))
+    async with MemoryWorkQueue(bench.state, "dead") as dead:
+        assert len(await dead.claim(batch=8, wait_s=1)) == 2
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 2)] == [0, 1]
+
+
+async def test_masks_statistics_and_the_compact_form_are_on_their_topics() -> None:
+    broker, state = MemoryBroker(), MemoryQueueState()
+    async with (
+        MemoryChannel(broker) as channel,
+        MemoryChannel(broker) as other,
+        MemoryWorkQueue(state, "w") as queue,
+        MemoryWorkQueue(state) as gateway,
+        Lane("decoder") as lane,
+    ):
+        arriving = other.subscribe("cam-1/#")
+        task = asyncio.create_task(
+            work(
+                "w",
+                WorkerSection(stats_s=0.1, rle=True),
+                bundle=BUNDLE,
+                decoder=StandinDecoder(),  # type: ignore[arg-type]
+                lane=lane,
+                queue=queue,
+                channel=channel,
+                health=Health(),
+            )
+        )
+        await gateway.put("cam-1", pack(live(2, 4)))
+        found: dict[str, bytes] = {}
+        async with asyncio.timeout(LIMIT_S):
+            while len(found) < 3:
+                message = await anext(arriving)
+                found[message.topic] = message.payload
+        task.cancel()
+        await asyncio.wait({task}, timeout=LIMIT_S)
+    assert unpack_mask(found["cam-1/mask"])[0].id == FrameId(7, 4)
+    assert (unpack_mask_rle(found["cam-1/mask/rle"]).classes == 2).all()
+    stats = json.loads(found["cam-1/stats"])
+    assert stats["share"] == {f"class-{k}": float(k == 2) for k in range(5)}
+    assert (stats["key_share"], stats["drops"], stats["worker"]) == (1.0, {}, "w")
+    assert 0 <= stats["latency_p50_ms"] <= stats["latency_p95_ms"] < 5000
+
+
+def test_a_worker_without_a_given_name_makes_one_of_its_own() -> None:
+    assert worker_name("left") == "left"
+    assert str(os.getpid()) in worker_name("")
+    assert WorkerSection(id=worker_name("")).id == worker_name("")
+
+
+async def test_a_bundle_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="none"):
+        await node.main(load_settings(WorkerSettings, None, {"bundle": "none", "health.port": 0}))
