@@ -1,0 +1,93 @@
+"""Experiments are complete, checked and frozen; a wrong one is named in one sentence."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.experiment import load_experiment
+
+TRAIN = Path(__file__).parent.parent / "configs" / "train"
+
+
+def written(folder: Path, changed: dict[str, dict[str, object]]) -> Path:
+    """The tiny experiment as YAML, with keys changed, added, or (where None) left out."""
+    settings = tiny.experiment().model_dump(mode="json")
+    for section, values in changed.items():
+        merged = {**settings[section], **values}
+        settings[section] = {key: value for key, value in merged.items() if value is not None}
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("path", sorted(TRAIN.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_experiment_of_the_repository_is_valid_and_named_as_its_file(path: Path) -> None:
+    assert load_experiment(path).name == path.stem
+
+
+def test_repository_holds_an_experiment() -> None:
+    assert list(TRAIN.glob("*.yaml"))
+
+
+def test_experiment_survives_writing_and_reading(tmp_path: Path) -> None:
+    assert load_experiment(written(tmp_path, {})) == tiny.experiment()
+
+
+def test_experiment_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        tiny.experiment().schedule.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("schedule", {"epoch": 3}, "schedule.epoch"),
+        ("schedule", {"epochs": 0}, "schedule.epochs"),
+        ("schedule", {"lr": "fast"}, "schedule.lr"),
+        ("schedule", {"lr": None}, "schedule.lr"),
+        ("schedule", {"label_weight": float("inf")}, "schedule.label_weight"),
+        ("schedule", {"average_decay": 1.0}, "schedule.average_decay"),
+        ("data", {"crop": [32]}, "data.crop"),
+        ("data", {"dataset": "cityscapes"}, "data.dataset"),
+        ("data", {"class_weighting": 1.0}, "data.class_weighting"),
+        ("model", {"prior_width": 49}, "model.prior_width"),
+        ("model", {"decoder_width": 5}, "model.decoder_width"),
+    ],
+)
+def test_wrong_key_is_named(tmp_path: Path, section: str, values: dict[str, object], named: str) -> None:
+    assert f" {named}" in complaint(written(tmp_path, {section: values}))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "Camvid", "", "a b"])
+def test_name_that_is_no_folder_name_is_rejected(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, {})
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "name": name}))
+    assert " name: " in complaint(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    assert "cannot be read" in complaint(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"model: [", "not YAML"), (b"", "the file"), (b"- a\n", "the file"), (b"\xff\xfe\x00", "cannot be read")],
+    ids=["broken", "empty", "a list", "not text"],
+)
+def test_file_that_is_no_experiment_is_rejected(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_bytes(content)
+    assert said in complaint(path)

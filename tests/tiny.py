@@ -1,0 +1,232 @@
+"""The smallest things the tests of training and coding run on: scenes, a data set, a network and its bundle.
+
+Nothing here is random from run to run: the same seed gives the same bytes on one machine.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.bundle import Bundle, ClassInfo
+from pipeline.experiment import Experiment
+from pipeline.export import Description, export
+from pipeline.models.backbone import MobileNetV2
+from pipeline.models.entropy_model import MeanScaleHyperprior
+from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.training import Folders
+
+torch.set_num_threads(1)  # these networks are too small to share out; waiting for a busy core costs more
+
+WIDTH, HEIGHT = 96, 64
+COLOURS = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign_symbol": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+CLASSES = len(COLOURS)
+PALETTE = np.array(list(COLOURS.values()), np.uint8)
+FROM_CITYSCAPES = (3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10)
+SKY, BUILDING, ROAD, CAR, VOID = 0, 1, 3, 8, 255
+
+MODEL = {
+    "name": "joint_mobilenet_v2",
+    "latents": 32,
+    "hyper_latents": 4,
+    "encoder_width": 8,
+    "prior_width": 4,
+    "decoder_width": 8,
+    "branch": 4,
+    "dilations": (1, 2),
+}
+SIZES = {key: value for key, value in MODEL.items() if key != "name"}
+# Drive, split and number of frames.
+DRIVES = (("0001TP", "train", 4), ("0006R0", "train", 4), ("0001TP", "val", 2), ("0006R0", "test", 2))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """RGB (H, W, 3) and its classes (H, W)."""
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+def scene(rng: np.random.Generator) -> Scene:
+    """Sky above road, a few buildings and cars in their colours, some noise, and a void strip at the bottom."""
+    labels = np.full((HEIGHT, WIDTH), SKY, np.uint8)
+    horizon = int(rng.integers(24, 36))
+    labels[horizon:] = ROAD
+    for _ in range(3):
+        left, top = int(rng.integers(0, 80)), int(rng.integers(4, 20))
+        labels[top:horizon, left : left + 14] = BUILDING
+    left = int(rng.integers(0, 70))
+    labels[horizon + 4 : horizon + 14, left : left + 20] = CAR
+    labels[-2:] = VOID
+    colours = np.vstack([PALETTE, np.zeros((256 - CLASSES, 3), np.uint8)])
+    noisy = colours[labels] + rng.normal(0, 12, (HEIGHT, WIDTH, 3))
+    return Scene(noisy.clip(0, 255).astype(np.uint8), labels)
+
+
+def scenes(count: int, seed: int = 0) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [scene(rng) for _ in range(count)]
+
+
+def camvid(root: Path) -> Path:
+    """Write a dozen frames of two drives in CamVid's layout; returns the folder."""
+    (root / "splits").mkdir(parents=True)
+    described = {
+        "classes": [{"id": i, "name": n, "color": list(c)} for i, (n, c) in enumerate(COLOURS.items())],
+        "cityscapes_train_id_to_camvid": {str(i): c for i, c in enumerate(FROM_CITYSCAPES)},
+    }
+    (root / "classes.json").write_text(json.dumps(described))
+    made = iter(scenes(sum(count for *_, count in DRIVES)))
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for drive, split, count in DRIVES:
+        for number in range(count):
+            image, label = (f"{kind}/{split}/{drive}_{split}{number}.png" for kind in ("images", "labels"))
+            one = next(made)
+            _write(root / image, one.image[..., ::-1])
+            _write(root / label, one.labels)
+            lines[split].append(f"{image} {label}")
+    for split, listed in {**lines, "trainval": lines["train"] + lines["val"]}.items():
+        (root / "splits" / f"{split}.txt").write_text("\n".join(listed) + "\n")
+    return root
+
+
+def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), pixels):
+        raise OSError(f"{path} was not written")
+
+
+def backbone_weights(path: Path, seed: int = 0) -> Path:
+    """Write made-up ImageNet weights, batch norms folded in, under the names that the real ones have."""
+    generator = torch.Generator().manual_seed(seed)
+    stored: dict[str, Tensor] = {}
+    for name, unit in MobileNetV2().units().items():
+        shape = unit[0].weight.shape
+        gain = (2 / shape[1:].numel()) ** 0.5
+        stored[f"MobileNetV2.{name}.weight"] = gain * torch.randn(shape, generator=generator)
+        stored[f"MobileNetV2.{name}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
+    save_file(stored, path)
+    return path
+
+
+def experiment(**changed: dict[str, object]) -> Experiment:
+    """Two epochs of two steps; `changed` holds what a test wants otherwise, by section."""
+    settings: dict[str, dict[str, object]] = {
+        "model": MODEL,
+        "data": {
+            "dataset": "camvid",
+            "split": "train",
+            "without_drives": (),
+            "choose_by": ("val",),
+            "crop": (32, 48),
+            "scale": (0.75, 1.5),
+            "jitter": 0.2,
+            "class_weighting": 1.12,
+        },
+        "teacher": {"size": (96, 64), "weight": 0.0},
+        "schedule": {
+            "seed": 1,
+            "epochs": 2,
+            "batch": 4,
+            "backbone_lr": 1e-4,
+            "lr": 1e-3,
+            "warmup_steps": 1,
+            "weight_decay": 1e-4,
+            "clip_norm": 5.0,
+            "average_decay": 0.9,
+            "label_weight": 1.0,
+            "rate_weight": 0.5,
+            "measure_every": 1,
+        },
+    }
+    merged = {section: {**values, **changed.get(section, {})} for section, values in settings.items()}
+    return Experiment.model_validate({"name": "tiny", **merged})
+
+
+def folders(data: Path, home: Path) -> Folders:
+    """A run in `home`, from made-up backbone weights."""
+    home.mkdir(parents=True, exist_ok=True)
+    return Folders(data=data, backbone=backbone_weights(home / "backbone.safetensors"), teacher=None, run=home / "run")
+
+
+def description() -> Description:
+    """What the manifest of the tiny bundle says."""
+    return Description(
+        name="tiny",
+        created_by="tests/tiny.py",
+        dataset="made-up scenes",
+        classes=tuple(ClassInfo(name=name, colour=colour) for name, colour in COLOURS.items()),
+        width=WIDTH,
+        height=HEIGHT,
+        licence="none",
+    )
+
+
+def images(made: list[Scene]) -> Tensor:
+    """Scenes -> RGB (B, 3, H, W) in 0..255."""
+    return torch.from_numpy(np.stack([one.image for one in made])).permute(0, 3, 1, 2).float()
+
+
+def network(seed: int = 0) -> SplitSegmenter:
+    """Untrained but for its prior, in eval mode; its latents spread over some units, as a trained one's do."""
+    torch.manual_seed(seed)
+    made = SplitSegmenter(CLASSES, **SIZES)
+    seen = images(scenes(12))
+    settle_batch_norms(made, seen)
+    with torch.no_grad():
+        y = made.encode(seen)
+        made.source_encoder.mix[-1].weight.mul_(3 / y.std())
+        y = made.encode(seen)
+        made.prior.hyper_encoder.down[-1].weight.mul_(4 / made.prior.hyper_encoder(y).std())
+    _fit_prior(made.prior, y)
+    return made.eval()
+
+
+def settle_batch_norms(made: SplitSegmenter, seen: Tensor) -> None:
+    """Give each batch norm the statistics of what it sees; otherwise the latents fade with depth."""
+    norms = [m for m in made.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        made.train()(seen)
+    for norm in norms:
+        norm.momentum = 0.1
+    made.eval()
+
+
+def _fit_prior(prior: MeanScaleHyperprior, y: Tensor, steps: int = 150) -> None:
+    """Train the prior on y (B, C, h, w), then widen its Gaussians: scales are of all sizes, escapes are rare."""
+    prior.hyper_encoder.requires_grad_(False)
+    optimiser = torch.optim.Adam([*prior.hyper_decoder.parameters(), *prior.factorised.parameters()], lr=0.01)
+    for _ in range(steps):
+        coded = prior.train()(y)
+        optimiser.zero_grad()
+        (coded.y_bits + coded.z_bits).mean().backward()
+        optimiser.step()
+    prior.hyper_encoder.requires_grad_(True)
+    with torch.no_grad():
+        prior.hyper_decoder.predict.bias[y.shape[1] :] += 0.25  # four steps of the scale table
+
+
+def bundle(made: SplitSegmenter, folder: Path) -> Bundle:
+    """Export the network."""
+    return export(made, description(), folder)
