@@ -164,6 +164,8 @@ def _read_tables(path: Path) -> Tables:
         latent = check_tables(stored["latent_cumulative"], stored["latent_sizes"], stored["latent_offsets"])
         hyper = check_tables(stored["hyper_cumulative"], stored["hyper_sizes"], stored["hyper_offsets"])
         prior = load_prior(stored, hyper_limit=limit, scale_levels=len(latent.sizes))
+        if len(hyper.sizes) != prior.hyper_latents:
+            raise ConfigError(f"{len(hyper.sizes)} hyper tables for {prior.hyper_latents} channels")
         return Tables(prior, latent, hyper, limit, stored["latent_scales"])
     except (KeyError, SafetensorError, OSError, ConfigError) as error:
         raise ConfigError(f"bundle tables {path}: {error}; export the bundle again") from error

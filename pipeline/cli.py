@@ -235,9 +235,7 @@ def export(
 
     experiment = load_experiment(config_file)
     command = f"maskcast train --config {config_file} && maskcast export --config {config_file}"
-    written = publish(
-        experiment, data=data, run=run, folder=bundle, split=measure_on, licence=licence, command=command
-    )
+    written = publish(experiment, data=data, run=run, folder=bundle, split=measure_on, licence=licence, command=command)
     _print_manifest(written)
 
 

@@ -1,7 +1,7 @@
 """Frame to packet on the camera, packet to mask on the worker: two halves that face each other.
 
- Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y - mean -> rANS -> KEY region
- Decoder   KEY region -> rANS -> z -> integer prior -> rANS -> y_hat -> [decode graph] -> logits -> class map
+Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y - mean -> rANS -> KEY region
+Decoder   KEY region -> rANS -> z -> integer prior -> rANS -> y_hat -> [decode graph] -> logits -> class map
 """
 
 from collections.abc import Sequence
@@ -116,9 +116,7 @@ class Decoder:
         good = [y_hat for y_hat in found if isinstance(y_hat, np.ndarray)]
         maps = iter(self.class_maps(np.stack(good)) if good else ())
         return [
-            Mask(packet.id, packet.captured_ms, packet.bundle, next(maps))
-            if isinstance(y_hat, np.ndarray)
-            else y_hat
+            Mask(packet.id, packet.captured_ms, packet.bundle, next(maps)) if isinstance(y_hat, np.ndarray) else y_hat
             for packet, y_hat in zip(packets, found, strict=True)
         ]
 
@@ -147,9 +145,7 @@ class Decoder:
             return error
 
 
-def open_encoder(
-    bundle: Bundle, *, engine: str = "auto", threads: int = 0, quality: int | None = None
-) -> Encoder:
+def open_encoder(bundle: Bundle, *, engine: str = "auto", threads: int = 0, quality: int | None = None) -> Encoder:
     """The camera's half, ready and warm; ConfigError when the bundle has no such quality level."""
     levels = [level.index for level in bundle.manifest.quality_levels]
     chosen = bundle.manifest.default_quality if quality is None else quality

@@ -1,6 +1,5 @@
 """Soft labels from a teacher network, computed once per data set and kept on disk beside the run."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError
 from pipeline.models.teacher import FDDWNet, group_classes, normalise
 
@@ -44,25 +44,30 @@ def soft_labels(
 
 def soft_label_file(
     path: Path,
-    images: Sequence[NDArray[np.uint8]],
+    data: Labelled,
     *,
     teacher: nn.Module,
     target: Tensor,
     classes: int,
     size: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """Soft labels (N, H, W, K) of all images as a memory map; made once, taken from `path` after that."""
-    shape = (len(images), *images[0].shape[:2], classes)
-    if path.is_file():
+    """Soft labels (N, H, W, K) of all frames as a memory map; made once, taken from `path` after that.
+
+    The frames' names lie beside it: a file that was made for other frames is made again.
+    """
+    shape = (len(data.images), *data.images[0].shape[:2], classes)
+    names, frames = path.with_suffix(".txt"), "\n".join(data.names)
+    if path.is_file() and names.is_file() and names.read_text() == frames:
         stored = np.load(path, mmap_mode="r")
         if stored.shape == shape:
             return _bytes(stored)
     partial = path.with_suffix(".partial.npy")
     labels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
-    for i, image in enumerate(images):
+    for i, image in enumerate(data.images):
         labels[i] = soft_labels(teacher, image, target=target, classes=classes, size=size)
     labels.flush()
-    partial.rename(path)
+    partial.replace(path)
+    names.write_text(frames)
     return _bytes(np.load(path, mmap_mode="r"))
 
 

@@ -48,6 +48,7 @@ _REASONS = {
     _NEEDLESS_ESCAPE: "an escape carries a value that is in the table",
 }
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FrequencyTables:
     """T tables of at most L integer frequencies, each table summing to 2**16; made by check_tables only.
@@ -100,9 +101,7 @@ def check_tables(
     )
 
 
-def _check_shapes(
-    cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32]
-) -> None:
+def _check_shapes(cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32]) -> None:
     if cumulative.dtype != np.uint32 or sizes.dtype != np.int32 or offsets.dtype != np.int32:
         raise ConfigError("frequency tables: cumulative must be uint32, sizes and offsets int32")
     if cumulative.ndim != 2 or not 1 <= len(cumulative) <= MAX_TABLES:

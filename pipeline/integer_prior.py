@@ -57,6 +57,11 @@ class IntegerPrior:
         """Channels C of the latent."""
         return len(self.layers[-1].bias) // 2
 
+    @property
+    def hyper_latents(self) -> int:
+        """Channels Z of the hyper latent."""
+        return len(self.layers[0].matrix) // self.layers[0].kernel ** 2
+
     def predict(self, z: NDArray[np.int16], size: tuple[int, int]) -> Prediction:
         """Integer z (Z, ceil(h/4), ceil(w/4)) and the latent's size (h, w) -> means and scale indexes."""
         height, width = size

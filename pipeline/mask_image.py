@@ -169,9 +169,7 @@ def _unpack_runs(runs: bytes, pixels: int) -> NDArray[np.uint8]:
     return classes
 
 
-def _run_lengths(
-    data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _run_lengths(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
     """The varints (R,) that follow the classes at starts (R,) and end at ends (R,)."""
     if (ends - starts).max() > _VARINT_BYTES or (data[ends] == 0).any():
         raise BitstreamError("mask: a run length is zero, too long or not in its shortest form")

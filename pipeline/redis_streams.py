@@ -217,8 +217,7 @@ class RedisStreams:
                     yield
             except AuthenticationError as error:
                 raise TransportError(
-                    f"redis at {self.address} refuses the login: "
-                    f"check user and password in its address ({error})"
+                    f"redis at {self.address} refuses the login: check user and password in its address ({error})"
                 ) from error
             except TimeoutError as error:
                 raise TransportError(f"redis at {self.address} does not answer") from error

@@ -4,7 +4,6 @@ import ctypes
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import datasets, distillation, losses
+from pipeline import checkpoint, datasets, distillation, losses
 from pipeline.accuracy import confusion, mean_iou
+from pipeline.batches import Batch, Batches
+from pipeline.checkpoint import Trainee
 from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import Experiment
@@ -23,7 +26,6 @@ from pipeline.models import MODELS
 from pipeline.models.backbone import load_folded, unfold_batch_norm
 from pipeline.models.split_segmenter import SplitSegmenter
 
-_CHECKPOINT = "checkpoint.pt"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -60,17 +62,9 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    images: Tensor  # (B, 3, h, w) uint8
-    labels: Tensor  # (B, h, w) uint8
-    soft: Tensor | None  # (B, K, h, w) uint8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Setup:
-    data: Labelled
+    batches: Batches
     held: Mapping[str, Labelled]
-    soft: NDArray[np.uint8] | None
     class_weights: Tensor
     network: SplitSegmenter
     average: SplitSegmenter  # moving average of the network's weights: what is measured and exported
@@ -96,13 +90,13 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
     """
     schedule = experiment.schedule
     setup = _set_up(experiment, folders)
-    network, optimiser = setup.network, setup.optimiser
-    steps_per_epoch = len(setup.data.images) // schedule.batch
+    network, optimiser, batches = setup.network, setup.optimiser, setup.batches
+    trainee = Trainee(network, setup.average, optimiser)
 
-    for epoch in range(_resume(folders.run, setup), schedule.epochs):
+    for epoch in range(checkpoint.resume(folders.run, trainee, experiment), schedule.epochs):
         sums = np.zeros(4)
-        steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
-        for step, batch in zip(steps, _batches(experiment, setup.data, setup.soft, steps), strict=True):
+        steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
+        for step, batch in zip(steps, batches.of(steps), strict=True):
             terms = _losses(network.train(), batch, setup.class_weights)
             loss = (
                 schedule.label_weight * terms.segmentation
@@ -112,15 +106,15 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = _clip(network, schedule.clip_norm)
-            _set_rates(optimiser, experiment, step, steps_per_epoch * schedule.epochs)
+            _set_rates(optimiser, experiment, step, batches.per_epoch * schedule.epochs)
             optimiser.step()
             _update_average(setup.average, network, min(schedule.average_decay, (1 + step) / (10 + step)))
             sums += [terms.segmentation.item(), terms.distillation.item(), terms.rate.item(), norm]
         last = epoch + 1 == schedule.epochs
         due = last or (epoch + 1) % schedule.measure_every == 0
         measured = [measure(setup.average, part, name) for name, part in setup.held.items()] if due else []
-        _save(folders.run, setup, epoch + 1)
-        yield _progress(epoch + 1, schedule.epochs, sums / steps_per_epoch, measured)
+        checkpoint.save(folders.run, trainee, experiment, epochs_done=epoch + 1)
+        yield _progress(epoch + 1, schedule.epochs, sums / batches.per_epoch, measured)
 
 
 def _progress(epoch: int, epochs: int, means: NDArray[np.float64], measured: list[Measured]) -> Progress:
@@ -130,8 +124,8 @@ def _progress(epoch: int, epochs: int, means: NDArray[np.float64], measured: lis
 
 def _keep_freed_memory() -> None:
     """Tell glibc's allocator to reuse large blocks: on two cores, handing them back took a third of a step."""
-    if sys.platform == "linux":
-        allocator = ctypes.CDLL(None)
+    allocator = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(allocator, "mallopt"):  # musl has none
         allocator.mallopt(_M_MMAP_MAX, 0)
         allocator.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         allocator.mallopt(_M_TOP_PAD, 2**28)
@@ -149,13 +143,19 @@ def _set_up(experiment: Experiment, folders: Folders) -> _Setup:
         raise ConfigError(f"schedule.batch {experiment.schedule.batch}: only {len(data.images)} frames; lower it")
     weights = datasets.class_weights(data.labels, classes, strength=settings.class_weighting)
     network = build(experiment, classes)
-    load_folded(network.backbone, folders.backbone)
+    load_folded(network.backbone, _read_weights(folders.backbone))
     unfold_batch_norm(network.backbone, _calibration_images(data))
     network = network.to(memory_format=torch.channels_last).to(device)
     return _Setup(
-        data=data,
+        batches=Batches(
+            data=data,
+            soft=_soft_labels(experiment, folders, data, described, device),
+            size=experiment.schedule.batch,
+            crop=settings.crop,
+            augmentation=datasets.Augmentation(*settings.scale, settings.jitter),
+            seed=experiment.schedule.seed,
+        ),
         held={name: datasets.camvid(folders.data, name) for name in settings.choose_by},
-        soft=_soft_labels(experiment, folders, data, described, device),
         class_weights=torch.from_numpy(weights).to(device),
         network=network,
         average=deepcopy(network).eval().requires_grad_(False),
@@ -163,16 +163,17 @@ def _set_up(experiment: Experiment, folders: Folders) -> _Setup:
     )
 
 
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"backbone weights {path}: {error}; name MobileNetV2's safetensors file") from error
+
+
 def load_trained(experiment: Experiment, run: Path, classes: int) -> SplitSegmenter:
     """The averaged weights of a run's checkpoint, in eval mode; ConfigError when there is none."""
-    path = run / _CHECKPOINT
-    if not path.is_file():
-        raise ConfigError(f"run {run}: no {_CHECKPOINT} in it; train first, or name another run")
     network = build(experiment, classes)
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
-    except (RuntimeError, KeyError) as error:
-        raise ConfigError(f"run {run}: its weights are not of this experiment; name the one it began with") from error
+    checkpoint.load_average(run, network)
     return network.eval()
 
 
@@ -192,7 +193,7 @@ def measure(network: SplitSegmenter, data: Labelled, split: str) -> Measured:
     return Measured(split, mean_iou(matrix), bits / pixels)
 
 
-def _losses(network: nn.Module, batch: _Batch, class_weights: Tensor) -> losses.Losses:
+def _losses(network: nn.Module, batch: Batch, class_weights: Tensor) -> losses.Losses:
     device = class_weights.device
     images = batch.images.to(device).float().contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
@@ -217,7 +218,7 @@ def _soft_labels(
         raise ConfigError("teacher.weight is above 0, but no teacher weights are named; add --teacher FILE")
     return distillation.soft_label_file(
         folders.run / "soft_labels.npy",
-        data.images,
+        data,
         teacher=distillation.load_teacher(folders.teacher).to(memory_format=torch.channels_last).to(device),
         target=torch.tensor(described.from_cityscapes, device=device),
         classes=len(described.classes),
@@ -231,41 +232,6 @@ def _calibration_images(data: Labelled, count: int = 16) -> Tensor:
     height, width = (size // 16 * 16 for size in chosen[0].shape[:2])
     stacked = np.stack([image[:height, :width] for image in chosen])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float()
-
-
-def _batches(
-    experiment: Experiment, data: Labelled, soft: NDArray[np.uint8] | None, steps: range
-) -> Iterator[_Batch]:
-    """One batch per step, made ahead in a thread; a batch depends on seed and step alone, so that runs can resume."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = [pool.submit(_batch, experiment, data, soft, step) for step in steps[:3]]
-        for step in steps:
-            batch = ahead.pop(0).result()
-            if step + 3 in steps:
-                ahead.append(pool.submit(_batch, experiment, data, soft, step + 3))
-            yield batch
-
-
-def _batch(experiment: Experiment, data: Labelled, soft: NDArray[np.uint8] | None, step: int) -> _Batch:
-    seed, size = experiment.schedule.seed, experiment.schedule.batch
-    steps_per_epoch = len(data.images) // size
-    epoch, place = divmod(step, steps_per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(len(data.images))
-    rng = np.random.default_rng((seed, epoch, place))
-    scale = experiment.data.scale
-    augmentation = datasets.Augmentation(*scale, experiment.data.jitter)
-    views = [
-        datasets.random_view(
-            data, int(i), soft=soft, size=experiment.data.crop, augmentation=augmentation, rng=rng
-        )
-        for i in order[place * size : (place + 1) * size]
-    ]
-    softs = [view.soft for view in views if view.soft is not None]
-    return _Batch(
-        torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2),
-        torch.from_numpy(np.stack([view.labels for view in views])),
-        torch.from_numpy(np.stack(softs)).permute(0, 3, 1, 2) if softs else None,
-    )
 
 
 def _optimiser(network: SplitSegmenter, experiment: Experiment) -> torch.optim.AdamW:
@@ -303,36 +269,6 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
             mean.lerp_(new, 1 - decay)
         else:
             mean.copy_(new)
-
-
-def _save(run: Path, setup: _Setup, epochs_done: int) -> None:
-    state: Mapping[str, object] = {
-        "network": setup.network.state_dict(),
-        "average": setup.average.state_dict(),
-        "optimiser": setup.optimiser.state_dict(),
-        "epochs_done": epochs_done,
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all(),  # empty where there is no GPU
-    }
-    torch.save(state, run / f"{_CHECKPOINT}.new")
-    (run / f"{_CHECKPOINT}.new").replace(run / _CHECKPOINT)
-
-
-def _resume(run: Path, setup: _Setup) -> int:
-    """Load the run's checkpoint, if there is one; the epochs it has done."""
-    path = run / _CHECKPOINT
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        setup.network.load_state_dict(state["network"])
-        setup.average.load_state_dict(state["average"])
-        setup.optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"run {run}: its checkpoint is not of this experiment; name an empty folder") from error
-    torch.set_rng_state(state["random"])
-    torch.cuda.set_rng_state_all(state.get("random_cuda", []))
-    return int(state["epochs_done"])
 
 
 def describe(progress: Progress) -> str:

@@ -103,11 +103,7 @@ def preferred_shards(worker: str, live: Iterable[str], shards: int) -> list[int]
     def weight(name: str, shard: int) -> bytes:
         return hashlib.blake2b(f"{shard}:{name}".encode(), digest_size=8).digest()
 
-    return [
-        shard
-        for shard in range(shards)
-        if all(weight(worker, shard) > weight(other, shard) for other in others)
-    ]
+    return [shard for shard in range(shards) if all(weight(worker, shard) > weight(other, shard) for other in others)]
 
 
 @dataclass(slots=True)

@@ -59,9 +59,7 @@ def test_files_and_functions_are_small(path: Path) -> None:
     assert {name: size for name, size in long.items() if size > FUNCTION_LINES} == {}
 
 
-@pytest.mark.parametrize(
-    "module", ["nodes.camera", "nodes.gateway", "nodes.worker", "nodes.viewer", "nodes.demo"]
-)
+@pytest.mark.parametrize("module", ["nodes.camera", "nodes.gateway", "nodes.worker", "nodes.viewer", "nodes.demo"])
 def test_a_node_loads_no_torch(module: str) -> None:
     loaded = modules_loaded_by(module)
     assert module in loaded
@@ -80,8 +78,6 @@ def test_a_gateway_loads_neither_model_nor_codec() -> None:
 def modules_loaded_by(module: str) -> set[str]:
     """Import the module in a fresh interpreter and return the names of all modules it then holds."""
     script = f"import sys, {module}; print('\\n'.join(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())

@@ -9,7 +9,16 @@ import pytest
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import Decoder, Encoder, decode_latents, dequantise, encode_latents, open_decoder, open_encoder, packet_of
+from pipeline.codec import (
+    Decoder,
+    Encoder,
+    decode_latents,
+    dequantise,
+    encode_latents,
+    open_decoder,
+    open_encoder,
+    packet_of,
+)
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError
 from pipeline.messages import Frame, FrameId, Kind, Mask, Packet, Region
 from pipeline.recording import fit

@@ -136,9 +136,7 @@ def test_view_at_scale_one_is_a_cut_of_the_frame() -> None:
 
 def test_frames_are_mirrored_about_half_of_the_time() -> None:
     rng, labels = np.random.default_rng(3), stripes()
-    views = [
-        random_view(painted(labels), 0, soft=None, size=(48, 64), augmentation=STILL, rng=rng) for _ in range(60)
-    ]
+    views = [random_view(painted(labels), 0, soft=None, size=(48, 64), augmentation=STILL, rng=rng) for _ in range(60)]
     mirrored = sum(not np.array_equal(view.labels, labels) for view in views)
     assert 18 <= mirrored <= 42
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tiny import CLASSES, FROM_CITYSCAPES, HEIGHT, WIDTH, scenes
 from torch import Tensor, nn
 
+from pipeline.datasets import Labelled
 from pipeline.distillation import load_teacher, soft_label_file, soft_labels
 from pipeline.errors import ConfigError
 from pipeline.models.teacher import FDDWNet
@@ -45,8 +46,12 @@ def pictures(count: int) -> list[NDArray[np.uint8]]:
     return [one.image for one in scenes(count)]
 
 
-def made(path: Path, images: Sequence[NDArray[np.uint8]], teacher: nn.Module) -> NDArray[np.uint8]:
-    return soft_label_file(path, images, teacher=teacher, target=TARGET, classes=CLASSES, size=SIZE)
+def made(
+    path: Path, images: Sequence[NDArray[np.uint8]], teacher: nn.Module, *, size: tuple[int, int] = SIZE
+) -> NDArray[np.uint8]:
+    names = tuple(f"frame-{i}-{int(image.sum())}" for i, image in enumerate(images))
+    data = Labelled(names, tuple(images), tuple(image[..., 0] for image in images))
+    return soft_label_file(path, data, teacher=teacher, target=TARGET, classes=CLASSES, size=size)
 
 
 def test_soft_labels_have_the_pictures_size_and_our_classes() -> None:
@@ -84,9 +89,7 @@ def test_soft_labels_of_other_frames_are_made_again(tmp_path: Path) -> None:
 def test_interrupted_work_leaves_no_soft_labels(tmp_path: Path) -> None:
     path = tmp_path / "soft.npy"
     with pytest.raises(AssertionError):
-        soft_label_file(
-            path, pictures(2), teacher=LightMeter(), target=TARGET, classes=CLASSES, size=(SIZE[0] + 8, SIZE[1])
-        )
+        made(path, pictures(2), LightMeter(), size=(SIZE[0] + 8, SIZE[1]))
     assert not path.exists()
 
 

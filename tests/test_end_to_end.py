@@ -14,11 +14,11 @@ import numpy as np
 import paho.mqtt.client as paho
 import pytest
 from PIL import Image
+from processes import Node, Site, site, wait_until
+from servers import Server, find_program
 
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.mask_image import unpack_mask
-from processes import Node, Site, site, wait_until
-from servers import Server, find_program
 
 FPS = 25.0
 

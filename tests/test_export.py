@@ -169,9 +169,7 @@ def test_halving_changes_outputs_little_and_small_weights_not_at_all(tmp_path: P
     onnx.save(model, tmp_path / "full.onnx")
     onnx.save(halved, tmp_path / "half.onnx")
     x = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
-    full, half = (
-        open_session(tmp_path / f"{name}.onnx", engine="onnxruntime").run(x)[0] for name in ("full", "half")
-    )
+    full, half = (open_session(tmp_path / f"{name}.onnx", engine="onnxruntime").run(x)[0] for name in ("full", "half"))
     assert 0 < difference(half, full) < 1e-3
 
 

@@ -10,7 +10,7 @@ from pipeline.models.split_segmenter import Segmented, SplitSegmenter
 
 SIZES = [(64, 96), (16, 16), (70, 50), (33, 17), (15, 100)]
 # compressai's bookkeeping for tables of its own, which are not used: freeze() reads the density itself.
-NOT_LEARNED = {"prior.factorised.quantiles"}
+NOT_LEARNED = {"prior.factorised.quantiles"}  # frozen: nothing reads it
 
 
 @pytest.fixture(params=MODELS, scope="module")

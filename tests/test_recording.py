@@ -6,10 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, SourceError
 from pipeline.mask_image import unpack_mask
+from pipeline.messages import Packet
 from pipeline.recording import decode_files, encode_files, fit
 
 
@@ -59,9 +61,6 @@ def test_a_damaged_packet_file_is_named(decoder: Decoder, bundle: Bundle, tmp_pa
 def test_a_packet_of_another_bundle_is_named(
     bundle: Bundle, encoder: Encoder, decoder: Decoder, pictures: Path, tmp_path: Path
 ) -> None:
-    from pipeline.bitstream import pack, unpack  # noqa: PLC0415
-    from pipeline.messages import Packet  # noqa: PLC0415
-
     (first, *_) = encode_files(encoder, bundle, pictures, tmp_path / "packets")
     packet = unpack(first.path.read_bytes())
     foreign = Packet(packet.id, 0, b"\0\0\0\0", 0, 1, 1, packet.regions)
@@ -75,9 +74,7 @@ def test_a_folder_without_packets_is_refused(decoder: Decoder, bundle: Bundle, t
         list(decode_files(decoder, bundle, tmp_path, tmp_path / "masks"))
 
 
-def test_two_pictures_of_one_stem_are_refused(
-    bundle: Bundle, encoder: Encoder, pictures: Path, tmp_path: Path
-) -> None:
+def test_two_pictures_of_one_stem_are_refused(bundle: Bundle, encoder: Encoder, pictures: Path, tmp_path: Path) -> None:
     (pictures / "a_1.jpg").write_bytes((pictures / "a_1.png").read_bytes())
     with pytest.raises(SourceError, match="same name but for their suffix"):
         list(encode_files(encoder, bundle, pictures, tmp_path / "packets"))

@@ -70,9 +70,7 @@ asyncio.run(main())
 """
     async with RedisWorkQueue(redis_bench.url) as gateway, RedisWorkQueue(redis_bench.url, "w2") as other:
         await gateway.put("cam-1", b"x")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
-        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
         async with asyncio.timeout(3 * LIMIT_S):
             assert await process.stdout.readline() == b"1\n"

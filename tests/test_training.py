@@ -52,9 +52,7 @@ def test_loss_falls_on_frames_seen_often(tiny_camvid: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_measured_when_due_and_after_the_last_epoch(tiny_camvid: Path, tmp_path: Path, every: int) -> None:
-    found = epochs(
-        tiny.experiment(schedule={"epochs": 3, "measure_every": every}), tiny.folders(tiny_camvid, tmp_path)
-    )
+    found = epochs(tiny.experiment(schedule={"epochs": 3, "measure_every": every}), tiny.folders(tiny_camvid, tmp_path))
     assert [bool(p.measured) for p in found] == [every == 1, every <= 2, True]
 
 

@@ -1,10 +1,9 @@
 """Image-encoder backbones, cut at a stage: the part of a classifier that runs on the camera."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.models.layers import SameConv
@@ -37,9 +36,7 @@ _STAGES = (
 
 
 def _unit(c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        SameConv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out), nn.ReLU6(inplace=True)
-    )
+    return nn.Sequential(SameConv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out), nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
@@ -72,9 +69,7 @@ class MobileNetV2(nn.Module):
             blocks = []
             for i in range(stage.repeats):
                 stride = stage.stride if i == 0 else 1
-                blocks.append(
-                    InvertedResidual(channels, stage.channels, expansion=stage.expansion, stride=stride)
-                )
+                blocks.append(InvertedResidual(channels, stage.channels, expansion=stage.expansion, stride=stride))
                 channels = stage.channels
             stages.append(nn.Sequential(*blocks))
         self.to_4 = nn.Sequential(*stages[:2])
@@ -113,9 +108,8 @@ def _variance(norm: nn.BatchNorm2d) -> Tensor:
     return norm.running_var
 
 
-def load_folded(backbone: MobileNetV2, path: Path) -> None:
-    """Load ImageNet weights whose batch norm was folded into kernel and bias; the batch norms become x + bias."""
-    weights = load_file(path)
+def load_folded(backbone: MobileNetV2, weights: Mapping[str, Tensor]) -> None:
+    """Take ImageNet weights whose batch norm was folded into kernel and bias; the batch norms become x + bias."""
     with torch.no_grad():
         for name, (conv, norm) in backbone.units().items():
             conv.weight.copy_(weights[f"MobileNetV2.{name}.weight"].float())

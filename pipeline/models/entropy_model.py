@@ -109,6 +109,7 @@ class MeanScaleHyperprior(nn.Module):
         self.hyper_encoder = HyperEncoder(latents, hyper_latents)
         self.hyper_decoder = IntegerHyperDecoder(latents, hyper_latents, width)
         self.factorised = EntropyBottleneck(hyper_latents)
+        self.factorised.quantiles.requires_grad_(False)  # compressai's own tables are not used
         self.gaussian = GaussianConditional(None)
         self.register_buffer("log_scales", torch.from_numpy(np.log(scale_table())).float(), persistent=False)
 

@@ -19,8 +19,7 @@ class SourceEncoder(nn.Module):
         stride = features[-1].stride
         self.factors = tuple(stride // f.stride for f in features)
         self.reduce = nn.ModuleList(
-            conv_bn_relu(f.channels * factor**2, width)
-            for f, factor in zip(features, self.factors, strict=True)
+            conv_bn_relu(f.channels * factor**2, width) for f, factor in zip(features, self.factors, strict=True)
         )
         self.mix = nn.Sequential(
             conv_bn_relu(width * len(features), width), conv_bn_relu(width, width, 3), nn.Conv2d(width, latents, 1)

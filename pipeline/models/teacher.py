@@ -28,9 +28,7 @@ class Down(nn.Module):
 
 def _factor(channels: int, kernel: tuple[int, int], *, dilation: int = 1, groups: int = 1) -> nn.Sequential:
     padding = (dilation * (kernel[0] - 1) // 2, dilation * (kernel[1] - 1) // 2)
-    conv = nn.Conv2d(
-        channels, channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False
-    )
+    conv = nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
 

@@ -19,7 +19,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(weights: Path) -> MobileNetV2:
     backbone = MobileNetV2().eval()
-    load_folded(backbone, weights)
+    load_folded(backbone, load_file(weights))
     return backbone
 
 

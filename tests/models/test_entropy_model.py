@@ -207,9 +207,7 @@ def coded_and_sent(network: SplitSegmenter, bundle: Bundle, scene: tiny.Scene) -
     return float(coded.y_bits + coded.z_bits), latents
 
 
-def test_estimated_bits_are_within_2_percent_of_the_payload(
-    tiny_network: SplitSegmenter, tiny_bundle: Bundle
-) -> None:
+def test_estimated_bits_are_within_2_percent_of_the_payload(tiny_network: SplitSegmenter, tiny_bundle: Bundle) -> None:
     for scene in tiny.scenes(6):
         bits, latents = coded_and_sent(tiny_network, tiny_bundle, scene)
         payload = len(encode_latents(latents, tiny_bundle.tables)) - FLUSH_BYTES - HEADER_BYTES

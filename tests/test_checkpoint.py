@@ -1,0 +1,56 @@
+"""Checkpoints: saved whole, loaded exactly, refused when they are another experiment's."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from pipeline.checkpoint import FILE, Trainee, load_average, resume, save
+from pipeline.errors import ConfigError
+
+
+def trainee() -> Trainee:
+    """A layer, its average and an optimiser that has taken a step."""
+    network, average = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    return Trainee(network, average, optimiser)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    before, after = trainee(), trainee()
+    save(tmp_path, before, tiny.experiment(), epochs_done=3)
+    expected = torch.rand(4)
+    assert resume(tmp_path, after, tiny.experiment()) == 3
+    torch.testing.assert_close(torch.rand(4), expected)
+    assert torch.equal(after.network.weight, before.network.weight)
+    assert torch.equal(after.average.weight, before.average.weight)
+    one, other = before.optimiser.state_dict()["state"], after.optimiser.state_dict()["state"]
+    assert torch.equal(one[0]["exp_avg"], other[0]["exp_avg"])
+
+
+def test_a_folder_without_checkpoint_starts_at_nothing(tmp_path: Path) -> None:
+    assert resume(tmp_path, trainee(), tiny.experiment()) == 0
+
+
+def test_any_changed_setting_makes_it_another_experiment(tmp_path: Path) -> None:
+    save(tmp_path, trainee(), tiny.experiment(), epochs_done=1)
+    with pytest.raises(ConfigError, match="another experiment"):
+        resume(tmp_path, trainee(), tiny.experiment(schedule={"lr": 0.5}))
+
+
+def test_the_average_is_what_is_loaded_for_use(tmp_path: Path) -> None:
+    saved, network = trainee(), nn.Linear(3, 2)
+    save(tmp_path, saved, tiny.experiment(), epochs_done=1)
+    load_average(tmp_path, network)
+    assert torch.equal(network.weight, saved.average.weight)
+    with pytest.raises(ConfigError, match="not of this experiment"):
+        load_average(tmp_path, nn.Linear(4, 2))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=FILE):
+        load_average(tmp_path, nn.Linear(3, 2))
