@@ -1,5 +1,6 @@
 """Fixtures that more than one test file needs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,14 @@ def own_mosquitto(tmp_path: Path) -> Iterator[Server]:
     """A mosquitto for one test, which may kill it and start it again."""
     with mosquitto(tmp_path) as server:
         yield server
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    """The folder for screenshots: SCREENSHOTS, to look at them, or one that goes away."""
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 # What follows imports torch, which most test files can do without: only where it is asked for.
