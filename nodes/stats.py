@@ -13,6 +13,7 @@ from pipeline.messages import FrameId
 
 _WINDOWS = 5  # the percentiles of latency are over this many intervals, one alone is too few frames
 _SETTLE_MS, _SETTLE_PACKETS = 3000, 10
+_STEADY_MS = 500  # a wrong clock is wrong by the same amount, a backlog is not
 _OLD_EPOCHS = 8
 _SILENT_S = 5.0  # a camera that is silent for longer is not spoken of
 _FORGET_S = 60.0
@@ -66,11 +67,13 @@ class CaptureClock:
     def _note_late(self, raw_ms: int, now_ms: int) -> None:
         if not self._late:
             self._late_since_ms = now_ms
-        self._late = [*self._late[-_SETTLE_PACKETS:], raw_ms]
-        if len(self._late) > _SETTLE_PACKETS and now_ms - self._late_since_ms >= _SETTLE_MS:
-            least_ms = min(self._late)
+        self._late.append(raw_ms)
+        if len(self._late) <= _SETTLE_PACKETS or now_ms - self._late_since_ms < _SETTLE_MS:
+            return
+        least_ms, most_ms = min(self._late), max(self._late)
+        self._late.clear()
+        if most_ms - least_ms <= _STEADY_MS:
             self.offset_ms = 0 if 0 <= least_ms <= self._deadline_ms else least_ms
-            self._late.clear()
             log.warning("the camera's clock is off", camera=self._camera, behind_ms=self.offset_ms)
 
 

@@ -31,6 +31,9 @@ from pipeline.transport import Channel, open_channel
 from pipeline.work_queue import Job, WorkQueue
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
+# A worker this far behind catches up: of the frames it holds of a camera it decodes the newest. Below this a few
+# frames that came together, after a hiccup, are all worth their time.
+_BEHIND_MS = 200
 _BATCHES = 2  # one is decoded while one is published
 _REASONS = {BundleMismatch: "bundle", MissingKey: "missing_key", TransportError: "uplink"}
 
@@ -129,10 +132,12 @@ class Worker:
                 opened.append(Ticket(job, open_job(job)))
             except PipelineError as error:
                 await self._bury(job, str(error))
+        opened.sort(key=lambda ticket: ticket.packet.captured_ms)
+        newest = {ticket.job.camera: ticket for ticket in opened if stands_alone(ticket.packet)}
         tickets: list[Ticket] = []
         refused: list[Job] = []
-        for ticket in sorted(opened, key=lambda ticket: ticket.packet.captured_ms):
-            reason = self._refusal(ticket)
+        for ticket in opened:
+            reason = self._refusal(ticket, newest=newest.get(ticket.job.camera, ticket))
             if reason is None:
                 tickets.append(ticket)
             else:
@@ -141,14 +146,17 @@ class Worker:
         await self._acknowledge(refused)
         return tickets
 
-    def _refusal(self, ticket: Ticket) -> str | None:
-        """Why a packet is not worth decoding, or None."""
+    def _refusal(self, ticket: Ticket, *, newest: Ticket) -> str | None:
+        """Why a packet is not worth decoding, or None; `newest` is its camera's newest that needs no other."""
         camera, packet = self._cameras.of(ticket.job.camera), ticket.packet
         keys = sum(region.kind is Kind.KEY for region in packet.regions)
         camera.heard_s = self._clock()
         camera.stats.packet(size_bytes=len(ticket.job.packet), keys=keys, regions=len(packet.regions))
-        if camera.clock.age_ms(packet.captured_ms, now_ms=self._wall_ms()) > self._deadline_ms > 0:
+        age_ms = camera.clock.age_ms(packet.captured_ms, now_ms=self._wall_ms())
+        if age_ms > self._deadline_ms > 0:
             return "late"
+        if self._deadline_ms and age_ms > _BEHIND_MS and packet.captured_ms < newest.packet.captured_ms:
+            return "superseded"
         return None if camera.order.admit(packet.id) else "stale"
 
     async def _publish(self) -> None:
@@ -215,6 +223,12 @@ class Worker:
         if self._away is None:
             log.warning("queue away", worker=self._name, reason=str(error))
         self._away = str(error)
+
+
+def stands_alone(packet: Packet) -> bool:
+    """Whether the packet shows the whole frame without any other packet, so that older ones are not needed."""
+    keys = sum(region.kind is Kind.KEY for region in packet.regions)
+    return keys == packet.rows * packet.columns
 
 
 def open_job(job: Job) -> Packet:

@@ -75,6 +75,15 @@ def test_a_backlog_that_is_cleared_soon_is_not_taken_for_a_wrong_clock() -> None
     assert clock.offset_ms == 0
 
 
+def test_a_backlog_that_grows_is_not_taken_for_a_wrong_clock() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    now = 10**9
+    for number in range(200):  # each second of packets takes a second and a half to come
+        now += 60
+        clock.age_ms(10**9 - 3000 + 40 * number, now_ms=now)
+    assert clock.offset_ms == 0
+
+
 def test_without_a_deadline_nothing_is_late() -> None:
     clock = CaptureClock("cam-1", deadline_ms=0)
     assert ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 9000, 40))[-1] == 10_020

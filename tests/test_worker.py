@@ -21,7 +21,7 @@ from pipeline.bitstream import pack
 from pipeline.config import WorkerSection, WorkerSettings, load_settings
 from pipeline.errors import ConfigError
 from pipeline.mask_image import unpack_mask, unpack_mask_rle
-from pipeline.messages import FrameId, Packet
+from pipeline.messages import FrameId, Kind, Packet, Region
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
@@ -141,6 +141,37 @@ async def test_a_packet_past_its_deadline_is_answered_and_counted(bench: Bench) 
         await bench.empty()
     assert bench.worker.losses.total == {"late": 1}
     assert bench.cameras.of("cam-1").stats.drops == {"late": 1}
+
+
+def aged(count: int, *, newest_ms: int) -> list[Packet]:
+    """Packets of one camera, 40 ms apart, the last one captured so long ago."""
+    last = now_ms() - newest_ms
+    return [replace(live(1, n), captured_ms=last - 40 * (count - 1 - n)) for n in range(count)]
+
+
+async def test_a_worker_that_is_behind_goes_to_the_newest_frame(bench: Bench) -> None:
+    await bench.put("cam-1", *aged(6, newest_ms=400))
+    await bench.put("cam-2", *aged(1, newest_ms=600))
+    async with bench.running() as masks:
+        found = await take(masks, 2)
+        await bench.empty()
+    assert {(camera, id.sequence) for camera, id, _ in found} == {("cam-1", 5), ("cam-2", 0)}
+    assert bench.cameras.of("cam-1").stats.drops == {"superseded": 5}
+    assert not bench.cameras.of("cam-2").stats.drops
+
+
+async def test_frames_that_came_together_after_a_hiccup_are_all_shown(bench: Bench) -> None:
+    await bench.put("cam-1", *aged(4, newest_ms=10))
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 4)] == [0, 1, 2, 3]
+
+
+async def test_a_packet_that_others_may_refer_to_is_not_passed_over_for_one_that_refers(bench: Bench) -> None:
+    key, follower = aged(2, newest_ms=400)
+    warp = replace(follower, regions=(Region(Kind.WARP, 0, 1, b"flow"),))
+    await bench.put("cam-1", key, warp)
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 1)] == [0]
 
 
 async def test_without_a_deadline_old_packets_are_decoded(bench: Bench) -> None:
