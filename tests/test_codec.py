@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -151,6 +153,16 @@ def test_mutated_packets_give_a_mask_or_an_error(
         except BitstreamError:
             refused += 1
     assert refused > 9_000  # the coder ends in a known state; hardly anything slips through
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=600), decoded=st.booleans())
+def test_any_bytes_are_latents_or_a_bitstream_error(
+    bundle: Bundle, decoders: dict[str, Decoder], body: bytes, decoded: bool
+) -> None:
+    packet = Packet(FrameId(0, 0), 0, bundle.id, 0, 1, 1, (Region(Kind.KEY, 0, 0, body),))
+    (result,) = decoders["onnxruntime"].decode([unpack(pack(packet)) if decoded else packet])
+    assert isinstance(result, Mask | BitstreamError)
 
 
 def test_extreme_outputs_of_a_network_are_still_coded(bundle: Bundle, encoders: dict[str, Encoder]) -> None:
