@@ -26,8 +26,7 @@ from pipeline.class_map import class_map
 from pipeline.codec import decode_latents, dequantise, encode_latents, open_decoder, open_encoder, packet_of, quantise
 from pipeline.experiment import load_experiment
 from pipeline.messages import Frame, FrameId, Packet
-from pipeline.recording import fit
-from pipeline.sources import open_source
+from pipeline.sources import fit, open_source
 from pipeline.training import build
 from pipeline.video import sample_path
 

@@ -4,17 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle
 from pipeline.codec import Decoder, Encoder
 from pipeline.errors import BitstreamError, ConfigError, PipelineError, SourceError
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Frame, FrameId
-from pipeline.sources import open_source
+from pipeline.sources import fit, image_files, open_source
 
 SUFFIX = ".mcp"
 
@@ -55,21 +51,11 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
         yield _write(folder / f"{path.stem}.png", pack_mask(mask, "file", bundle.palette))
 
 
-def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """RGB (H, W, 3) at `size` (width, height); the shape of the picture gives way, as on the camera."""
-    if image.shape[1::-1] == size:
-        return image
-    shrinks = image.shape[1] > size[0]
-    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.ascontiguousarray(cv2.resize(image, size, interpolation=mode), np.uint8)
-
-
 def _stems(source: Path) -> list[str]:
     """The names that the frames of a directory have; none for a clip."""
     if not source.is_dir():
         return []
-    images = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
-    stems = [path.stem for path in sorted(source.iterdir()) if path.suffix.lower() in images]
+    stems = [path.stem for path in image_files(source)]
     if len(set(stems)) != len(stems):
         raise SourceError(f"input {source}: two images have the same name but for their suffix; rename one")
     return stems

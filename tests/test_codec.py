@@ -23,8 +23,7 @@ from pipeline.codec import (
 )
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError
 from pipeline.messages import Frame, FrameId, Kind, Mask, Packet, Region
-from pipeline.recording import fit
-from pipeline.sources import open_source
+from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
 
 ENGINES = ("onnxruntime", "openvino")
@@ -114,6 +113,11 @@ def test_a_batch_gives_what_its_packets_give_alone(
         assert mask.id == packet.id
         assert mask.captured_ms == packet.captured_ms
         assert np.mean(mask.classes == alone.classes) > 0.99
+
+
+def test_a_decoder_for_batches_is_warm_for_all_their_sizes(bundle: Bundle) -> None:
+    decoder = open_decoder(bundle, engine="openvino", threads=2, batch=3)
+    assert sorted(decoder._session._requests) == [1, 2, 4]  # type: ignore[attr-defined]
 
 
 def test_a_bad_packet_does_not_spoil_its_batch(

@@ -12,7 +12,7 @@ from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, SourceError
 from pipeline.mask_image import unpack_mask
 from pipeline.messages import Packet
-from pipeline.recording import decode_files, encode_files, fit
+from pipeline.recording import decode_files, encode_files
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,3 @@ def test_two_pictures_of_one_stem_are_refused(bundle: Bundle, encoder: Encoder, 
 def test_an_unreadable_clip_is_named(bundle: Bundle, encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.mp4"):
         list(encode_files(encoder, bundle, tmp_path / "none.mp4", tmp_path / "packets"))
-
-
-def test_fit_leaves_an_image_of_the_right_size_alone() -> None:
-    image = np.zeros((36, 48, 3), np.uint8)
-    assert fit(image, (48, 36)) is image
-    assert fit(image, (24, 12)).shape == (12, 24, 3)
