@@ -4,8 +4,9 @@ Video -> [lane: Encoder, preview] -> PacketBuffer -> uplink       control topic 
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from nodes.buffer import Losses, PacketBuffer
 from nodes.control import Control, read_control
 from nodes.preview import Preview
-from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, until_connected
+from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell, until_connected
 from pipeline import metrics
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -21,7 +22,8 @@ from pipeline.codec import Encoder, open_encoder
 from pipeline.config import CameraSettings, PreviewSection, SourceSection
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.messages import Frame, FrameId, Kind
-from pipeline.transport import STATE, Channel, Delivery, open_channel
+from pipeline.sources import Origin
+from pipeline.transport import Channel, Delivery, open_channel
 from pipeline.video import Video
 
 _LIVE_EXPIRY_S = 2
@@ -56,7 +58,8 @@ class Camera:
         buffer_packets: int = 4,
         fast: bool = False,
     ) -> None:
-        self._name, self._video, self._encoder, self._lane = name, video, encoder, lane
+        self.video = video
+        self._name, self._encoder, self._lane = name, encoder, lane
         self._channel, self._levels, self._preview, self._fast = channel, levels, preview, fast
         self.losses = Losses("camera", camera=name)
         self._buffer: PacketBuffer[Encoded] = PacketBuffer(buffer_packets, on_drop=lambda: self.losses.add("uplink"))
@@ -76,12 +79,12 @@ class Camera:
 
     async def _encode(self) -> None:
         """Frames -> buffer; a frame is taken only when its packet can leave, until then the newest waits."""
-        frames, skipped = aiter(self._video), 0
+        frames, skipped = aiter(self.video), 0
         while True:
             reason = await self._until_wanted()
             frame = await anext(frames, None)
-            self.losses.add(reason or "busy", self._video.skipped - skipped)
-            skipped = self._video.skipped
+            self.losses.add(reason or "busy", self.video.skipped - skipped)
+            skipped = self.video.skipped
             if frame is None:
                 return
             metrics.FRAMES.labels(self._name).inc()
@@ -187,18 +190,21 @@ def open_preview(preview: PreviewSection) -> Preview | None:
 
 def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> Presence:
     """What the camera says of itself, as far as it is known now."""
-    manifest, origin = bundle.manifest, video.origin
-    return Presence(
+    manifest = bundle.manifest
+    presence = Presence(
         topic=f"{name}/state",
         bundle=manifest.hash,
         width=manifest.width,
         height=manifest.height,
         transport=transport,
         since=now_ms(),
-        fps=origin.fps if origin else None,
-        source_width=origin.width if origin else None,
-        source_height=origin.height if origin else None,
     )
+    return presence if video.origin is None else with_source(presence, video.origin)
+
+
+def with_source(presence: Presence, origin: Origin) -> Presence:
+    """The same, with what the source gives."""
+    return replace(presence, fps=origin.fps, source_width=origin.width, source_height=origin.height)
 
 
 async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: Presence) -> None:
@@ -206,11 +212,20 @@ async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: 
     manifest = bundle.manifest
     with suppress(TransportError):  # later it is waited for as long as it takes
         await channel.wait_connected(_CONNECT_S)
-    async with announced(channel, presence):
-        await channel.publish(f"bundle/{manifest.hash}", manifest.model_dump_json().encode(), STATE)
+    async with announced(channel, presence) as renew, asyncio.TaskGroup() as tasks:
+        # Where cameras have logins only workers may say it; where they have none the page need not wait for one.
+        await tell(channel, f"bundle/{manifest.hash}", manifest.model_dump_json().encode())
         log.info("camera started", camera=presence.topic.partition("/")[0], bundle=manifest.name)
+        learning = tasks.create_task(_tell_source(camera.video, presence, renew))
         await camera.run()
+        learning.cancel()
         log.info("the source has ended", camera=presence.topic.partition("/")[0])
+
+
+async def _tell_source(video: Video, presence: Presence, renew: Callable[[Presence], Awaitable[None]]) -> None:
+    """Complete the state as soon as a source that was waited for is known."""
+    if presence.fps is None and (origin := await video.opened()) is not None:
+        await renew(with_source(presence, origin))
 
 
 async def main(settings: CameraSettings) -> None:
@@ -225,9 +240,13 @@ async def main(settings: CameraSettings) -> None:
         encoder = await lane.run(partial(open_encoder, bundle, **settings.encoder.model_dump()))
         transport = settings.mqtt_url.partition(":")[0]
         presence = presence_of(name, bundle=bundle, video=video, transport=transport)
-        async with open_channel(settings.mqtt_url, root=settings.mqtt.root, will=presence.will) as channel:
+        root = settings.mqtt.root
+        async with open_channel(
+            settings.mqtt_url, root=root, will=presence.will, client_id=presence.client_id(root)
+        ) as channel:
             health.need_broker(channel)
             health.need(lambda: None if video.origin else "waiting for the source")
+            health.complete()
             camera = Camera(
                 name,
                 video=video,

@@ -1,4 +1,4 @@
-"""What a camera is told on its control topic (WIRE.md section 2)."""
+"""What a camera is told on its control topic (docs/wire.md, section 2)."""
 
 from typing import Annotated
 

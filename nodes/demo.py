@@ -46,7 +46,8 @@ async def main(settings: DemoSettings) -> None:
         ) as address,
         asyncio.TaskGroup() as tasks,
     ):
-        decoder = await lane.run(partial(open_decoder, bundle, **settings.decoder.model_dump()))
+        opening = partial(open_decoder, bundle, batch=settings.worker.batch, **settings.decoder.model_dump())
+        decoder = await lane.run(opening)
         working = work(
             _WORKER,
             settings.worker,
@@ -57,10 +58,9 @@ async def main(settings: DemoSettings) -> None:
             channel=to_worker,
             health=Health(),
         )
-        beside = [tasks.create_task(working), tasks.create_task(Gateway(to_gateway, putting).run())]
+        beside = [tasks.create_task(each) for each in (working, Gateway(to_gateway, putting).run())]
         log.info("the demo is on this page, Ctrl-C ends it", address=address)
-        if settings.demo.open_page and has_desktop(os.environ, terminal=sys.stderr.isatty()):
-            await asyncio.to_thread(webbrowser.open, address)
+        await _open_page(address, wanted=settings.demo.open_page)
         async with asyncio.TaskGroup() as cameras:
             for number, source in enumerate(vary(settings.source, cameras=settings.demo.cameras), start=1):
                 cameras.create_task(_play(f"cam-{number}", source, settings, bundle, broker))
@@ -86,6 +86,12 @@ def vary(source: SourceSection, *, cameras: int) -> list[SourceSection]:
 def has_desktop(environment: Mapping[str, str], *, terminal: bool) -> bool:
     """Whether a person sits here who would see a page open."""
     return terminal and bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
+
+
+async def _open_page(address: str, *, wanted: bool) -> None:
+    """Open the page for a person at a desktop."""
+    if wanted and has_desktop(os.environ, terminal=sys.stderr.isatty()):
+        await asyncio.to_thread(webbrowser.open, address)
 
 
 async def _play(name: str, source: SourceSection, settings: DemoSettings, bundle: Bundle, broker: MemoryBroker) -> None:

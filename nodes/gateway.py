@@ -43,9 +43,11 @@ class Arrived:
         return bool(self.keys)
 
 
-def admit(message: Message) -> Arrived:
+def admit(message: Message, *, packet_bytes: int = MAX_PACKET_BYTES) -> Arrived:
     """Check one message of a latent topic; raises ConfigError (camera's name) or BitstreamError (packet)."""
     camera = check_camera_name(message.topic.partition("/")[0])
+    if len(message.payload) > packet_bytes:
+        raise BitstreamError(f"packet: {len(message.payload)} bytes, at most {packet_bytes} here")
     packet = unpack(message.payload)
     found = [region for region in packet.regions if region.kind is Kind.KEY]
     if len(packet.regions) == 1:
@@ -67,14 +69,17 @@ class Gateway:
         *,
         buffer_packets: int = 256,
         senders: int = 2,
+        packet_bytes: int = 65_536,
         rng: random.Random | None = None,
     ) -> None:
         self._channel, self._queue = channel, queue
+        self._packet_bytes = packet_bytes
         self._rng = rng or random.Random()
         self.losses = Losses("gateway")
         self._buffers: list[PacketBuffer[Arrived]] = [
             PacketBuffer(buffer_packets, on_drop=lambda: self.losses.add("queue")) for _ in range(senders)
         ]
+        self._stuck: set[PacketBuffer[Arrived]] = set()  # whose packets could not be put when last tried
         self._away: str | None = "the queue was not reached yet"
 
     async def run(self) -> None:
@@ -96,11 +101,11 @@ class Gateway:
     async def _receive(self) -> None:
         async for message in self._channel.subscribe("+/latent"):
             try:
-                arrived = admit(message)
+                arrived = admit(message, packet_bytes=self._packet_bytes)
             except ConfigError:
                 self.losses.add("camera_name")
             except BitstreamError as error:
-                self.losses.add("size" if len(message.payload) > MAX_PACKET_BYTES else "packet")
+                self.losses.add("size" if len(message.payload) > self._packet_bytes else "packet")
                 log.debug("packet refused", topic=message.topic, reason=str(error))
             else:
                 self._buffers[zlib.crc32(arrived.camera.encode()) % len(self._buffers)].put(arrived)
@@ -114,11 +119,13 @@ class Gateway:
                     await self._put(arrived)
             except TransportError as error:
                 buffer.give_back(arrived)
+                self._stuck.add(buffer)
                 self._lost_queue(error)
                 await asyncio.sleep(retry_s * self._rng.uniform(0.5, 1.0))
                 retry_s = min(2 * retry_s, _RETRY_MAX_S)
             else:
                 retry_s = _RETRY_FIRST_S
+                self._stuck.discard(buffer)
                 self._found_queue()
 
     async def _put(self, arrived: Arrived) -> None:
@@ -142,7 +149,8 @@ class Gateway:
             except TransportError as error:
                 self._lost_queue(error)
             else:
-                self._found_queue()
+                if not self._stuck:  # a full Redis tells its depth and takes nothing
+                    self._found_queue()
             await asyncio.sleep(_PROBE_S)
 
     def _lost_queue(self, error: TransportError) -> None:
@@ -174,8 +182,10 @@ async def main(settings: GatewaySettings) -> None:
             queue,
             buffer_packets=settings.gateway.buffer_packets,
             senders=settings.gateway.senders,
+            packet_bytes=settings.gateway.packet_bytes,
         )
         health.need_broker(channel)
         health.need(gateway.reason)
+        health.complete()
         log.info("gateway started")
         await gateway.run()

@@ -53,6 +53,15 @@ class MaskPublisher:
         self._channel, self._lane = channel, lane
         self._palette, self._rle, self._live = palette, rle, live
 
+    @property
+    def ready(self) -> bool:
+        """Whether masks can leave right now."""
+        return self._channel.connected
+
+    async def until_ready(self) -> None:
+        """Wait until masks can leave, as long as it takes."""
+        await until_connected(self._channel)
+
     async def publish(self, camera: str, mask: Mask) -> Rendered | PipelineError:
         """Publish a mask; returns what was published, or the error that stood in the way."""
         rendered = await self._lane.run(render, mask, camera, self._palette, self._rle)
@@ -98,9 +107,13 @@ class Rivals:
         """Whether this worker, with so many masks of late, is the one to speak for the camera."""
         heard = self._heard.get(camera)
         if heard is None or self._clock() - heard[1] > _RIVAL_S:
-            self._heard.pop(camera, None)
             return True
         return (masks, self._worker) > heard[0]
+
+    def forget_silent(self) -> None:
+        """Keep only what was heard lately."""
+        oldest_s = self._clock() - _RIVAL_S
+        self._heard = {camera: each for camera, each in self._heard.items() if each[1] >= oldest_s}
 
 
 class StatsPublisher:
@@ -127,13 +140,16 @@ class StatsPublisher:
 
     async def _listen(self) -> None:
         async for message in self._channel.subscribe("+/stats"):
-            self._rivals.hear(message.topic.partition("/")[0], message.payload)
+            camera = message.topic.partition("/")[0]
+            if camera in self._cameras:
+                self._rivals.hear(camera, message.payload)
 
     async def _tell(self) -> None:
         told_s = self._clock()
         while True:
             await asyncio.sleep(self._interval_s)
             elapsed_s, told_s = self._clock() - told_s, self._clock()
+            self._rivals.forget_silent()
             for name, camera in self._cameras.heard_of_late().items():
                 await self._tell_of(name, camera, elapsed_s)
 

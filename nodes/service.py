@@ -1,6 +1,7 @@
 """What every process needs: orderly stop, logging, health page, lanes to compute on, state topic."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -91,6 +92,11 @@ class Health:
 
     def __init__(self) -> None:
         self._needs: list[Callable[[], str | None]] = []
+        self._complete = False
+
+    def complete(self) -> None:
+        """Say that every need is known: until then the node is still starting."""
+        self._complete = True
 
     def need(self, question: Callable[[], str | None]) -> None:
         """Ask this too from now on."""
@@ -102,27 +108,33 @@ class Health:
 
     def reasons(self) -> list[str]:
         """Why the node cannot work right now; empty when it can."""
-        return [reason for question in self._needs if (reason := question()) is not None]
+        starting = [] if self._complete else ["starting"]
+        return starting + [reason for question in self._needs if (reason := question()) is not None]
 
 
 @asynccontextmanager
 async def health_page(health: Health, *, host: str, port: int) -> AsyncIterator[int]:
-    """Serve /healthz, /readyz and /metrics until the context is left; gives the port, 0 for none.
+    """Serve health_routes until the context is left; gives the port, 0 for none.
 
-    Raises ConfigError when the address cannot be listened on.
+    A port that another program holds is a warning only: the node's work does not need the page. Raises ConfigError
+    when the address cannot be listened on at all.
     """
     if port == 0:
         yield 0
         return
     app = web.Application()
-    app.add_routes([web.get("/healthz", _alive), web.get("/readyz", _ready(health)), web.get("/metrics", _metrics)])
+    app.add_routes(health_routes(health))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await _listen(runner, host=host, port=port)
-        yield port
+        yield port if await _listen(runner, host=host, port=port) else 0
     finally:
         await runner.cleanup()
+
+
+def health_routes(health: Health) -> list[web.RouteDef]:
+    """What every node answers about itself: /healthz, /readyz and /metrics."""
+    return [web.get("/healthz", _alive), web.get("/readyz", _ready(health)), web.get("/metrics", _metrics)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +152,14 @@ class Presence:
     source_height: int | None = None
 
     def payload(self, state: Literal["online", "stopped", "offline"]) -> bytes:
-        """The JSON of WIRE.md section 2."""
+        """The JSON of docs/wire.md, section 2."""
         facts = asdict(self)
         del facts["topic"]
         return json.dumps({"state": state, **facts}).encode()
+
+    def client_id(self, root: str) -> str:
+        """Who the node is to the broker: its next session takes over, and ends, one that a dead link left behind."""
+        return f"{root}/{self.topic.removesuffix('/state')}".replace("/", ".")
 
     @property
     def will(self) -> tuple[str, bytes]:
@@ -152,19 +168,28 @@ class Presence:
 
 
 @asynccontextmanager
-async def announced(channel: Channel, presence: Presence) -> AsyncIterator[None]:
-    """Say `online` now, and `stopped` when the context is left; the channel says it again on each connect."""
-    await announce(channel, presence, "online")
+async def announced(channel: Channel, presence: Presence) -> AsyncIterator[Callable[[Presence], Awaitable[None]]]:
+    """Say `online` now, and `stopped` when the context is left; the channel says it again on each connect.
+
+    Gives a function that says `online` anew, with facts that were not known before.
+    """
+
+    async def renew(changed: Presence) -> None:
+        nonlocal presence
+        presence = changed
+        await tell(channel, presence.topic, presence.payload("online"))
+
+    await renew(presence)
     try:
-        yield
+        yield renew
     finally:
-        await announce(channel, presence, "stopped")
+        await tell(channel, presence.topic, presence.payload("stopped"))
 
 
-async def announce(channel: Channel, presence: Presence, state: Literal["online", "stopped"]) -> None:
-    """Publish the state; while the broker is away the channel keeps it for the next connection."""
+async def tell(channel: Channel, topic: str, payload: bytes) -> None:
+    """Publish a retained message; while the broker is away the channel keeps it for the next connection."""
     with suppress(TransportError):
-        await channel.publish(presence.topic, presence.payload(state), STATE)
+        await channel.publish(topic, payload, STATE)
 
 
 async def until_connected(channel: Channel) -> None:
@@ -207,9 +232,10 @@ def _report(error: Exception) -> int:
     leaves = list(_leaves(error))
     expected = next((leaf for leaf in leaves if isinstance(leaf, PipelineError)), None)
     if expected is not None:
-        sys.stderr.write(f"{expected}\n")
+        sys.stderr.write(f"maskcast: {expected}\n")
         return 2 if isinstance(expected, _WRONG_CALL) else 1
-    sys.stderr.write(f"unexpected {type(leaves[0]).__name__}: {leaves[0]}; --debug shows where, please report it\n")
+    first = f"{type(leaves[0]).__name__}: {leaves[0]}"
+    sys.stderr.write(f"maskcast: unexpected {first}; --debug shows where, please report it\n")
     return 1
 
 
@@ -222,13 +248,18 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-async def _listen(runner: web.AppRunner, *, host: str, port: int) -> None:
+async def _listen(runner: web.AppRunner, *, host: str, port: int) -> bool:
+    """Listen; false where the port is taken."""
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            log.warning("no health page: the port is taken; give health.port another, or 0", address=f"{host}:{port}")
+            return False
         raise ConfigError(
-            f"health page: cannot listen on {host}:{port} ({error.strerror}); give health.port another, or 0"
+            f"health page: cannot listen on {host}:{port} ({error.strerror}); give another health.host, or port 0"
         ) from error
+    return True
 
 
 async def _alive(request: web.Request) -> web.Response:

@@ -9,14 +9,19 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from pipeline import metrics
 from pipeline.messages import FrameId
 
 _WINDOWS = 5  # the percentiles of latency are over this many intervals, one alone is too few frames
-_SETTLE_MS, _SETTLE_PACKETS = 3000, 10
-_STEADY_MS = 500  # a wrong clock is wrong by the same amount, a backlog is not
+_SETTLE_MS, _SETTLE_PACKETS = 6000, 10
+# A wrong clock is wrong by the same amount, a backlog is not. Between the halves of a while this is a backlog that
+# grows by 33 ms a second; jitter of the network does not move the least age of each half.
+_STEADY_MS = 100
+_SLOT_MS, _SLOTS = 10_000, 6  # a clock that was ahead for a while is believed again after a minute
 _OLD_EPOCHS = 8
 _SILENT_S = 5.0  # a camera that is silent for longer is not spoken of
 _FORGET_S = 60.0
+_CAMERAS = 1024  # a stranger may make up names without end
 
 log = structlog.get_logger()
 
@@ -44,25 +49,38 @@ class CaptureClock:
     """Tells how old a frame is although the camera's wall clock may be wrong.
 
     Packets that are too old are dropped, and that empties any backlog at once. So when all packets of a while are
-    too old by about the same, or a packet comes from the future, it is the clock that is off: the least age then
-    seen counts as none.
+    too old, the least of them by about the same all the time, or a packet comes from the future, it is the clock
+    that is off: the least age then seen, or seen in the last minute, counts as none.
     """
 
     def __init__(self, camera: str, *, deadline_ms: int) -> None:
         self.offset_ms = 0
         self._camera, self._deadline_ms = camera, deadline_ms
-        self._late: list[int] = []  # ages as the clock says, of the late packets since the last timely one
+        self._least: dict[int, int] = {}  # least age as the clock says, of each slot of the last minute
+        self._late: list[int] = []  # such ages of the late packets since the last timely one
         self._late_since_ms = 0
 
     def age_ms(self, captured_ms: int, *, now_ms: int) -> int:
         """Milliseconds since capture, never negative."""
+        return max(0, now_ms - captured_ms - self.offset_ms)
+
+    def learn(self, captured_ms: int, *, now_ms: int) -> None:
+        """Take note of a packet that just came."""
         raw_ms = now_ms - captured_ms
-        self.offset_ms = min(self.offset_ms, raw_ms if self.offset_ms <= 0 else max(0, raw_ms))
+        self._note_least(raw_ms, now_ms // _SLOT_MS)
+        if self.offset_ms > 0:
+            self.offset_ms = min(self.offset_ms, max(0, raw_ms))
+        else:
+            self.offset_ms = min(0, *self._least.values())
         if raw_ms - self.offset_ms > self._deadline_ms > 0:
             self._note_late(raw_ms, now_ms)
         else:
             self._late.clear()
-        return max(0, raw_ms - self.offset_ms)
+
+    def _note_least(self, raw_ms: int, slot: int) -> None:
+        self._least[slot] = min(raw_ms, self._least.get(slot, raw_ms))
+        if len(self._least) > _SLOTS or min(self._least) <= slot - _SLOTS:
+            self._least = {at: ms for at, ms in self._least.items() if slot - _SLOTS < at <= slot}
 
     def _note_late(self, raw_ms: int, now_ms: int) -> None:
         if not self._late:
@@ -70,9 +88,12 @@ class CaptureClock:
         self._late.append(raw_ms)
         if len(self._late) <= _SETTLE_PACKETS or now_ms - self._late_since_ms < _SETTLE_MS:
             return
-        least_ms, most_ms = min(self._late), max(self._late)
+        middle = len(self._late) // 2
+        before_ms, after_ms = min(self._late[:middle]), min(self._late[middle:])
+        least_ms = min(before_ms, after_ms)
         self._late.clear()
-        if most_ms - least_ms <= _STEADY_MS:
+        if abs(after_ms - before_ms) <= _STEADY_MS:
+            self._least.clear()
             self.offset_ms = 0 if 0 <= least_ms <= self._deadline_ms else least_ms
             log.warning("the camera's clock is off", camera=self._camera, behind_ms=self.offset_ms)
 
@@ -111,7 +132,7 @@ class CameraStats:
         self._share += facts.share
 
     def summary(self, elapsed_s: float) -> dict[str, object]:
-        """The JSON of WIRE.md section 2 for the interval of this length, which ends here."""
+        """The JSON of docs/wire.md, section 2, for the interval of this length, which ends here."""
         latencies_ms = [each for window in self._latencies_ms for each in window]
         p50, p95 = np.percentile(latencies_ms, (50, 95)).tolist() if latencies_ms else (None, None)
         share = self._share / max(1, self.masks)
@@ -142,18 +163,26 @@ class Served:
 
 
 class Cameras:
-    """The cameras a worker serves; one that is silent is forgotten after a while."""
+    """The cameras a worker serves; one that is silent is forgotten after a while, or for a new one when full."""
 
     def __init__(
-        self, class_names: Sequence[str], *, deadline_ms: int, clock: Callable[[], float] = time.monotonic
+        self,
+        class_names: Sequence[str],
+        *,
+        deadline_ms: int,
+        limit: int = _CAMERAS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._class_names, self._deadline_ms, self._clock = class_names, deadline_ms, clock
+        self._limit = limit
         self._served: dict[str, Served] = {}
 
     def of(self, name: str) -> Served:
         """The camera of that name, which may be new."""
         camera = self._served.get(name)
         if camera is None:
+            if len(self._served) >= self._limit:
+                self._forget(min(self._served, key=lambda each: self._served[each].heard_s))
             clock = CaptureClock(name, deadline_ms=self._deadline_ms)
             camera = self._served[name] = Served(clock, CameraStats(self._class_names), self._clock())
         return camera
@@ -161,5 +190,13 @@ class Cameras:
     def heard_of_late(self) -> dict[str, Served]:
         """The cameras that sent something within some seconds, by name."""
         silent_s = {name: self._clock() - camera.heard_s for name, camera in self._served.items()}
-        self._served = {name: each for name, each in self._served.items() if silent_s[name] <= _FORGET_S}
+        for name in [name for name in self._served if silent_s[name] > _FORGET_S]:
+            self._forget(name)
         return {name: each for name, each in self._served.items() if silent_s[name] <= _SILENT_S}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._served
+
+    def _forget(self, name: str) -> None:
+        del self._served[name]
+        metrics.forget(name)

@@ -17,7 +17,7 @@ import structlog
 
 from nodes.buffer import Losses
 from nodes.publisher import MaskPublisher, StatsPublisher
-from nodes.service import Health, Lane, Presence, announced, health_page, now_ms
+from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell
 from nodes.stats import Cameras, MaskFacts
 from pipeline import metrics
 from pipeline.bitstream import unpack
@@ -31,16 +31,17 @@ from pipeline.transport import Channel, open_channel
 from pipeline.work_queue import Job, WorkQueue
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
-# A worker this far behind catches up: of the frames it holds of a camera it decodes the newest. Below this a few
-# frames that came together, after a hiccup, are all worth their time.
+# With frames this old a worker catches up: it looks at its whole backlog, and decodes of each camera the newest.
+# Below this a few frames that came together, after a hiccup, are all worth their time.
 _BEHIND_MS = 200
+_BACKLOG = 1000  # packets
 _BATCHES = 2  # one is decoded while one is published
 _REASONS = {BundleMismatch: "bundle", MissingKey: "missing_key", TransportError: "uplink"}
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
     """A packet that is being worked on, and the job it came with."""
 
@@ -84,6 +85,7 @@ class Worker:
         self._decoded: asyncio.Queue[Batch] = asyncio.Queue(_BATCHES)
         # Taken before a claim: jobs that would wait for the batches before them are better left in the queue.
         self._room = asyncio.Semaphore(_BATCHES)
+        self._kept: list[Ticket] = []  # found in the backlog, for the next batches
         self._away: str | None = "the queue was not reached yet"
 
     async def run(self) -> None:
@@ -100,20 +102,42 @@ class Worker:
     async def _decode(self) -> None:
         while True:
             await self._room.acquire()
-            tickets: list[Ticket] = []
-            while not tickets:
-                tickets = await self._admit(await self._claim())
+            tickets = await self._next()
             metrics.BATCH_PACKETS.observe(len(tickets))
             with metrics.STAGE_SECONDS.labels("decode").time():
                 results = await self._lane.run(self._decoder.decode, [ticket.packet for ticket in tickets])
             await self._decoded.put(Batch(tickets, results))
 
-    async def _claim(self) -> list[Job]:
-        """The next jobs; while the queue is away, tries again and again."""
+    async def _next(self) -> list[Ticket]:
+        """The packets of the next batch."""
+        tickets: list[Ticket] = []
+        while not tickets:
+            await self._until_ready()
+            opened = await self._open(await self._claim())
+            if self._is_behind(opened):
+                opened += await self._open(await self._claim(_BACKLOG, at_once=True))
+            sifted = await self._sift([*self._kept, *opened])
+            tickets, self._kept = await self._in_order(sifted[: self._batch]), sifted[self._batch :]
+        return tickets
+
+    async def _until_ready(self) -> None:
+        """Wait for the broker; a worker that cannot publish leaves its cameras to others."""
+        if not self._masks.ready:
+            try:
+                await self._queue.rest()
+            except TransportError as error:
+                self._lost_queue(error)
+            await self._masks.until_ready()
+
+    async def _claim(self, batch: int | None = None, *, at_once: bool = False) -> list[Job]:
+        """The next jobs, a batch of them; while the queue is away, tries again and again."""
+        busy = at_once or bool(self._kept)  # others' work is for when there is none here
         retry_s = _RETRY_FIRST_S
         while True:
             try:
-                jobs = await self._queue.claim(batch=self._batch, wait_s=self._wait_s)
+                jobs = await self._queue.claim(
+                    batch=batch or self._batch, wait_s=0 if busy else self._wait_s, steal=not busy
+                )
             except TransportError as error:
                 self._lost_queue(error)
                 await asyncio.sleep(retry_s * self._rng.uniform(0.5, 1.0))
@@ -124,40 +148,66 @@ class Worker:
                 self._away = None
                 return jobs
 
-    async def _admit(self, jobs: Sequence[Job]) -> list[Ticket]:
-        """The packets that are worth decoding, in the order of their capture; the others are settled here."""
+    async def _open(self, jobs: Sequence[Job]) -> list[Ticket]:
+        """The packets of jobs that just came; what is none is buried."""
         opened: list[Ticket] = []
         for job in jobs:
             try:
-                opened.append(Ticket(job, open_job(job)))
+                ticket = Ticket(job, open_job(job))
             except PipelineError as error:
                 await self._bury(job, str(error))
-        opened.sort(key=lambda ticket: ticket.packet.captured_ms)
-        newest = {ticket.job.camera: ticket for ticket in opened if stands_alone(ticket.packet)}
-        tickets: list[Ticket] = []
-        refused: list[Job] = []
-        for ticket in opened:
-            reason = self._refusal(ticket, newest=newest.get(ticket.job.camera, ticket))
-            if reason is None:
-                tickets.append(ticket)
             else:
-                self._lose(ticket.job.camera, reason)
-                refused.append(ticket.job)
-        await self._acknowledge(refused)
-        return tickets
+                self._hear(ticket)
+                opened.append(ticket)
+        return opened
 
-    def _refusal(self, ticket: Ticket, *, newest: Ticket) -> str | None:
-        """Why a packet is not worth decoding, or None; `newest` is its camera's newest that needs no other."""
+    def _hear(self, ticket: Ticket) -> None:
         camera, packet = self._cameras.of(ticket.job.camera), ticket.packet
         keys = sum(region.kind is Kind.KEY for region in packet.regions)
         camera.heard_s = self._clock()
         camera.stats.packet(size_bytes=len(ticket.job.packet), keys=keys, regions=len(packet.regions))
-        age_ms = camera.clock.age_ms(packet.captured_ms, now_ms=self._wall_ms())
-        if age_ms > self._deadline_ms > 0:
-            return "late"
-        if self._deadline_ms and age_ms > _BEHIND_MS and packet.captured_ms < newest.packet.captured_ms:
-            return "superseded"
-        return None if camera.order.admit(packet.id) else "stale"
+        camera.clock.learn(packet.captured_ms, now_ms=self._wall_ms())
+
+    def _is_behind(self, tickets: Sequence[Ticket]) -> bool:
+        now_ms = self._wall_ms()
+        return self._deadline_ms > 0 and any(self._age_ms(ticket, now_ms) > _BEHIND_MS for ticket in tickets)
+
+    def _age_ms(self, ticket: Ticket, now_ms: int) -> int:
+        return self._cameras.of(ticket.job.camera).clock.age_ms(ticket.packet.captured_ms, now_ms=now_ms)
+
+    async def _sift(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """The packets that are worth decoding, oldest first; the others are settled here."""
+        now_ms = self._wall_ms()
+        ages_ms = {ticket: self._age_ms(ticket, now_ms) for ticket in tickets}
+        ordered = sorted(tickets, key=lambda ticket: (-ages_ms[ticket], ticket.packet.captured_ms))
+        oldest_ms = {ticket.job.camera: ages_ms[ticket] for ticket in reversed(ordered)}
+        newest = {ticket.job.camera: ticket.packet for ticket in ordered if stands_alone(ticket.packet)}
+
+        def refusal(ticket: Ticket) -> str | None:
+            if not self._deadline_ms:
+                return None
+            if ages_ms[ticket] > self._deadline_ms:
+                return "late"
+            best = newest.get(ticket.job.camera, ticket.packet)
+            behind = oldest_ms[ticket.job.camera] > _BEHIND_MS
+            return "superseded" if behind and ticket.packet.captured_ms < best.captured_ms else None
+
+        return await self._settle(ordered, refusal)
+
+    async def _in_order(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """The packets that are newer than all before them of their cameras; the others are settled here."""
+        orders = [self._cameras.of(ticket.job.camera).order for ticket in tickets]
+        stale = {ticket for ticket, order in zip(tickets, orders, strict=True) if not order.admit(ticket.packet.id)}
+        return await self._settle(tickets, lambda ticket: "stale" if ticket in stale else None)
+
+    async def _settle(self, tickets: Sequence[Ticket], refusal: Callable[[Ticket], str | None]) -> list[Ticket]:
+        """Answer and count the packets that are refused for some reason; returns the others."""
+        reasons = {ticket: refusal(ticket) for ticket in tickets}
+        for ticket, reason in reasons.items():
+            if reason is not None:
+                self._lose(ticket.job.camera, reason)
+        await self._acknowledge([ticket.job for ticket, reason in reasons.items() if reason is not None])
+        return [ticket for ticket, reason in reasons.items() if reason is None]
 
     async def _publish(self) -> None:
         while True:
@@ -273,18 +323,24 @@ async def work(
         tasks.create_task(StatsPublisher(name, channel, cameras, interval_s=settings.stats_s).run())
 
 
-async def main(settings: WorkerSettings) -> None:
-    """Run one worker until it is cancelled; raises PipelineError."""
-    bundle = load_bundle(settings.bundle or default_bundle())
-    manifest, name, health = bundle.manifest, worker_name(settings.worker.id), Health()
-    presence = Presence(
+def presence_of(name: str, *, bundle: Bundle, transport: str) -> Presence:
+    """What the worker says of itself."""
+    manifest = bundle.manifest
+    return Presence(
         topic=f"worker/{name}/state",
         bundle=manifest.hash,
         width=manifest.width,
         height=manifest.height,
-        transport=settings.mqtt_url.partition(":")[0],
+        transport=transport,
         since=now_ms(),
     )
+
+
+async def main(settings: WorkerSettings) -> None:
+    """Run one worker until it is cancelled; raises PipelineError."""
+    bundle, root = load_bundle(settings.bundle or default_bundle()), settings.mqtt.root
+    manifest, name, health = bundle.manifest, worker_name(settings.worker.id), Health()
+    presence = presence_of(name, bundle=bundle, transport=settings.mqtt_url.partition(":")[0])
     async with (
         health_page(health, host=settings.health.host, port=settings.health.port),
         Lane("decoder") as lane,
@@ -294,11 +350,15 @@ async def main(settings: WorkerSettings) -> None:
             shards=settings.queue.shards,
             shard_limit=settings.queue.shard_packets,
         ) as queue,
-        open_channel(settings.mqtt_url, root=settings.mqtt.root, will=presence.will) as channel,
+        open_channel(settings.mqtt_url, root=root, will=presence.will, client_id=presence.client_id(root)) as channel,
         announced(channel, presence),
     ):
-        decoder = await lane.run(partial(open_decoder, bundle, **settings.decoder.model_dump()))
+        decoder = await lane.run(
+            partial(open_decoder, bundle, batch=settings.worker.batch, **settings.decoder.model_dump())
+        )
+        await tell(channel, f"bundle/{manifest.hash}", manifest.model_dump_json().encode())
         health.need_broker(channel)
+        health.complete()  # `work` names the last need before it first waits
         log.info("worker started", worker=name, bundle=manifest.name)
         await work(
             name,

@@ -40,7 +40,7 @@ class QualityLevel(_Part):
 
 
 class Manifest(_Part):
-    """What a bundle says of itself (WIRE.md section 6); its JSON travels on `bundle/<hash>`."""
+    """What a bundle says of itself (docs/wire.md, section 5); its JSON travels on `bundle/<hash>`."""
 
     name: str
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -26,6 +28,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Check settings files, print their schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
+_LINE_EVERY_S = 5.0
+
 T = TypeVar("T")
 S = TypeVar("S", bound=config.NodeSettings)
 
@@ -46,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         print(f"maskcast: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (ConfigError, SourceError, BundleMismatch)) else 1)
+    except OSError as error:  # a file or folder that the call named
+        if debug:
+            raise
+        print(f"maskcast: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
 
 
@@ -187,16 +196,8 @@ def evaluate(
         raise ConfigError(f"dataset {dataset!r} is unknown; use camvid")
     loaded = _bundle(bundle)
     frames = datasets.camvid(data, split)
-    with ProgressBar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(split, total=len(frames.images))
-        result = evaluation.evaluate(
-            loaded,
-            frames,
-            split=split,
-            engine=engine,
-            quality=quality,
-            progress=lambda done: bar.update(task, completed=done),
-        )
+    with _counting(f"evaluating {split}", len(frames.images)) as count:
+        result = evaluation.evaluate(loaded, frames, split=split, engine=engine, quality=quality, progress=count)
     print(evaluation.as_text(result, loaded))
     if json_file is not None:
         json_file.write_text(json.dumps(evaluation.as_json(result, loaded), indent=2) + "\n")
@@ -209,12 +210,13 @@ def train(
     backbone: Annotated[Path, typer.Option(help="safetensors file with the backbone's ImageNet weights")],
     run: Annotated[Path, typer.Option(help="folder for checkpoints; resumes what is there")],
     teacher: Annotated[Path | None, typer.Option(help="safetensors file with the teacher's weights")] = None,
+    start: Annotated[Path | None, typer.Option(help="run whose weights to begin with")] = None,
 ) -> None:
     """Train the network of an experiment; goes on from its last checkpoint."""
     training = _training()
     from pipeline.experiment import load_experiment
 
-    folders = training.Folders(data=data, backbone=backbone, teacher=teacher, run=run)
+    folders = training.Folders(data=data, backbone=backbone, teacher=teacher, run=run, start=start)
     for progress in training.train(load_experiment(config_file), folders):
         print(training.describe(progress), flush=True)
 
@@ -306,8 +308,31 @@ def _bundle(folder: Path | None) -> Bundle:
 
 
 def _progress(items: Iterable[T], what: str) -> Iterable[T]:
-    with ProgressBar(console=Console(stderr=True), transient=True) as bar:
-        yield from bar.track(items, description=what)
+    """Pass items on; shows how many there were, as a bar on a terminal and as a line now and then elsewhere."""
+    with _counting(what, None) as count:
+        for number, item in enumerate(items, start=1):
+            count(number)
+            yield item
+
+
+@contextmanager
+def _counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Gives the function that is told how much is done."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with ProgressBar(console=console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    said_s = time.monotonic()
+
+    def say(done: int) -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s >= _LINE_EVERY_S:
+            said_s = time.monotonic()
+            print(f"{what}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True)
+
+    yield say
 
 
 def _training() -> Any:

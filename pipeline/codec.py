@@ -17,7 +17,7 @@ from pipeline.entropy import decode_symbols, encode_symbols
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError
 from pipeline.integer_prior import Prediction, check_hyper
 from pipeline.messages import Frame, Kind, Mask, Packet, Region
-from pipeline.runtime import Session, open_session
+from pipeline.runtime import Session, batch_sizes, open_session
 
 _SYMBOL_LIMIT = (1 << 15) - 1
 
@@ -157,12 +157,13 @@ def open_encoder(bundle: Bundle, *, engine: str = "auto", threads: int = 0, qual
     return encoder
 
 
-def open_decoder(bundle: Bundle, *, engine: str = "auto", threads: int = 0) -> Decoder:
-    """The worker's half, ready and warm."""
+def open_decoder(bundle: Bundle, *, engine: str = "auto", threads: int = 0, batch: int = 1) -> Decoder:
+    """The worker's half, ready and warm for batches of up to so many packets."""
     session = open_session(bundle.graph("decode"), engine=engine, threads=threads)
     decoder = Decoder(bundle, session)
     rows, columns = bundle.latent_size
-    decoder.class_maps(np.zeros((1, bundle.tables.prior.latents, rows, columns), np.float32))
+    for size in batch_sizes(batch):
+        decoder.class_maps(np.zeros((size, bundle.tables.prior.latents, rows, columns), np.float32))
     return decoder
 
 

@@ -22,7 +22,7 @@ _PREFIX = "MASKCAST_"
 # Kubernetes puts each service's address into the environment: MASKCAST_REDIS_PORT for `maskcast-redis`.
 _SERVICE_ADDRESS = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
 
-Engine = Literal["auto", "onnxruntime", "openvino", "torch"]
+Engine = Literal["auto", "onnxruntime", "openvino"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 CameraName = Annotated[str, AfterValidator(check_camera_name)]
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")]
@@ -110,6 +110,7 @@ class GatewaySection(_Section):
         description="packets a sender holds while the queue is away; the oldest WARP goes first",
     )
     senders: int = Field(2, ge=1, le=64, description="packets under way to the queue at the same time")
+    packet_bytes: int = Field(65_536, ge=1024, le=1 << 20, description="bytes of a packet at most; larger are refused")
 
 
 class WorkerSection(_Section):

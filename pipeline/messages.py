@@ -18,7 +18,7 @@ _CAMERA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def check_camera_name(name: str) -> str:
-    """Return the name, or raise ConfigError when it is not `[a-z0-9][a-z0-9_-]{0,62}` (WIRE.md section 2)."""
+    """Return the name, or raise ConfigError when it is not `[a-z0-9][a-z0-9_-]{0,62}` (docs/wire.md, section 2)."""
     if not _CAMERA_NAME.fullmatch(name):
         raise ConfigError(
             f"camera name {name!r}: use 1 to 63 of a-z, 0-9, '-' and '_', beginning with a letter or a digit"

@@ -1,7 +1,10 @@
 """Every Prometheus metric of maskcast; the only list of metric names.
 
-`camera` is a label only where the name and a packet have been checked, so a stranger cannot fill the memory.
+`camera` is a label only where the name and a packet have been checked, and it goes when
+the camera is forgotten, so a stranger cannot fill the memory.
 """
+
+from contextlib import suppress
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -29,3 +32,9 @@ QUEUE_DEPTH = Gauge("maskcast_queue_depth", "Packets waiting or unacknowledged i
 def drop(node: str, reason: str, count: int = 1) -> None:
     """Count what went no further at this node (camera, gateway, worker, transport, queue, viewer)."""
     DROPS.labels(node, reason).inc(count)
+
+
+def forget(camera: str) -> None:
+    """Count no longer, on this worker, a camera that is gone."""
+    with suppress(KeyError):  # it may never have had a mask
+        MASKS.remove(camera)

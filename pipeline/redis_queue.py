@@ -7,6 +7,7 @@ a slow batch is not taken for a dead worker. When the heartbeats end, others cla
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -60,10 +61,12 @@ class RedisWorkQueue:
         self._clock = clock
         self._own: list[int] | None = None  # shards; None before the first heartbeat
         self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
-        self._ready: list[Job] = []  # claimed, not handed out yet; at most a batch per shard
+        self._ready: list[Job] = []  # claimed, not handed out yet
         self._reclaimed = clock() - reclaim_after_s
+        self._looked = clock()  # at what others are late with
         self._dropped = 0
         self._connected = False
+        self._resting = False
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -98,18 +101,26 @@ class RedisWorkQueue:
         """Queue a packet; in a full stream the oldest make room and are counted."""
         self._dropped += await self._streams.add(camera, packet, self._shard_limit)
 
-    async def claim(self, *, batch: int, wait_s: float) -> list[Job]:
+    async def claim(self, *, batch: int, wait_s: float, steal: bool = True) -> list[Job]:
         """Return up to `batch` jobs, oldest first, or none after `wait_s`."""
         if not self._worker:
             raise ValueError("only a queue with a worker's name claims")
+        if self._resting:
+            self._resting = False
+            await self._beat()
         deadline, left_s = self._clock() + wait_s, wait_s
-        await self._gather(batch, left_s)
+        await self._gather(batch, left_s, steal)
         while not self._ready and left_s > 0:
             left_s = max(0.0, deadline - self._clock())
-            await self._gather(batch, left_s)
+            await self._gather(batch, left_s, steal)
         self._ready.sort(key=_age)
         jobs, self._ready = self._ready[:batch], self._ready[batch:]
         return jobs
+
+    async def rest(self) -> None:
+        """Leave the own shards, and what was claimed, to others until the next claim."""
+        self._resting = True
+        await self._streams.leave()
 
     async def done(self, jobs: Sequence[Job]) -> None:
         """Take the jobs from the queue."""
@@ -119,7 +130,7 @@ class RedisWorkQueue:
             self._held.pop((job.shard, job.entry), None)
 
     async def bury(self, job: Job, reason: str) -> None:
-        """Take the job from the queue and keep it among the dead letters."""
+        """Take the job from the queue and keep its beginning among the dead letters."""
         await self._streams.bury(job, reason)
         await self.done([job])
 
@@ -135,8 +146,8 @@ class RedisWorkQueue:
         """Return one or two KEYs of each of the regions that has any, newest first."""
         return await self._streams.fetch_keys(camera, regions)
 
-    async def _gather(self, batch: int, wait_s: float) -> None:
-        """Make jobs ready: abandoned ones, else new ones of own shards, else those others are late with."""
+    async def _gather(self, batch: int, wait_s: float, steal: bool) -> None:
+        """Make jobs ready: abandoned ones, else new ones of own shards, then those that others are late with."""
         if self._own is None:
             await self._beat()
         own = self._own or []
@@ -145,27 +156,45 @@ class RedisWorkQueue:
         if self._ready:
             return
         if own:
-            self._hold(await self._streams.read(own, batch, min(wait_s, self._steal_after_s)))
+            await self._take(own, batch, min(wait_s, self._steal_after_s))
         else:
             await asyncio.sleep(min(wait_s, self._steal_after_s))
-        if not self._ready and len(own) < self._shards:
-            await self._steal(batch, own)
+        idle, room = not self._ready, batch - len(self._ready)
+        looks = idle or self._clock() - self._looked >= self._steal_after_s
+        if steal and looks and room > 0 and len(own) < self._shards:
+            await self._steal(room, own)
+
+    async def _take(self, shards: Sequence[int], batch: int, wait_s: float) -> None:
+        """Make up to `batch` new jobs of these shards ready: what is claimed beyond that no other worker could take."""
+        left = batch
+        if len(shards) > batch:
+            waited = zip(await self._streams.waited_ms(shards), shards, strict=True)
+            longest = sorted((each for each in waited if each[0] >= 0), reverse=True)
+            shards = [shard for _, shard in longest[:batch]] or shards
+        while shards:
+            count = max(1, left // len(shards))
+            jobs = await self._streams.read(shards, count, wait_s)
+            self._hold(jobs)
+            taken = Counter(job.shard for job in jobs)
+            left, wait_s = max(0, left - len(jobs)), 0.0
+            shards = [shard for shard in shards if taken[shard] >= count][:left]
 
     async def _steal(self, batch: int, own: Sequence[int]) -> None:
+        self._looked = self._clock()
         others = [shard for shard in range(self._shards) if shard not in own]
         waited_ms, late_ms = await self._streams.waited_ms(others), self._steal_after_s * 1000
         late = [shard for shard, ms in zip(others, waited_ms, strict=True) if ms >= late_ms]
         if late:
-            self._hold(await self._streams.read(late, max(1, batch // len(late)), 0))
+            await self._take(late, batch, 0)
 
     async def _reclaim(self, batch: int) -> None:
         """Claim what dead workers left; bury what was left too often."""
         self._reclaimed = self._clock()
-        for job in await self._streams.reclaim(self._reclaim_after_s, batch):
+        jobs = await self._streams.reclaim(self._reclaim_after_s, batch)
+        self._hold(job for job in jobs if job.deliveries <= DELIVERY_LIMIT)  # first: a burial may fail
+        for job in jobs:
             if job.deliveries > DELIVERY_LIMIT:
                 await self.bury(job, given_up(job.deliveries))
-            else:
-                self._hold([job])
 
     def _hold(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -192,7 +221,7 @@ class RedisWorkQueue:
         """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""
         oldest = self._clock() - self._hold_s
         self._held = {job: since for job, since in self._held.items() if since > oldest}
-        if self._worker:
+        if self._worker and not self._resting:
             live = await self._streams.beat(self._held)
             self._own = preferred_shards(self._worker, live, self._shards)
         else:

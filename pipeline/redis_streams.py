@@ -1,4 +1,4 @@
-"""The commands to Redis that make the work queue, each one or two round trips (keys: WIRE.md section 3)."""
+"""The commands to Redis that make the work queue, each one or two round trips (keys: docs/wire.md, section 3)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from pipeline.cancellation import cancellable
 from pipeline.errors import ConfigError, TransportError
-from pipeline.work_queue import DEAD_LIMIT, KEYS_EXPIRE_S, Job, shard_of
+from pipeline.work_queue import DEAD_BYTES, DEAD_LIMIT, KEYS_EXPIRE_S, Job, shard_of
 
 GROUP = "workers"
 WORKERS = "maskcast:workers"
@@ -174,8 +174,8 @@ class RedisStreams:
             await pipe.execute()
 
     async def bury(self, job: Job, reason: str) -> None:
-        """Append to the dead letters."""
-        letter = {"packet": job.packet, "reason": reason, "camera": job.camera, "worker": self._worker}
+        """Append the job's beginning to the dead letters."""
+        letter = {"packet": job.packet[:DEAD_BYTES], "reason": reason, "camera": job.camera, "worker": self._worker}
         async with self._talk():
             await self._redis.xadd(DEAD, letter, maxlen=DEAD_LIMIT, approximate=True)
 

@@ -61,7 +61,22 @@ def kind_of(url: str) -> Kind:
 
 def shown(url: str) -> str:
     """The address without user and password, for logs and errors."""
-    return re.sub(r"//[^/]*@", "//", url)
+    return re.sub(r"://.*@", "://", url)  # to the last @: a password may hold a slash
+
+
+def image_files(path: Path) -> list[Path]:
+    """The images of a directory, by name."""
+    return sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+
+
+def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """RGB (H, W, 3) -> (height, width, 3), where `size` is (width, height); one that fits is returned as it is."""
+    height, width, _ = image.shape
+    if (width, height) == size:
+        return image
+    smaller = width >= size[0] and height >= size[1]
+    how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=how).astype(np.uint8, copy=False)
 
 
 @contextmanager
@@ -78,7 +93,7 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
         stream.thread_type = "AUTO" if kind == "file" else "SLICE"  # frame threads would delay what is live
         stream.thread_count = decode_threads
         origin = Origin(stream.width, stream.height, float(stream.average_rate or fps))
-        yield Opened(origin, _pictures(url, container, stream))
+        yield Opened(origin, _pictures(url, container, stream, origin.fps))
 
 
 def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
@@ -93,9 +108,9 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
         raise _cannot_open(url, _reason(error)) from error
 
 
-def _pictures(url: str, container: InputContainer, stream: VideoStream) -> Iterator[Picture]:
-    """Damaged packets are passed over, but not without end."""
-    damaged, first_s = 0, None
+def _pictures(url: str, container: InputContainer, stream: VideoStream, fps: float) -> Iterator[Picture]:
+    """Damaged packets are passed over, but not without end; without time stamps, pictures come at the rate."""
+    damaged, count, first_s = 0, 0, None
     packets = container.demux(stream)
     while True:
         try:
@@ -111,14 +126,15 @@ def _pictures(url: str, container: InputContainer, stream: VideoStream) -> Itera
         except (av.FFmpegError, OSError) as error:
             raise SourceError(f"{shown(url)} cannot be read any further: {_reason(error)}") from error
         for frame in frames:
-            at_s = frame.time or 0.0
+            at_s = count / fps if frame.time is None else frame.time
+            count += 1
             first_s = at_s if first_s is None else first_s
             image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
             yield Picture(image, at_s - first_s)
 
 
 def _directory(path: Path, *, fps: float) -> Opened:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+    files = image_files(path)
     if not files:
         raise _cannot_open(str(path), f"it holds none of {', '.join(sorted(_IMAGES))}")
     height, width, _ = _image(files[0]).shape

@@ -37,6 +37,7 @@ class Folders:
     backbone: Path
     teacher: Path | None
     run: Path
+    start: Path | None = None  # the run whose averaged weights are begun with, instead of the backbone's alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,8 @@ def _set_up(experiment: Experiment, folders: Folders) -> _Setup:
     network = build(experiment, classes)
     load_folded(network.backbone, _read_weights(folders.backbone))
     unfold_batch_norm(network.backbone, _calibration_images(data))
+    if folders.start is not None:
+        checkpoint.load_average(folders.start, network)
     network = network.to(memory_format=torch.channels_last).to(device)
     return _Setup(
         batches=Batches(

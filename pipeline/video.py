@@ -8,25 +8,24 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import cv2
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.messages import Frame, FrameId
-from pipeline.sources import Opened, Origin, Picture, kind_of, open_source, shown
+from pipeline.sources import Kind, Opened, Origin, Picture, fit, kind_of, open_source, shown
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
 _BEHIND_S, _AHEAD_S = 1.0, 10.0  # beyond, the machine slept or time stamps jumped: go on from here
 _RETRY_FIRST_S = 0.5
+_LEAVE_S = 2.0  # for the reader's thread to end; one that hangs in a source does not hold up the node
 
 log = structlog.get_logger()
 
@@ -120,8 +119,8 @@ class Pace:
 class Video:
     """The frames of one source; an async context manager, and an iterator that ends with a file's end.
 
-    Entering raises SourceError when a file, directory or device cannot be opened, reading when it is damaged;
-    an RTSP server is waited for. `fast` gives every frame of a file, as fast as they are taken.
+    Entering raises SourceError when a file, directory or device cannot be opened within `timeout_s`, reading when it
+    is damaged; an RTSP server is waited for. `fast` gives every frame of a file, as fast as they are taken.
     """
 
     def __init__(
@@ -160,24 +159,23 @@ class Video:
         running = asyncio.get_running_loop()
         self._filled, self._opened = asyncio.Event(), asyncio.Event()
         self._mailbox = Mailbox(lambda: running.call_soon_threadsafe(self._filled.set))
-        pool = ThreadPoolExecutor(1, thread_name_prefix="video")
         kind = kind_of(self._url)
-        read = self._read_live if kind in ("server", "device") else self._read_file
-        self._reading = running.run_in_executor(pool, read, lambda: running.call_soon_threadsafe(self._opened.set))
-        pool.shutdown(wait=False)  # takes nothing more; what runs goes on
-        self._reading.add_done_callback(lambda _: self._filled.set())
-        self._reading.add_done_callback(lambda _: self._opened.set())
-        if kind != "server":
-            await self._opened.wait()
-            if self._reading.done():
-                self._reading.result()
+        self._reading = running.create_future()
+        # A daemon: where opening or reading hangs, nothing can end the thread, and the process must end without it.
+        threading.Thread(target=self._read, args=(kind, running), name="video", daemon=True).start()
+        try:
+            if kind != "server":
+                await self._until_opened()
+        except BaseException:
+            self._mailbox.close()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._mailbox.close()
-        await asyncio.wait({self._reading}, timeout=self._timeout_s + 1)
+        await asyncio.wait({self._reading}, timeout=_LEAVE_S)
 
     def __aiter__(self) -> Self:
         return self
@@ -192,6 +190,43 @@ class Video:
         sequence = self._last.sequence + 1 if shot.epoch == self._last.epoch else 0
         self._last = FrameId(shot.epoch, sequence)
         return Frame(self._last, shot.captured_ms, shot.image)
+
+    async def opened(self) -> Origin | None:
+        """Wait until the source was opened for the first time; None when it never was."""
+        await self._opened.wait()
+        return self.origin
+
+    async def _until_opened(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._opened.wait()
+        except TimeoutError as error:
+            raise SourceError(
+                f"cannot open {shown(self._url)}: nothing came from it in {self._timeout_s:g} s; "
+                "see that it is written or free, or give source.timeout_s more"
+            ) from error
+        if self._reading.done():
+            self._reading.result()
+
+    def _read(self, kind: Kind, loop: asyncio.AbstractEventLoop) -> None:
+        """What the reader's thread runs; its end, and what ended it, goes to the event loop."""
+        failure: Exception | None = None
+        try:
+            read = self._read_live if kind in ("server", "device") else self._read_file
+            read(lambda: loop.call_soon_threadsafe(self._opened.set))
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop has ended, nobody asks any more
+            loop.call_soon_threadsafe(self._finish, failure)
+
+    def _finish(self, failure: Exception | None) -> None:
+        if failure is None:
+            self._reading.set_result(None)
+        else:
+            self._reading.set_exception(failure)
+            self._reading.exception()  # marks it as seen: after leaving nobody else looks
+        self._opened.set()
+        self._filled.set()
 
     def _read_file(self, opened: Callable[[], object]) -> None:
         """Play a file or directory once, or again and again; runs on the reader's thread."""
@@ -260,9 +295,5 @@ class Video:
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) at the source's size -> (height, width, 3)."""
-        height, width, _ = image.shape
-        if (width, height) != (self._width, self._height):
-            smaller = width >= self._width and height >= self._height
-            how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-            image = cv2.resize(image, (self._width, self._height), interpolation=how).astype(np.uint8, copy=False)
+        image = fit(image, (self._width, self._height))
         return np.ascontiguousarray(image[:, ::-1]) if self._mirror else image

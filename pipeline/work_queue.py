@@ -23,6 +23,7 @@ SHARDS = 16
 SHARD_LIMIT = 1000  # entries; a full shard drops its oldest, and that is counted
 DELIVERY_LIMIT = 2  # a job that two workers left unanswered is not given to a third
 DEAD_LIMIT = 1000
+DEAD_BYTES = 4096  # of a packet: enough to see what is wrong, too little to fill the memory
 RECLAIM_AFTER_S = 1.0
 STEAL_AFTER_S = 0.1
 HOLD_S = 10.0  # a live worker that is still silent after this long has lost the job
@@ -63,11 +64,16 @@ class WorkQueue(Protocol):
         """Queue a packet; in a full shard the oldest make room and are counted."""
         ...
 
-    async def claim(self, *, batch: int, wait_s: float) -> list[Job]:
+    async def claim(self, *, batch: int, wait_s: float, steal: bool = True) -> list[Job]:
         """Return up to `batch` jobs, oldest first, or none after `wait_s`; done or bury answers each.
 
-        Own shards come first; where a shard's worker is behind or gone, its jobs are taken over.
+        What a dead worker left comes first, then own shards; with `steal`, room that is left goes to the jobs
+        of a worker that is behind.
         """
+        ...
+
+    async def rest(self) -> None:
+        """Leave the own shards, and what was claimed, to others until the next claim."""
         ...
 
     async def done(self, jobs: Sequence[Job]) -> None:
@@ -75,7 +81,7 @@ class WorkQueue(Protocol):
         ...
 
     async def bury(self, job: Job, reason: str) -> None:
-        """Take the job from the queue and keep it, with the reason, among the dead letters."""
+        """Take the job from the queue and keep its beginning, with the reason, among the dead letters."""
         ...
 
     async def depth(self) -> int:
@@ -119,6 +125,10 @@ class _Entry:
 
     def job(self) -> Job:
         return Job(self.shard, str(self.number), self.camera, self.packet, self.deliveries)
+
+
+def _number(entry: _Entry) -> int:
+    return entry.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,18 +222,23 @@ class MemoryWorkQueue:
         self._dropped += self._state.add(camera, packet)
         await asyncio.sleep(0)  # lets a worker in the same loop run, as a server would
 
-    async def claim(self, *, batch: int, wait_s: float) -> list[Job]:
+    async def claim(self, *, batch: int, wait_s: float, steal: bool = True) -> list[Job]:
         """Return up to `batch` jobs, oldest first, or none after `wait_s`."""
         if self._worker is None:
             raise ValueError("only a queue with a worker's name claims")
+        self._state.workers.add(self._worker)
         await asyncio.sleep(0)
-        jobs = self._take(self._worker, batch)
+        jobs = self._take(self._worker, batch, steal)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while not jobs:
                     await self._wait()
-                    jobs = self._take(self._worker, batch)
+                    jobs = self._take(self._worker, batch, steal)
         return jobs
+
+    async def rest(self) -> None:
+        """Leave the own shards, and what was claimed, to others until the next claim."""
+        self._state.workers.discard(self._worker or "")
 
     async def done(self, jobs: Sequence[Job]) -> None:
         """Take the jobs from the queue."""
@@ -231,8 +246,8 @@ class MemoryWorkQueue:
             self._state.entries[job.shard].pop(int(job.entry), None)
 
     async def bury(self, job: Job, reason: str) -> None:
-        """Take the job from the queue and keep it among the dead letters."""
-        self._state.dead.append(Buried(job.camera, job.packet, reason, self._worker or ""))
+        """Take the job from the queue and keep its beginning among the dead letters."""
+        self._state.dead.append(Buried(job.camera, job.packet[:DEAD_BYTES], reason, self._worker or ""))
         await self.done([job])
 
     async def depth(self) -> int:
@@ -265,7 +280,7 @@ class MemoryWorkQueue:
             async with asyncio.timeout(self._steal_after_s):
                 await self._state.changed.wait()
 
-    def _take(self, worker: str, batch: int) -> list[Job]:
+    def _take(self, worker: str, batch: int, steal: bool) -> list[Job]:
         now = self._state.clock()
         shards = preferred_shards(worker, self._state.workers, len(self._state.entries))
         mine = {entry.number for shard in shards for entry in self._state.entries[shard].values()}
@@ -273,10 +288,11 @@ class MemoryWorkQueue:
         waiting = [entry for entry in everything if entry.worker is None]
         found = [entry for entry in everything if self._is_abandoned(entry, now)]
         found += [entry for entry in waiting if entry.number in mine]
-        if not found:
-            found = [entry for entry in waiting if now - entry.added >= self._steal_after_s]
-        found.sort(key=lambda entry: entry.number)
-        return [job for entry in found[:batch] for job in self._give(entry, worker, now)]
+        found = sorted(found, key=_number)[:batch]
+        if steal:
+            late = [entry for entry in waiting if now - entry.added >= self._steal_after_s and entry.number not in mine]
+            found += late[: batch - len(found)]
+        return [job for entry in sorted(found, key=_number) for job in self._give(entry, worker, now)]
 
     def _is_abandoned(self, entry: _Entry, now: float) -> bool:
         if entry.worker is None:
@@ -290,7 +306,7 @@ class MemoryWorkQueue:
         if entry.deliveries <= DELIVERY_LIMIT:
             return [entry.job()]
         del self._state.entries[entry.shard][entry.number]
-        self._state.dead.append(Buried(entry.camera, entry.packet, given_up(entry.deliveries), worker))
+        self._state.dead.append(Buried(entry.camera, entry.packet[:DEAD_BYTES], given_up(entry.deliveries), worker))
         return []
 
 

@@ -32,6 +32,12 @@ def write_clip(path: Path, *, frames: int = 10, fps: int = 25, width: int = 64, 
     return path
 
 
+def write_stream(path: Path, *, frames: int = 10) -> Path:
+    """The numbered pictures as a bare stream: no container, so no time stamps."""
+    path.write_bytes(_encoded(frames, fps=25, format="m4v"))
+    return path
+
+
 def write_images(folder: Path, *, count: int = 5) -> Path:
     """A directory of the numbered pictures, which also holds something else."""
     folder.mkdir()

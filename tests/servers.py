@@ -88,7 +88,7 @@ def mosquitto(folder: Path, *, user: str | None = None, password: str = "") -> S
         lines += ["allow_anonymous false", f"password_file {logins}"]
     settings.write_text("\n".join(lines) + "\n")
     command = [find_program("mosquitto", "mosquitto"), "-c", str(settings)]
-    return Server(command, port, folder / "mosquitto.log", _accepts)
+    return Server(command, port, folder / "mosquitto.log", accepts)
 
 
 def find_program(name: str, package: str) -> str:
@@ -107,7 +107,8 @@ def free_port() -> int:
         return port
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
+    """Whether something listens on the port."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

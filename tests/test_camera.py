@@ -2,11 +2,18 @@
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from clips import write_clip
+import structlog
+from channels import until
+from clips import RtspServer, write_clip
+from processes import site, wait_until
+from servers import accepts, free_port
 from standins import BUNDLE, HASH, LEVELS, MANIFEST, StandinEncoder
 
 from nodes import camera as node
@@ -15,9 +22,9 @@ from nodes.preview import Preview
 from nodes.service import Lane
 from pipeline.bitstream import unpack
 from pipeline.config import CameraSettings, load_settings
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, SourceError, TransportError
 from pipeline.messages import Packet
-from pipeline.transport import CONTROL, Channel, Message
+from pipeline.transport import CONTROL, LIVE, Channel, Delivery, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.video import Video
 
@@ -96,6 +103,83 @@ async def test_a_camera_that_dies_is_said_to_be_offline(tmp_path: Path, lane: La
             assert json.loads(broker.retained["maskcast/cam-1/state"])["state"] == "offline"
             running.cancel()
             await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+async def test_a_source_that_comes_late_is_said_in_the_state(lane: Lane) -> None:
+    broker = MemoryBroker()
+
+    def state() -> dict[str, object]:
+        facts: dict[str, object] = json.loads(broker.retained["maskcast/cam-1/state"])
+        return facts
+
+    async with RtspServer() as server, Video(server.url, width=64, height=48) as video:
+        presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
+        assert presence.fps is None
+        async with MemoryChannel(broker) as channel:
+            camera = camera_of(video, channel, lane, fast=False)
+            running = asyncio.create_task(stream(camera, bundle=BUNDLE, channel=channel, presence=presence))
+            await until(lambda: "maskcast/cam-1/state" in broker.retained and state()["fps"] is not None, LIMIT_S)
+            assert (state()["state"], state()["source_width"], state()["source_height"]) == ("online", 64, 48)
+            running.cancel()
+            await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+class Stalled(MemoryChannel):
+    """A memory channel over which what a broker must acknowledge does not go, as on a link that stalls."""
+
+    async def publish(self, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
+        if delivery.qos:
+            raise TransportError("no answer")
+        await super().publish(topic, payload, delivery)
+
+
+async def test_a_broker_that_stalls_at_the_start_does_not_end_the_camera(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with Stalled(broker) as channel, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
+        camera = camera_of(video, channel, lane)
+        async with asyncio.timeout(LIMIT_S):
+            await stream(camera, bundle=BUNDLE, channel=channel, presence=presence)
+        assert len(await packets_of(arriving, 10)) == 10
+
+
+async def test_two_cameras_of_one_name_are_told_so(tmp_path: Path, mqtt_url: str) -> None:
+    overrides = {
+        "source.url": str(write_clip(tmp_path / "clip.mp4")),
+        "source.loop": True,
+        "camera.name": "twin",
+        "mqtt_url": mqtt_url,
+        "mqtt.root": "twins",
+        "encoder.engine": "onnxruntime",
+        "health.port": 0,
+    }
+    settings = load_settings(CameraSettings, None, overrides)
+    with structlog.testing.capture_logs() as logs:
+
+        def told(word: str) -> list[Any]:
+            return [line for line in logs if word in line["event"]]
+
+        first = asyncio.create_task(node.main(settings))
+        await until(lambda: bool(told("connected to the broker")), LIMIT_S)
+        second = asyncio.create_task(node.main(settings))
+        await until(lambda: bool(told("same name")), LIMIT_S)
+        for task in (first, second):
+            task.cancel()
+            await asyncio.wait({task}, timeout=LIMIT_S)
+    assert {(line["log_level"], line["client"]) for line in told("same name")} == {("error", "twins.twin")}
+
+
+def test_a_camera_that_waits_for_its_source_ends_when_told_to(tmp_path: Path) -> None:
+    pipe, port = tmp_path / "pipe.ts", free_port()
+    os.mkfifo(pipe)
+    with site(tmp_path, mqtt_url="mqtt://127.0.0.1:9", redis_url="redis://127.0.0.1:9") as here:
+        camera = here.start("camera", "--source", str(pipe), HEALTH__PORT=str(port), SOURCE__TIMEOUT_S="60")
+        wait_until(lambda: accepts(port), limit_s=LIMIT_S, message="no health page")
+        time.sleep(0.3)
+        began_s = time.monotonic()
+        assert camera.stop() == 0, here.logs()
+        assert time.monotonic() - began_s < 4
 
 
 async def test_commands_are_obeyed_and_malformed_ones_counted(tmp_path: Path, lane: Lane) -> None:

@@ -115,6 +115,16 @@ def test_a_damaged_packet_file_is_failed_work(capsys: pytest.CaptureFixture[str]
     assert err.startswith("maskcast: ")
 
 
+def test_a_place_that_cannot_be_written_is_named(
+    packets: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    code, err = failure(capsys, "decode", "--input", packets, "--output", tmp_path / "taken")
+    assert code == 1
+    assert "taken" in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_an_unknown_option_exits_2() -> None:
     code, _, err = maskcast("demo", "--colour", "red")
     assert code == 2

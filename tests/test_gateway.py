@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import redis.asyncio
 from servers import Server, free_port
 from standins import packet_of
 
@@ -119,6 +120,42 @@ async def test_packets_reach_the_queue_and_bad_ones_are_counted_by_reason() -> N
     for name in ("cam-1", "cam-2"):
         assert [sequence for camera_name, sequence in found if camera_name == name] == list(range(30))
     assert [unpack(key).id.sequence for key in keys[0]] == [29, 28]
+
+
+async def test_a_packet_larger_than_the_setting_is_refused_and_counted() -> None:
+    broker, state = MemoryBroker(), MemoryQueueState()
+    large = replace(KEY, regions=(Region(Kind.KEY, 0, 0, bytes(65_536)),))
+    async with MemoryChannel(broker) as channel, MemoryChannel(broker) as camera, MemoryWorkQueue(state) as queue:
+        gateway = Gateway(channel, queue)
+        async with running(gateway):
+            await camera.publish("cam-1/latent", pack(large))
+            await until(lambda: gateway.losses.total == {"size": 1})
+            assert await queue.depth() == 0
+
+
+async def test_a_redis_that_answers_but_takes_nothing_is_away(
+    own_redis: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "_PROBE_S", 0.02)
+    broker, url = MemoryBroker(), f"redis://127.0.0.1:{own_redis.port}"
+    async with (
+        MemoryChannel(broker) as channel,
+        MemoryChannel(broker) as camera,
+        RedisWorkQueue(url) as queue,
+        redis.asyncio.from_url(url) as client,
+    ):
+        gateway = Gateway(channel, queue)
+        async with running(gateway):
+            await until(lambda: gateway.reason() is None)
+            await client.config_set("maxmemory", 1)
+            await camera.publish("cam-1/latent", pack(KEY))
+            await until(lambda: gateway.reason() is not None)
+            for _ in range(20):
+                await asyncio.sleep(0.02)
+                assert gateway.reason() is not None
+            await client.config_set("maxmemory", 0)
+            await until(lambda: gateway.reason() is None)
+            assert await queue.depth() == 1
 
 
 async def test_while_redis_is_away_the_newest_are_held_and_go_on_when_it_is_back(own_redis: Server) -> None:

@@ -1,7 +1,9 @@
 """The channel over MQTT: addresses, reconnecting, logins, versions, what a broken link does."""
 
 import asyncio
+import contextlib
 import gc
+import socket
 import subprocess
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from channels import LIMIT_S, ready, take, until
 from servers import Server, find_program, free_port, mosquitto
 
 from pipeline.errors import ConfigError, TransportError
-from pipeline.transport import STATE, Delivery, Message, open_channel
+from pipeline.transport import STATE, Delivery, Message, mqtt_client, open_channel
 from pipeline.transport.mqtt import MqttChannel
 from pipeline.transport.mqtt_address import parse_mqtt_url
 
@@ -203,6 +205,86 @@ async def test_given_version_is_kept(mqtt_url: str) -> None:
             await until(lambda: len(link.versions) >= 3)
             assert not channel.connected
         assert set(link.versions) == {5}
+
+
+class ThinLink:
+    """A TCP way to a port that carries so many bytes a second and holds next to none."""
+
+    def __init__(self, to_port: int, *, rate: int) -> None:
+        self.passed = 0
+        self._to_port, self._rate = to_port, rate
+
+    async def __aenter__(self) -> "ThinLink":
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self._server = await asyncio.start_server(self._carry, sock=listening, limit=1024)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, there = await asyncio.open_connection("127.0.0.1", self._to_port)
+        back = asyncio.create_task(Link._copy(onward, writer))
+        try:
+            while data := await reader.read(600):
+                there.write(data)
+                self.passed += len(data)
+                await asyncio.sleep(len(data) / self._rate)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            there.close()
+            back.cancel()
+
+
+async def test_a_thin_link_holds_back_the_sender_instead_of_filling_up(mqtt_url: str) -> None:
+    accepted = 0
+    async with (
+        ThinLink(parse_mqtt_url(mqtt_url).port, rate=8000) as link,
+        quick(f"mqtt://127.0.0.1:{link.port}") as channel,
+    ):
+        await channel.wait_connected(LIMIT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while accepted < 1_000_000:
+                    await channel.publish("cam-1/latent", bytes(1000))
+                    accepted += 1000
+        assert accepted - link.passed < 16_000  # what waits in the link: two seconds of it
+
+
+async def test_clients_of_one_name_that_throw_each_other_out_say_so_once(mqtt_url: str) -> None:
+    def told() -> list[str]:
+        return [line["client"] for line in logs if "same name" in line["event"]]
+
+    with structlog.testing.capture_logs() as logs:
+        async with quick(mqtt_url, client_id="twin") as one, quick(mqtt_url, client_id="twin") as two:
+            await until(lambda: len(told()) >= 2)
+            await asyncio.sleep(0.5)
+            assert one is not two
+    assert told() == ["twin", "twin"]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"-ERR unknown command\r\n", b"\x15\x03\x03\0\2\2F"]
+)
+async def test_what_is_no_mqtt_broker_is_asked_about_without_a_traceback(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mqtt_client, "ANSWER_S", 0.2)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(answer)
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with quick(f"mqtt://127.0.0.1:{port}") as channel:
+            with pytest.raises(TransportError, match="is this an MQTT port, and mqtt:// or mqtts:// right"):
+                await channel.wait_connected(0.8)
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def open_files() -> int:

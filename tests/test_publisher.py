@@ -104,6 +104,22 @@ def test_a_rival_that_is_silent_is_forgotten() -> None:
     assert rivals.leave_it_to_us("cam-1", 1)
 
 
+async def test_what_strangers_say_of_cameras_that_nobody_serves_is_not_kept() -> None:
+    broker = MemoryBroker()
+    cameras = Cameras(["road"], deadline_ms=2000)
+    cameras.of("cam-1")
+    async with MemoryChannel(broker) as channel, MemoryChannel(broker) as stranger:
+        publisher = StatsPublisher("w-1", channel, cameras)
+        telling = asyncio.create_task(publisher.run())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for number in range(100):
+            await stranger.publish(f"cam-{number}/stats", said("w-2", 5))
+        await asyncio.sleep(0.02)
+        telling.cancel()
+    assert list(publisher._rivals._heard) == ["cam-1"]
+
+
 @pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b'{"worker": 1}', b"[" * 5000, said("b", 99)])
 def test_nonsense_and_our_own_words_are_not_a_rivals(payload: bytes) -> None:
     rivals = Rivals("b")

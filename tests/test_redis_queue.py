@@ -6,11 +6,12 @@ import sys
 import pytest
 import redis.asyncio
 import structlog
-from queues import LIMIT_S, RedisBench, are_connected, claim, until, until_raises
+from queues import LIMIT_S, RECLAIM_S, RedisBench, are_connected, claim, until, until_raises
 from servers import Server, free_port
 
 from pipeline.errors import TransportError
 from pipeline.redis_queue import RedisWorkQueue
+from pipeline.work_queue import Job
 
 
 async def test_redis_that_was_emptied_is_set_up_again(redis_bench: RedisBench) -> None:
@@ -79,6 +80,28 @@ asyncio.run(main())
         async with asyncio.timeout(3.0):
             [job] = await other.claim(batch=16, wait_s=LIMIT_S)
         assert (job.packet, job.deliveries) == (b"x", 2)
+
+
+async def test_a_burial_that_fails_does_not_lose_the_jobs_reclaimed_with_it(
+    redis_bench: RedisBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_room(job: Job, reason: str) -> None:
+        raise TransportError("no room")
+
+    async with redis_bench.queue() as gateway:
+        await gateway.put("cam-1", b"poison")
+        async with redis_bench.queue("w1") as crashing:
+            await claim(crashing, 1)
+        async with redis_bench.queue("w2") as crashing:
+            await claim(crashing, 1)
+            await gateway.put("cam-1", b"good")
+            await claim(crashing, 1)
+        async with redis_bench.queue("w3") as worker:
+            monkeypatch.setattr(worker._streams, "bury", no_room)  # type: ignore[attr-defined]
+            await asyncio.sleep(RECLAIM_S)
+            await until_raises(lambda: worker.claim(batch=16, wait_s=0))
+            [job] = await worker.claim(batch=16, wait_s=0)
+            assert job.packet == b"good"
 
 
 async def test_absent_redis_is_a_transport_error_that_names_it() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.errors import ConfigError
-from pipeline.runtime import OnnxruntimeSession, OpenvinoSession, open_session
+from pipeline.runtime import OnnxruntimeSession, OpenvinoSession, batch_sizes, open_session
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,24 @@ def test_engines_agree(graph: Path, batch: int) -> None:
     assert exact.shape == other.shape == (batch, 11, 92, 120)
     # OpenVINO takes bfloat16 where the processor has it: 8 bits of mantissa.
     assert np.abs(exact - other).max() < 0.05 * np.abs(exact).max()
+
+
+def test_openvino_compiles_for_powers_of_two_only(graph: Path) -> None:
+    session = open_session(graph, engine="openvino", threads=1)
+    assert isinstance(session, OpenvinoSession)
+    y_hat = np.random.default_rng(0).normal(size=(4, 64, 23, 30)).astype(np.float32).round()
+    (whole,) = session.run(y_hat)
+    for count in (3, 2, 1):
+        (part,) = session.run(y_hat[:count])
+        assert part.shape == (count, 11, 92, 120)
+        assert np.abs(part - whole[:count]).max() < 0.05 * np.abs(whole).max()
+    assert sorted(session._requests) == [1, 2, 4]
+
+
+def test_sizes_of_batches_are_powers_of_two_that_hold_each_of_them() -> None:
+    assert {most: batch_sizes(most) for most in (1, 2, 3, 5, 8)} == {
+        1: [1], 2: [1, 2], 3: [1, 2, 4], 5: [1, 2, 4, 8], 8: [1, 2, 4, 8],
+    }  # fmt: skip
 
 
 def test_results_outlive_the_next_run(graph: Path) -> None:

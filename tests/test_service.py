@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,13 @@ def test_an_expected_error_is_one_sentence_and_its_code(
     raised: Any, error: PipelineError, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(raised(error)) == code
-    assert capsys.readouterr().err == f"{error}\n"
+    assert capsys.readouterr().err == f"maskcast: {error}\n"
 
 
 def test_an_unexpected_error_is_one_sentence_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(fail(ZeroDivisionError("by nothing"))) == 1
     (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("maskcast: ")
     assert "ZeroDivisionError: by nothing" in line
     assert "--debug" in line
 
@@ -181,6 +183,8 @@ async def test_the_health_page_says_why_a_node_is_not_ready() -> None:
                 return answer.status, await answer.text()
 
         assert await get("/healthz") == (200, "alive\n")
+        assert await get("/readyz") == (503, "starting; waiting for the broker\n")
+        health.complete()
         assert await get("/readyz") == (503, "waiting for the broker\n")
         missing.clear()
         assert await get("/readyz") == (200, "ready\n")
@@ -189,12 +193,21 @@ async def test_the_health_page_says_why_a_node_is_not_ready() -> None:
         assert "# TYPE maskcast_drops_total counter" in page
 
 
-async def test_a_taken_port_is_one_sentence_that_names_the_field() -> None:
+async def test_a_second_node_on_a_host_goes_on_without_its_page_and_says_so() -> None:
     port = free_port()
-    async with health_page(Health(), host="127.0.0.1", port=port):
-        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}.*health\.port"):
-            async with health_page(Health(), host="127.0.0.1", port=port):
-                raise AssertionError("entered")
+    with structlog.testing.capture_logs() as logs:
+        first = health_page(Health(), host="127.0.0.1", port=port)
+        async with first, health_page(Health(), host="127.0.0.1", port=port) as given:
+            assert given == 0
+    (warning,) = logs
+    assert (warning["log_level"], warning["address"]) == ("warning", f"127.0.0.1:{port}")
+    assert "health.port" in warning["event"]
+
+
+async def test_an_address_that_is_not_this_hosts_is_one_sentence_that_names_the_field() -> None:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1:8080.*health\.host"):
+        async with health_page(Health(), host="192.0.2.1", port=8080):
+            raise AssertionError("entered")
 
 
 async def test_port_0_is_no_page() -> None:
@@ -220,6 +233,26 @@ async def test_a_node_says_online_and_then_stopped() -> None:
         "source_width": None,
         "source_height": None,
     }
+
+
+async def test_what_was_learned_later_is_said_too_and_once_more_at_the_end() -> None:
+    broker = MemoryBroker()
+
+    def said() -> tuple[str, int | None]:
+        facts = json.loads(broker.retained["maskcast/cam-1/state"])
+        return facts["state"], facts["source_width"]
+
+    async with MemoryChannel(broker) as channel:
+        async with announced(channel, PRESENCE) as renew:
+            assert said() == ("online", None)
+            await renew(replace(PRESENCE, source_width=640))
+            assert said() == ("online", 640)
+        assert said() == ("stopped", 640)
+
+
+def test_a_nodes_client_id_is_its_own_and_the_same_at_each_start() -> None:
+    assert PRESENCE.client_id("maskcast") == "maskcast.cam-1"
+    assert replace(PRESENCE, topic="worker/a.b/state").client_id("site/hall") == "site.hall.worker.a.b"
 
 
 async def test_a_node_that_dies_is_said_to_be_offline() -> None:

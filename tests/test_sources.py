@@ -5,10 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from clips import number_of, write_clip, write_images
+from clips import number_of, picture, write_clip, write_images, write_stream
 
 from pipeline.errors import SourceError
-from pipeline.sources import Origin, kind_of, open_source, shown
+from pipeline.sources import Origin, fit, image_files, kind_of, open_source, shown
 
 OPTIONS = {"fps": 10.0, "timeout_s": 2.0, "decode_threads": 1}
 
@@ -38,6 +38,35 @@ def test_a_directory_gives_its_images_in_order_at_the_given_rate(tmp_path: Path)
     assert origin == Origin(64, 48, 10.0)
     assert numbers == [0, 1, 2, 3]
     assert times_s == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_a_stream_without_time_stamps_comes_at_its_rate(tmp_path: Path) -> None:
+    origin, numbers, times_s = read(write_stream(tmp_path / "raw.m4v", frames=5))
+    assert numbers == list(range(5))
+    assert times_s == pytest.approx([n / origin.fps for n in range(5)])
+
+
+def test_images_of_a_directory_are_in_order_of_their_names(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", count=3)
+    assert [file.name for file in image_files(folder)] == ["000.png", "001.png", "002.png"]
+
+
+@pytest.mark.parametrize("size", [(32, 16), (200, 150), (32, 100)])
+def test_a_picture_is_made_to_fit(size: tuple[int, int]) -> None:
+    image = fit(picture(3), size)
+    assert (image.shape, image.dtype) == ((size[1], size[0], 3), np.uint8)
+    assert number_of(image) == 3
+
+
+def test_a_fine_pattern_that_shrinks_becomes_its_mean() -> None:
+    stripes = np.zeros((48, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert (fit(stripes, (16, 12)) == 100).all()
+
+
+def test_a_picture_that_fits_is_returned_as_it_is() -> None:
+    image = picture(3)
+    assert fit(image, (64, 48)) is image
 
 
 def test_pictures_are_rgb(tmp_path: Path) -> None:
@@ -81,6 +110,9 @@ def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_user_and_password_are_not_shown() -> None:
     assert shown("rtsp://user:secret@camera/1") == "rtsp://camera/1"
+    assert shown("rtsp://user:sec/ret@camera/1") == "rtsp://camera/1"
+    assert shown("rtsp://user:sec@ret@camera/1") == "rtsp://camera/1"
+    assert shown("clips//street@night.mp4") == "clips//street@night.mp4"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from nodes.stats import Cameras, CameraStats, CaptureClock, MaskFacts, Order
+from pipeline import metrics
 from pipeline.messages import FrameId
 
 
@@ -27,16 +29,22 @@ def test_a_new_epoch_begins_anew_and_the_old_one_is_over() -> None:
     ]  # fmt: skip
 
 
+def heard(clock: CaptureClock, captured_ms: int, *, now_ms: int) -> int:
+    """The age of a packet that just came."""
+    clock.learn(captured_ms, now_ms=now_ms)
+    return clock.age_ms(captured_ms, now_ms=now_ms)
+
+
 def ages(clock: CaptureClock, *, behind_ms: int, at_ms: range) -> list[int]:
     """Ages of packets whose true age is 20 ms, of a camera whose clock is behind by so much."""
-    return [clock.age_ms(now - 20 - behind_ms, now_ms=now) for now in at_ms]
+    return [heard(clock, now - 20 - behind_ms, now_ms=now) for now in at_ms]
 
 
 def test_the_age_of_a_packet_is_the_time_since_capture() -> None:
     clock = CaptureClock("cam-1", deadline_ms=2000)
-    assert clock.age_ms(1000, now_ms=1030) == 30
-    assert clock.age_ms(1000, now_ms=9000) == 8000
-    assert clock.age_ms(9000, now_ms=9001) == 1
+    assert heard(clock, 1000, now_ms=1030) == 30
+    assert heard(clock, 1000, now_ms=9000) == 8000
+    assert heard(clock, 9000, now_ms=9001) == 1
     assert clock.offset_ms == 0
 
 
@@ -49,7 +57,7 @@ def test_a_clock_that_is_ahead_is_found_out_at_once() -> None:
 def test_a_clock_that_is_behind_is_found_out_after_a_while() -> None:
     clock = CaptureClock("cam-1", deadline_ms=2000)
     with capture_logs() as lines:
-        found = ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 5000, 40))
+        found = ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 8000, 40))
     assert found[0] == 10_020
     assert found[-1] == 0
     assert [line["behind_ms"] for line in lines] == [10_020]
@@ -57,12 +65,29 @@ def test_a_clock_that_is_behind_is_found_out_after_a_while() -> None:
 
 def test_a_clock_that_is_set_right_is_believed_again() -> None:
     clock = CaptureClock("cam-1", deadline_ms=2000)
-    ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 5000, 40))
-    assert ages(clock, behind_ms=0, at_ms=range(10**9 + 5000, 10**9 + 5200, 40))[-1] == 0
+    ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 8000, 40))
+    assert clock.offset_ms == 10_020
+    assert ages(clock, behind_ms=0, at_ms=range(10**9 + 8000, 10**9 + 8200, 40))[-1] == 0
     assert clock.offset_ms == 20
-    ages(clock, behind_ms=-60_000, at_ms=range(10**9 + 6000, 10**9 + 6200, 40))
-    assert ages(clock, behind_ms=0, at_ms=range(10**9 + 7000, 10**9 + 12_000, 40))[-1] == 20
+    ages(clock, behind_ms=-60_000, at_ms=range(10**9 + 9000, 10**9 + 9200, 40))
+    assert ages(clock, behind_ms=0, at_ms=range(10**9 + 10_000, 10**9 + 18_000, 40))[-1] == 20
     assert clock.offset_ms == 0
+
+
+def test_a_clock_that_was_a_little_ahead_is_believed_again_after_a_minute() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    ages(clock, behind_ms=-1500, at_ms=range(10**9, 10**9 + 4000, 40))
+    assert clock.offset_ms == 20 - 1500
+    found = ages(clock, behind_ms=0, at_ms=range(10**9 + 4000, 10**9 + 70_000, 40))
+    assert (found[0], found[-1]) == (1500, 20)
+    assert clock.offset_ms == 0
+
+
+def test_a_clock_that_is_behind_is_found_out_whatever_the_jitter() -> None:
+    clock, rng = CaptureClock("cam-1", deadline_ms=2000), np.random.default_rng(0)
+    for now in range(10**9, 10**9 + 8000, 40):
+        heard(clock, now - 3_600_000 - int(rng.integers(700)), now_ms=now)
+    assert 3_600_000 <= clock.offset_ms < 3_600_100
 
 
 def test_a_backlog_that_is_cleared_soon_is_not_taken_for_a_wrong_clock() -> None:
@@ -70,18 +95,17 @@ def test_a_backlog_that_is_cleared_soon_is_not_taken_for_a_wrong_clock() -> None
     now = 10**9
     for number in range(1000):  # half a minute of packets, dropped within a second
         now += 1
-        clock.age_ms(10**9 - 40_000 + 40 * number, now_ms=now)
-    assert clock.age_ms(now - 30, now_ms=now) == 30
+        heard(clock, 10**9 - 40_000 + 40 * number, now_ms=now)
+    assert heard(clock, now - 30, now_ms=now) == 30
     assert clock.offset_ms == 0
 
 
-def test_a_backlog_that_grows_is_not_taken_for_a_wrong_clock() -> None:
+@pytest.mark.parametrize("growth", [0.1, 0.15, 0.5])
+def test_a_backlog_that_grows_is_not_taken_for_a_wrong_clock(growth: float) -> None:
     clock = CaptureClock("cam-1", deadline_ms=2000)
-    now = 10**9
-    for number in range(200):  # each second of packets takes a second and a half to come
-        now += 60
-        clock.age_ms(10**9 - 3000 + 40 * number, now_ms=now)
-    assert clock.offset_ms == 0
+    for number in range(1000):  # each second of packets takes a little more than a second to come
+        heard(clock, 10**9 - 2500 + 40 * number, now_ms=10**9 + int(40 * number * (1 + growth)))
+        assert clock.offset_ms == 0
 
 
 def test_without_a_deadline_nothing_is_late() -> None:
@@ -133,6 +157,32 @@ def test_silent_cameras_are_not_spoken_of_and_then_forgotten() -> None:
     now_s = 100.0
     cameras.heard_of_late()
     assert cameras.of("cam-1") is not first
+
+
+def test_a_stranger_who_makes_up_names_does_not_fill_the_memory() -> None:
+    now_s = 0.0
+    cameras = Cameras(["road"], deadline_ms=2000, clock=lambda: now_s)
+    honest = cameras.of("honest")
+    for number in range(3000):
+        now_s += 0.001
+        honest.heard_s = now_s
+        cameras.of(f"stranger-{number}")
+    assert len(cameras.heard_of_late()) == 1024
+    assert cameras.of("honest") is honest
+    assert "stranger-0" not in cameras
+
+
+def test_a_camera_that_is_forgotten_is_no_label_any_more() -> None:
+    now_s = 0.0
+    cameras = Cameras(["road"], deadline_ms=2000, limit=1, clock=lambda: now_s)
+    for name in ("gone-1", "gone-2"):
+        cameras.of(name)
+        metrics.MASKS.labels(name).inc()
+    now_s = 100.0
+    assert b"gone-1" not in generate_latest()
+    assert b"gone-2" in generate_latest()
+    assert cameras.heard_of_late() == {}
+    assert b"gone-2" not in generate_latest()
 
 
 @pytest.mark.parametrize("elapsed_s", [0.9, 1.0, 1.1])

@@ -1,8 +1,11 @@
 """Video: frames at the bundle's size, in time, the newest first; nothing lost when played fast."""
 
 import asyncio
+import os
 import random
+import threading
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -188,6 +191,35 @@ async def test_leaving_ends_a_reader_that_waits(tmp_path: Path) -> None:
     assert len(await play(Video(str(clip), **SIZE), 1)) == 1
     assert len(await play(Video(str(clip), **SIZE, fast=True), 1)) == 1
     assert time.monotonic() - began_s < 2
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    """A named pipe that nobody writes to: opening it hangs until the test is over."""
+    path = tmp_path / "pipe.ts"
+    os.mkfifo(path)
+    yield path
+    os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+
+
+async def test_a_source_that_hangs_when_opened_is_an_error_in_bounded_time(pipe: Path) -> None:
+    async with asyncio.timeout(5):
+        with pytest.raises(SourceError, match=r"cannot open .*pipe\.ts: nothing came from it in 0\.2 s"):
+            async with Video(str(pipe), **SIZE, timeout_s=0.2):
+                raise AssertionError("entered")
+
+
+async def test_a_reader_whose_opening_was_given_up_ends_as_soon_as_it_can(tmp_path: Path) -> None:
+    clip = str(write_clip(tmp_path / "clip.mp4"))
+    before = threading.active_count()
+    entering = asyncio.create_task(Video(clip, **SIZE).__aenter__())
+    await asyncio.sleep(0)
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    async with asyncio.timeout(5):
+        while threading.active_count() > before:  # noqa: ASYNC110 - a thread sends no signal to the loop
+            await asyncio.sleep(0.01)
 
 
 async def test_an_rtsp_server_is_read_over_tcp_and_opened_again_in_a_new_epoch() -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 
+import aiohttp
 import cv2
 import numpy as np
 import pytest
@@ -298,6 +299,48 @@ async def test_lost_broker_is_said(tmp_path: Path) -> None:
         await page.until("document.getElementById('link').textContent === 'no broker'")
         await page.until("document.getElementById('banner').innerText.includes('has lost its broker')")
         assert page.complaints == []
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "localStorage.setItem('view', 'null')",
+        "localStorage.setItem('view', '{')",
+        "localStorage.setItem('view', '{\"view\": \"none\"}')",
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })",
+    ],
+)
+async def test_storage_that_is_forbidden_or_spoilt_does_not_stop_the_page(tmp_path: Path, storage: str) -> None:
+    async with shown(tmp_path) as (page, _):
+        await page.call("Page.addScriptToEvaluateOnNewDocument", source=f"if (location.host) {storage}")
+        await page.open()
+        await page.until("document.getElementById('link').textContent === 'live'")
+        await page.value("document.querySelector('[value=mask]').click()")
+        assert page.complaints == []
+
+
+async def test_numbers_of_a_camera_that_sends_no_more_are_not_shown_as_of_now(tmp_path: Path) -> None:
+    async with shown(tmp_path) as (page, channel):
+        camera = StreetCamera(channel, "high-street", 2)
+        await page.open()
+        await page.until("document.getElementById('link').textContent === 'live'")
+        await camera.stats()
+        await page.until(f"{part('high-street', '.p95')}?.textContent === '38'")
+        for number in (".fps", ".p50", ".p95"):
+            await page.until(f"{part('high-street', number)}.textContent === '\u2013'")
+        assert page.complaints == []
+
+
+async def test_one_browser_too_many_is_told_so(tmp_path: Path) -> None:
+    async with (
+        MemoryChannel(MemoryBroker()) as channel,
+        serve(channel, host="127.0.0.1", port=0, browser_limit=1) as address,
+        aiohttp.ClientSession() as web,
+        web.ws_connect(address + "/ws"),
+        chromium(tmp_path / "profile", address) as page,
+    ):
+        await page.open()
+        await page.until("document.getElementById('banner').innerText.startsWith('As many browsers as')")
 
 
 async def test_drops_open_to_their_reasons(tmp_path: Path) -> None:

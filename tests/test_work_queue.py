@@ -9,7 +9,7 @@ import pytest
 from queues import LIMIT_S, RECLAIM_S, Bench, MemoryBench, RedisBench, claim, is_empty, until
 
 from pipeline.errors import ConfigError
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, preferred_shards, shard_of
+from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue, preferred_shards, shard_of
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -31,6 +31,30 @@ async def test_sixteen_jobs_come_in_one_claim(bench: Bench) -> None:
             await gateway.put(f"cam-{number % 5}", bytes([number]))
         sizes = [len(await worker.claim(batch=16, wait_s=1)) for _ in range(3)]
         assert sizes == [16, 16, 8]
+
+
+async def test_no_more_is_claimed_than_can_be_worked_on_at_once(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as first:
+        for number in range(96):
+            await gateway.put(f"cam-{number % 32}", bytes([number]))
+        assert len(await first.claim(batch=8, wait_s=1)) == 8
+        async with bench.queue("w2", steal_after_s=0.0) as second:
+            assert len(await claim(second, 88)) == 88
+
+
+async def test_who_does_not_steal_gets_only_jobs_of_its_own_shards(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
+        for worker in (first, second, first):
+            await worker.claim(batch=1, wait_s=0)  # both say that they are there
+        await asyncio.sleep(RECLAIM_S)  # and hear it of each other
+        for number in range(64):
+            await gateway.put(f"cam-{number}", b"")
+        await asyncio.sleep(0.2)
+        jobs = await second.claim(batch=64, wait_s=0, steal=False)
+        jobs += await second.claim(batch=64, wait_s=0, steal=False)
+        assert {job.shard for job in jobs} <= set(preferred_shards("w2", ["w1", "w2"], 16))
+        assert jobs
+        assert await second.claim(batch=64, wait_s=0)
 
 
 async def test_jobs_of_a_camera_keep_their_order(bench: Bench) -> None:
@@ -104,6 +128,15 @@ async def test_buried_job_is_among_the_dead_letters(bench: Bench) -> None:
         assert await bench.dead() == [("cam-1", b"bad", "checksum is wrong", "w1")]
 
 
+async def test_only_the_beginning_of_a_packet_is_kept_as_a_dead_letter(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        await gateway.put("cam-1", bytes(65_536))
+        [job] = await claim(worker, 1)
+        await worker.bury(job, "noise")
+        [(_, packet, _, _)] = await bench.dead()
+        assert packet == bytes(4096)
+
+
 async def test_put_is_bounded_and_what_is_cut_is_counted(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as worker:
         for number in range(1000):
@@ -169,6 +202,43 @@ async def test_idle_worker_takes_from_one_that_is_behind(bench: Bench) -> None:
         assert len({job.camera for job in jobs}) == 64
         owned = set(preferred_shards("w2", ["w1", "w2"], 16))
         assert {job.shard for job in jobs} - owned
+
+
+async def test_the_shards_of_a_worker_that_rests_go_to_others_until_it_claims_again(bench: Bench) -> None:
+    async def shards_of(worker: WorkQueue) -> set[int]:
+        await asyncio.sleep(RECLAIM_S)  # until it heard of the other
+        for number in range(64):
+            await gateway.put(f"cam-{number}", b"")
+        jobs = await worker.claim(batch=64, wait_s=0, steal=False)
+        async with bench.queue("w0") as rest:
+            await worker.done([*jobs, *await claim(rest, 64 - len(jobs), wait_s=0.1)])
+        return {job.shard for job in jobs}
+
+    async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
+        for worker in (first, second):
+            await worker.claim(batch=1, wait_s=0)
+        await first.rest()
+        assert await shards_of(second) == set(range(16))
+        await first.claim(batch=1, wait_s=0)
+        assert await shards_of(second) < set(range(16))
+
+
+async def test_a_worker_with_room_takes_from_one_that_is_behind(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as silent, bench.queue("w2") as worker:
+        for each in (silent, worker, silent):
+            await each.claim(batch=1, wait_s=0)  # both say that they are there
+        await asyncio.sleep(RECLAIM_S)  # and hear it of each other
+        own = set(preferred_shards("w2", ["w1", "w2"], 16))
+        mine = next(name for name in map("cam-{}".format, range(99)) if shard_of(name, 16) in own)
+        other = next(name for name in map("cam-{}".format, range(99)) if shard_of(name, 16) not in own)
+        await gateway.put(other, b"late")
+        found: list[str] = []
+        async with asyncio.timeout(LIMIT_S):
+            while other not in found:  # though there is always work of its own
+                await gateway.put(mine, b"x")
+                found += [job.camera for job in await worker.claim(batch=8, wait_s=1)]
+                await asyncio.sleep(0.02)
+        assert mine in found
 
 
 async def test_each_camera_has_one_worker_while_all_keep_up(bench: Bench) -> None:

@@ -25,7 +25,7 @@ from pipeline.messages import FrameId, Kind, Packet, Region
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue
+from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue, preferred_shards, shard_of
 
 LIMIT_S = 20
 
@@ -160,6 +160,56 @@ async def test_a_worker_that_is_behind_goes_to_the_newest_frame(bench: Bench) ->
     assert not bench.cameras.of("cam-2").stats.drops
 
 
+async def test_a_worker_with_a_backlog_decodes_each_cameras_newest_frame_first(bench: Bench) -> None:
+    for number in range(16):
+        await bench.put(f"cam-{number}", *aged(30, newest_ms=10))
+    async with bench.running() as masks:
+        found = await take(masks, 16)
+        await bench.put("cam-1", live(1, 30))
+        assert [each[1].sequence for each in await take(masks, 1)] == [30]
+        await bench.empty()
+    assert {(camera, id.sequence) for camera, id, _ in found} == {(f"cam-{n}", 29) for n in range(16)}
+    assert bench.worker.losses.total == {"superseded": 16 * 29}
+    assert bench.decoder.batches == [8, 8, 1]
+
+
+async def test_a_worker_that_catches_up_leaves_the_work_of_others_alone(bench: Bench) -> None:
+    async with MemoryWorkQueue(bench.state, "other"):
+        for number in range(64):
+            await bench.put(f"cam-{number}", *aged(2, newest_ms=300))
+        await asyncio.sleep(0.15)
+        own = set(preferred_shards("w", ["w", "other"], 16))
+        async with bench.running() as masks:
+            found = await take(masks, sum(shard_of(f"cam-{number}", 16) in own for number in range(64)))
+    assert {shard_of(camera, 16) for camera, *_ in found} <= own
+
+
+async def test_at_normal_load_nothing_is_dropped(bench: Bench) -> None:
+    async with bench.running() as masks:
+        for sequence in range(40):
+            for number in range(3):
+                await bench.put(f"cam-{number}", live(1, sequence))
+            await asyncio.sleep(0.01)
+        assert len(await take(masks, 120)) == 120
+    assert not bench.worker.losses.total
+
+
+async def test_a_worker_without_a_broker_leaves_the_packets_to_others(bench: Bench) -> None:
+    async with bench.running() as masks:
+        bench.worker._masks = MaskPublisher(
+            MemoryChannel(bench.broker), Lane("never"), palette=PALETTE, rle=False, live=True
+        )
+        await asyncio.sleep(0.25)  # the claim that was under way is over
+        await bench.put("cam-1", *(live(1, sequence) for sequence in range(5)))
+        await asyncio.sleep(0.25)
+        assert "w" not in bench.state.workers
+        assert not any(entry.worker for shard in bench.state.entries for entry in shard.values())
+        assert not bench.worker.losses.total
+        async with bench.running() as others:
+            assert len(await take(others, 5)) == 5
+        del masks
+
+
 async def test_frames_that_came_together_after_a_hiccup_are_all_shown(bench: Bench) -> None:
     await bench.put("cam-1", *aged(4, newest_ms=10))
     async with bench.running() as masks:
@@ -250,7 +300,7 @@ async def test_the_next_batch_is_decoded_while_the_last_is_published(bench: Benc
 
 
 async def test_no_more_is_claimed_than_can_be_worked_on_at_once(bench: Bench) -> None:
-    bench.options["batch"] = 1
+    bench.options.update(batch=1, deadline_ms=0)
     async with bench.running() as masks, asyncio.timeout(LIMIT_S):
         bench.worker._masks = SlowPublisher(bench.worker._masks)  # type: ignore[assignment]
         await bench.put("cam-1", *(live(1, sequence) for sequence in range(6)))
@@ -266,6 +316,7 @@ class SlowPublisher:
 
     def __init__(self, masks: MaskPublisher) -> None:
         self._masks = masks
+        self.ready = True
 
     async def publish(self, *args: object) -> object:
         await asyncio.sleep(0.1)

@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from nodes.service import Health, health_routes
 from nodes.viewer.feed import Feed, Outbox
 from nodes.viewer.state import CameraView, Update, Wall, viewer_update
 from pipeline.transport import Channel
@@ -46,6 +46,9 @@ class Site:
     def __init__(self, wall: Wall, feed: Feed, *, channel: Channel, now_ms: Callable[[], int]) -> None:
         self._wall, self._feed = wall, feed
         self._channel, self._now_ms = channel, now_ms
+        self._health = Health()
+        self._health.need_broker(channel)
+        self._health.complete()
         self._browsers: set[web.WebSocketResponse] = set()
 
     def application(self) -> web.Application:
@@ -60,9 +63,7 @@ class Site:
                 web.get("/api/cameras", self.cameras),
                 web.get("/api/cameras/{camera}/mask.png", self.mask),
                 web.get("/api/cameras/{camera}/stats", self.stats),
-                web.get("/healthz", self.alive),
-                web.get("/readyz", self.ready),
-                web.get("/metrics", self.metrics),
+                *health_routes(self._health),
             ]
         )
         return app
@@ -89,17 +90,6 @@ class Site:
         if stats is None:
             raise web.HTTPNotFound(text="this camera has sent no stats yet\n")
         return web.json_response(text=stats.model_dump_json())
-
-    async def alive(self, request: web.Request) -> web.Response:
-        return web.Response(text="alive\n")
-
-    async def ready(self, request: web.Request) -> web.Response:
-        if self._channel.connected:
-            return web.Response(text="ready\n")
-        return web.Response(status=503, text="waiting for the broker\n")
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def live(self, request: web.Request) -> web.WebSocketResponse:
         """The live feed of one browser, until either side goes away."""

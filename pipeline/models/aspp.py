@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling (Chen et al. 2017): one feature map seen at several dilations at once."""
+"""Atrous spatial pyramid pooling: one feature map seen at several dilations at once (Chen and others, 2017)."""
 
 import torch
 from torch import Tensor, nn

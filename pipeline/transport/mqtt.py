@@ -19,6 +19,7 @@ from pipeline.transport.subscription import Readers, Subscription
 
 log = structlog.get_logger(__name__)
 
+BRIEF_LIMIT = 3  # good connections in a row that were cut at once: another client has our name
 STEADY_S = 10.0  # a connection that held this long was a good one: back-off begins anew
 
 
@@ -26,8 +27,8 @@ class MqttChannel:
     """Channel over MQTT 5 or 3.1.1; `url` as parse_mqtt_url reads it (raises ConfigError).
 
     Entering does not wait for the broker. The will is published, retained, when this process dies without
-    closing. Waits between attempts double from `retry_s` to `retry_ceiling_s`, or are `refused_retry_s` where
-    the login was refused.
+    closing; the broker ends an older session of the same `client_id`. Waits between attempts double from `retry_s`
+    to `retry_ceiling_s`, or are `refused_retry_s` where the login was refused or another took our place.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class MqttChannel:
         self._address = parse_mqtt_url(url)
         self._tls: ssl.SSLContext | None = None
         self._prefix = f"{root}/"
+        self._named = client_id is not None
         self._client_id = client_id or f"maskcast-{secrets.token_hex(6)}"
         self._will = None if will is None else (self._prefix + will[0], will[1])
         self._retry_s, self._retry_ceiling_s = retry_s, retry_ceiling_s
@@ -64,6 +66,9 @@ class MqttChannel:
         self._ready = asyncio.Event()
         self._pending = 0
         self._reported = ""
+        self._met = False  # whether this broker ever took us
+        self._brief = 0  # connections in a row that it took and that ended soon
+        self._rivalry_reported = False
         self._closed = False
         self._group = asyncio.TaskGroup()
 
@@ -131,9 +136,12 @@ class MqttChannel:
     async def _run(self) -> None:
         attempt = 0
         while True:
-            begun = self._clock()
+            begun, self._taken = self._clock(), False
             error = await self._connection()
-            attempt = 0 if self._clock() - begun >= STEADY_S else attempt + 1
+            steady = self._clock() - begun >= STEADY_S
+            attempt = 0 if steady else attempt + 1
+            self._brief = self._brief + 1 if self._taken and not steady else 0
+            self._judge(error)
             await asyncio.sleep(self._pause_s(attempt, error))
 
     async def _connection(self) -> Exception:
@@ -150,7 +158,6 @@ class MqttChannel:
                 await self._serve(client)
         except* aiomqtt.MqttError as errors:
             error = errors.exceptions[0]
-        self._judge(error)
         return error
 
     async def _serve(self, client: aiomqtt.Client) -> None:
@@ -219,7 +226,7 @@ class MqttChannel:
             self._pending -= 1
 
     def _report_connected(self) -> None:
-        self._reported = ""
+        self._reported, self._met, self._taken = "", True, True
         version = "3.1.1" if self._old_protocol else "5"
         log.info("connected to the broker", address=str(self._address), version=version)
 
@@ -228,10 +235,14 @@ class MqttChannel:
         if self._address.version is None and mqtt_client.may_be_version(error):
             self._old_protocol = not self._old_protocol
         reason = str(error.__cause__ or error)
+        if not self._met and mqtt_client.may_be_no_broker(error):
+            reason += "; is this an MQTT port, and mqtt:// or mqtts:// right?"
         if reason == self._reported:
             return
         self._reported = reason
-        if mqtt_client.is_refusal(error):
+        if mqtt_client.is_taken_over(error) or (self._named and self._brief >= BRIEF_LIMIT):
+            self._report_rival()
+        elif mqtt_client.is_refusal(error):
             user = f"user {self._address.user!r}" if self._address.user else "a client without a user name"
             log.error(
                 f"the broker refuses {user}: check user and password in its address",
@@ -242,8 +253,18 @@ class MqttChannel:
         else:
             log.warning("waiting for the broker", address=str(self._address), reason=reason)
 
+    def _report_rival(self) -> None:
+        """Say once that another client has our name: it and we throw each other out. Not every broker says why."""
+        if not self._rivalry_reported:
+            log.error(
+                "thrown out by another client of the same name, it seems: give each node a name of its own",
+                address=str(self._address),
+                client=self._client_id,
+            )
+        self._rivalry_reported = True
+
     def _pause_s(self, attempt: int, error: Exception) -> float:
         full = min(self._retry_ceiling_s, self._retry_s * 2.0 ** min(attempt, 16))
-        if mqtt_client.is_refusal(error):
+        if mqtt_client.is_refusal(error) or mqtt_client.is_taken_over(error):
             full = self._refused_retry_s
         return full * self._rng.uniform(0.5, 1.0)

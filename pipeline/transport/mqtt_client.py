@@ -20,10 +20,16 @@ ANSWER_S = 5.0  # for what the broker acknowledges
 LIVE_S = 1.0  # for live data to leave this machine; later it would be of no use
 PENDING_LIMIT = 64  # publishes that wait at a time; a link that cannot take more is too slow
 
-_NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+_SOCKET_OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+    # The kernel would hoard minutes of packets for a thin link; what it does not take waits where newer replaces older.
+    _SOCKET_OPTIONS.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2048))
 _UNSUPPORTED_VERSION = 132
+_TAKEN_OVER = 142
 _REFUSALS = {133, 134, 135, 138, 140}  # MQTT 5 reason codes that only a person can change
 _NO_ANSWER = "Operation timed out"  # what aiomqtt says when TCP connected and no CONNACK came
+
+_STRANGERS = (_NO_ANSWER, "Connection reset", "WRONG_VERSION_NUMBER", "UNEXPECTED_EOF")
 
 
 @asynccontextmanager
@@ -50,7 +56,7 @@ async def connection(
         max_inflight_messages=PENDING_LIMIT,
         max_queued_outgoing_messages=2 * PENDING_LIMIT,
         tls_context=tls,
-        socket_options=[_NODELAY],
+        socket_options=_SOCKET_OPTIONS,
     )
     client.pending_calls_threshold = 2 * PENDING_LIMIT
     try:
@@ -100,6 +106,16 @@ def is_refusal(error: Exception) -> bool:
     return _reason_code(error) in _REFUSALS
 
 
+def is_taken_over(error: Exception) -> bool:
+    """Whether the broker threw us out for another client of our name."""
+    return _reason_code(error) == _TAKEN_OVER
+
+
+def may_be_no_broker(error: Exception) -> bool:
+    """Whether something listens there that does not speak MQTT with us."""
+    return any(sign in str(error) for sign in _STRANGERS)
+
+
 def may_be_version(error: Exception) -> bool:
     """Whether the broker may not speak our version of MQTT: it says so, or says nothing."""
     return _reason_code(error) == _UNSUPPORTED_VERSION or str(error) == _NO_ANSWER
@@ -122,6 +138,9 @@ async def _open(client: aiomqtt.Client) -> None:
 
 def _abandon(client: aiomqtt.Client) -> None:
     """Cut what is left: aiomqtt leaves the socket open where CONNACK or the last write did not come."""
+    client._client.on_disconnect = None  # nobody waits for it any more, and aiomqtt would fail in it
+    if client._disconnected.done() and not client._disconnected.cancelled():
+        client._disconnected.exception()  # seen, or asyncio would complain that nobody looked
     left = client._client.socket()
     if isinstance(left, socket.socket):
         with suppress(OSError):
@@ -129,7 +148,8 @@ def _abandon(client: aiomqtt.Client) -> None:
 
 
 def _reason_code(error: Exception) -> int | None:
-    code = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
+    known = [each for each in (error, error.__cause__) if isinstance(each, aiomqtt.MqttCodeError)]
+    code = known[0].rc if known else None
     return code.value if isinstance(code, ReasonCode) else code
 
 

@@ -3,6 +3,7 @@
 import { NewestPicture, colourKey, readPalette } from "./picture.js";
 
 const STALE_MS = { late: 1500, old: 5000 };
+const SILENT_MS = 5000; // statistics come once a second; those of a camera that sends no more say nothing of now
 const HISTORY = 120; // data rates kept for the small curve, one a second
 const LEGEND_ROWS = 6;
 
@@ -160,16 +161,21 @@ export class Card {
 
   showStats(stats) {
     if (!stats) return;
-    this.part(".fps").textContent = number(stats.fps, 1);
-    this.part(".kbit").textContent = number(stats.kbit_s, stats.kbit_s < 100 ? 1 : 0);
-    this.part(".p50").textContent = number(stats.latency_p50_ms);
-    this.part(".p95").textContent = number(stats.latency_p95_ms);
+    this.counted = Date.now();
+    this.showNumbers(stats);
     this.rates = [...this.rates, stats.kbit_s ?? 0].slice(-HISTORY);
     this.showRates();
     this.showDrops(Object.entries(stats.drops));
     const share = Object.entries(stats.share).filter(([, part]) => part >= 0.0005);
     if (share.length) this.share = share.sort((a, b) => b[1] - a[1]); // a second without masks has none
     this.showLegend();
+  }
+
+  showNumbers(stats) {
+    this.part(".fps").textContent = number(stats.fps, 1);
+    this.part(".kbit").textContent = number(stats.kbit_s, stats.kbit_s < 100 ? 1 : 0);
+    this.part(".p50").textContent = number(stats.latency_p50_ms);
+    this.part(".p95").textContent = number(stats.latency_p95_ms);
   }
 
   showRates() {
@@ -217,6 +223,7 @@ export class Card {
 
   // Once in a while: the picture grows older even when nothing arrives.
   tick() {
+    if (this.counted && Date.now() - this.counted > SILENT_MS) this.showNumbers({});
     const age = this.part(".age");
     if (!this.captured) return;
     const ms = Math.max(0, this.page.now() - this.captured);

@@ -3,6 +3,7 @@
 import { Card } from "./card.js";
 import { readPicture } from "./picture.js";
 
+const VIEWS = ["both", "mask", "preview"];
 const SILENCE_MS = 6000; // the viewer speaks once a second
 const RETRY_MS = { first: 500, most: 10_000 };
 const at = (id) => document.getElementById(id);
@@ -86,7 +87,9 @@ function connect(wait = RETRY_MS.first) {
   const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
   socket.binaryType = "arraybuffer";
   let watch = setTimeout(() => socket.close(), SILENCE_MS);
+  let taken = false;
   socket.onmessage = ({ data }) => {
+    taken = true;
     clearTimeout(watch);
     watch = setTimeout(lose, SILENCE_MS);
     if (!page.greeted) setTimeout(forgetSilent, SILENCE_MS);
@@ -100,8 +103,33 @@ function connect(wait = RETRY_MS.first) {
     socket.close();
     page.greeted = false;
     showLink("lost", "not connected", "Connection lost, trying again.");
+    if (!taken) sayIfFull();
     cards.forEach((card) => (card.heard = false));
     setTimeout(connect, wait * (0.5 + Math.random()), Math.min(wait * 2, RETRY_MS.most));
+  }
+}
+
+// A browser does not tell a page why a socket was refused; the same address answers a plain request.
+async function sayIfFull() {
+  const answer = await fetch("/ws").catch(() => null);
+  if (answer?.status !== 503 || page.greeted) return;
+  showLink("lost", "too many", "As many browsers as this viewer allows are looking on; trying again.");
+}
+
+// Storage may be forbidden, and what is in it may be anything.
+function keptView() {
+  try {
+    return JSON.parse(localStorage.getItem("view")) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+function keepView(view) {
+  try {
+    localStorage.setItem("view", JSON.stringify(view));
+  } catch {
+    // Then it is chosen anew next time.
   }
 }
 
@@ -110,12 +138,12 @@ function choose() {
   page.opacity = form.elements.opacity.value / 100;
   form.elements.percent.value = `${form.elements.opacity.value} %`;
   form.elements.opacity.disabled = page.view !== "both";
-  localStorage.setItem("view", JSON.stringify({ view: page.view, opacity: form.elements.opacity.value }));
+  keepView({ view: page.view, opacity: form.elements.opacity.value });
   cards.forEach((card) => card.draw());
 }
 
-const kept = JSON.parse(localStorage.getItem("view") ?? "{}");
-if (kept.view) form.elements.view.value = kept.view;
+const kept = keptView();
+if (VIEWS.includes(kept.view)) form.elements.view.value = kept.view;
 if (kept.opacity) form.elements.opacity.value = kept.opacity;
 form.addEventListener("input", choose);
 choose();

@@ -1,0 +1,137 @@
+"""What is deployed: the broker's logins and access rules as the nodes need them, and ports that stay closed."""
+
+import asyncio
+import os
+import re
+import subprocess
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from channels import LIMIT_S, take
+from clips import write_clip
+from servers import Server, accepts, find_program, free_port
+
+from nodes import camera, gateway, worker
+from pipeline.bundle import default_bundle, load_bundle
+from pipeline.config import CameraSettings, GatewaySettings, WorkerSettings, load_settings
+from pipeline.transport import CONTROL, STATE, open_channel
+
+ROOT = Path(__file__).parent.parent
+BROKER = ROOT / "configs" / "deploy" / "mosquitto"
+LOGINS = ("gateway", "worker", "viewer", "street", "garden")
+Address = Callable[[str], str]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[Address]:
+    """The address of a broker with the deployed rules, for a login."""
+    port, passwords = free_port(), tmp_path / "passwd"
+    passwords.touch()
+    for login in LOGINS:
+        program = find_program("mosquitto_passwd", "mosquitto")
+        subprocess.run([program, "-b", str(passwords), login, "secret"], check=True, capture_output=True)
+    settings = (BROKER / "password.conf").read_text()
+    settings = settings.replace("listener 1883", f"listener {port} 127.0.0.1")
+    settings = settings.replace("/mosquitto/config/passwd", str(passwords))
+    settings = settings.replace("/mosquitto/config/acl", str(BROKER / "acl"))
+    if os.geteuid() == 0:
+        settings += "user root\n"
+    (tmp_path / "broker.conf").write_text(settings)
+    command = [find_program("mosquitto", "mosquitto"), "-c", str(tmp_path / "broker.conf")]
+    with Server(command, port, tmp_path / "broker.log", accepts):
+        yield lambda login: f"mqtt://{login}:secret@127.0.0.1:{port}"
+
+
+@asynccontextmanager
+async def running(*nodes: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(node) for node in nodes]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+            await asyncio.wait({task}, timeout=LIMIT_S)
+
+
+async def test_the_page_gets_all_it_shows_over_a_broker_with_logins(
+    address: Address, redis_url: str, tmp_path: Path
+) -> None:
+    plain = {"health.port": 0}
+    served = {**plain, "redis_url": redis_url}
+    source = {"source.url": str(write_clip(tmp_path / "clip.mp4")), "source.loop": True, "camera.name": "street"}
+    shown = {"preview.enabled": True, "mqtt_url": address("street"), "encoder.engine": "onnxruntime"}
+    working = {"mqtt_url": address("worker"), "decoder.engine": "onnxruntime", "worker.stats_s": 0.2, "worker.id": "w"}
+    wanted = {"street/state", "street/mask", "street/stats", "street/preview", "worker/w/state"}
+    wanted.add(f"bundle/{load_bundle(default_bundle()).manifest.hash}")
+    async with (
+        open_channel(address("viewer")) as page,
+        running(
+            gateway.main(load_settings(GatewaySettings, None, {**served, "mqtt_url": address("gateway")})),
+            worker.main(load_settings(WorkerSettings, None, {**served, **working})),
+            camera.main(load_settings(CameraSettings, None, {**plain, **source, **shown})),
+        ),
+    ):
+        messages = page.subscribe("+/state", "+/mask", "+/stats", "+/preview", "bundle/+", "worker/+/state")
+        async with asyncio.timeout(30):
+            while wanted:
+                wanted.discard((await anext(messages)).topic)
+
+
+async def test_a_camera_speaks_for_itself_only_and_not_for_the_bundle(address: Address) -> None:
+    async with open_channel(address("street")) as street, open_channel(address("gateway")) as reader:
+        arriving = reader.subscribe("+/latent", "+/state")
+        for channel in (street, reader):
+            await channel.wait_connected(LIMIT_S)
+        async with open_channel(address("viewer")) as page:
+            legends = page.subscribe("bundle/+", "+/mask")
+            await page.wait_connected(LIMIT_S)
+            for topic in ("garden/latent", "garden/state", "bundle/ab", "garden/mask", "street/mask", "street/latent"):
+                await street.publish(topic, b"x", STATE if "latent" not in topic else CONTROL)
+            assert [message.topic for message in await take(arriving)] == ["street/latent"]
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await anext(legends)
+
+
+async def test_a_camera_hears_its_own_commands_only(address: Address) -> None:
+    async with open_channel(address("street")) as street, open_channel(address("gateway")) as sender:
+        commands = street.subscribe("+/control")
+        for channel in (street, sender):
+            await channel.wait_connected(LIMIT_S)
+        await asyncio.sleep(0.2)
+        await sender.publish("garden/control", b"x", CONTROL)
+        await sender.publish("street/control", b"y", CONTROL)
+        assert [message.topic for message in await take(commands)] == ["street/control"]
+
+
+async def test_a_worker_hears_what_other_workers_say_of_a_camera(address: Address) -> None:
+    async with open_channel(address("worker")) as one, open_channel(address("worker")) as other:
+        stats = one.subscribe("+/stats")
+        for channel in (one, other):
+            await channel.wait_connected(LIMIT_S)
+        await asyncio.sleep(0.2)
+        await other.publish("street/stats", b"{}")
+        assert [message.topic for message in await take(stats)] == ["street/stats"]
+
+
+def test_the_instructions_name_one_camera_that_gets_a_login() -> None:
+    text = (BROKER / "password.conf").read_text()
+    (login,) = re.findall(r"CAMERA_LOGIN=([a-z0-9-]+):", text)
+    assert f"mosquitto_passwd passwd {login}\n" in text
+    assert f"${{CAMERA_NAME:-{login}}}" in (ROOT / "docker-compose.yml").read_text()
+
+
+def test_opening_the_broker_to_the_network_opens_nothing_else() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    ports = re.findall(r'ports: \["\$\{(\w+):-([\d.]+)\}:.*:(\d+)"\]', text)
+    assert {port: (name, address) for name, address, port in ports} == {
+        "1883": ("MQTT_BIND_ADDRESS", "127.0.0.1"),
+        "8080": ("BIND_ADDRESS", "127.0.0.1"),
+        "9090": ("BIND_ADDRESS", "127.0.0.1"),
+        "3000": ("BIND_ADDRESS", "127.0.0.1"),
+    }
+    assert text.count("ports:") == len(ports)
+    assert "MQTT_BIND_ADDRESS=0.0.0.0" in (BROKER / "password.conf").read_text()
