@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis.asyncio
+import structlog
 from queues import RedisBench
 from servers import Server, mosquitto, redis_server
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
     from pipeline.models.split_segmenter import SplitSegmenter
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """A node that ran in a test has set up logging to a stream that is gone afterwards."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

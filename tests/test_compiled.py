@@ -13,7 +13,7 @@ def test_the_coder_works_where_nothing_can_be_cached(tmp_path: Path) -> None:
     """Files where numba would make its directories: beside the source and in the user's home."""
     package = tmp_path / "pipeline"
     package.mkdir()
-    for module in ("compiled", "entropy", "errors"):
+    for module in ("__init__", "compiled", "entropy", "errors"):
         shutil.copy(ROOT / "pipeline" / f"{module}.py", package)
     (package / "__pycache__").write_text("not a directory")
     home = tmp_path / "home"
