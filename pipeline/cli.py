@@ -227,8 +227,8 @@ def export(
     data: Annotated[Path, typer.Option(help="folder of the data set")],
     run: Annotated[Path, typer.Option(help="folder of the training run")],
     bundle: Annotated[Path, typer.Option(help="folder to write the bundle to")],
+    licence: Annotated[str, typer.Option(help="licence of the weights, which may differ from that of the code")],
     measure_on: Annotated[str, typer.Option(help="split that the manifest's rate and mIoU are measured on")] = "val",
-    licence: Annotated[str, typer.Option(help="licence of the weights")] = "Apache-2.0",
 ) -> None:
     """Write the bundle of a trained network, and measure what its manifest says."""
     _training()
@@ -236,7 +236,7 @@ def export(
     from pipeline.publish import publish
 
     experiment = load_experiment(config_file)
-    command = f"maskcast train --config {config_file} && maskcast export --config {config_file}"
+    command = f"maskcast train, then maskcast export, with {config_file}, whose head has the whole commands"
     written = publish(experiment, data=data, run=run, folder=bundle, split=measure_on, licence=licence, command=command)
     _print_manifest(written)
 

@@ -1,5 +1,6 @@
 """Soft labels from a teacher network, computed once per data set and kept on disk beside the run."""
 
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -53,11 +54,11 @@ def soft_label_file(
 ) -> NDArray[np.uint8]:
     """Soft labels (N, H, W, K) of all frames as a memory map; made once, taken from `path` after that.
 
-    The frames' names lie beside it: a file that was made for other frames is made again.
+    What it was made of lies beside it: a file of other frames, teacher, size or classes is made again.
     """
     shape = (len(data.images), *data.images[0].shape[:2], classes)
-    names, frames = path.with_suffix(".txt"), "\n".join(data.names)
-    if path.is_file() and names.is_file() and names.read_text() == frames:
+    source, made_of = path.with_suffix(".txt"), _made_of(data, teacher, target, size)
+    if path.is_file() and source.is_file() and source.read_text() == made_of:
         stored = np.load(path, mmap_mode="r")
         if stored.shape == shape:
             return _bytes(stored)
@@ -67,8 +68,16 @@ def soft_label_file(
         labels[i] = soft_labels(teacher, image, target=target, classes=classes, size=size)
     labels.flush()
     partial.replace(path)
-    names.write_text(frames)
+    source.write_text(made_of)
     return _bytes(np.load(path, mmap_mode="r"))
+
+
+def _made_of(data: Labelled, teacher: nn.Module, target: Tensor, size: tuple[int, int]) -> str:
+    """Teacher, its input's size, the class each of its classes counts as, and the frames' names."""
+    digest = hashlib.sha256()
+    for weight in teacher.state_dict().values():
+        digest.update(weight.cpu().contiguous().numpy().tobytes())
+    return "\n".join([digest.hexdigest(), f"{size[0]}x{size[1]}", str(target.tolist()), *data.names])
 
 
 def _bytes(array: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -120,3 +120,11 @@ def test_file_that_holds_no_weights_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not weights at all")
     with pytest.raises(ConfigError, match=r"noise\.safetensors"):
         load_teacher(path)
+
+
+def test_soft_labels_of_another_teacher_are_made_again(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "soft.npy", LightMeter(), LightMeter()
+    second.register_buffer("mood", torch.ones(1))
+    made(path, pictures(2), first)
+    made(path, pictures(2), second)
+    assert (first.looks, second.looks) == (2, 2)
