@@ -261,10 +261,11 @@ async def test_clients_of_one_name_that_throw_each_other_out_say_so_once(mqtt_ur
 
     with structlog.testing.capture_logs() as logs:
         async with quick(mqtt_url, client_id="twin") as one, quick(mqtt_url, client_id="twin") as two:
-            await until(lambda: len(told()) >= 2)
+            await until(lambda: len(told()) >= 1)
             await asyncio.sleep(0.5)
             assert one is not two
-    assert told() == ["twin", "twin"]
+    # Who says so waits long before its next try, so that the other may never be thrown out a third time.
+    assert told() in (["twin"], ["twin", "twin"])
 
 
 @pytest.mark.parametrize(
