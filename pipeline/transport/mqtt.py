@@ -67,7 +67,7 @@ class MqttChannel:
         self._pending = 0
         self._reported = ""
         self._met = False  # whether this broker ever took us
-        self._brief = 0  # connections in a row that it took and that ended soon
+        self._brief = 0  # connections that it took and that ended soon, since one that held
         self._rivalry_reported = False
         self._closed = False
         self._group = asyncio.TaskGroup()
@@ -140,7 +140,7 @@ class MqttChannel:
             error = await self._connection()
             steady = self._clock() - begun >= STEADY_S
             attempt = 0 if steady else attempt + 1
-            self._brief = self._brief + 1 if self._taken and not steady else 0
+            self._brief = 0 if steady else self._brief + self._taken
             self._judge(error)
             await asyncio.sleep(self._pause_s(attempt, error))
 
