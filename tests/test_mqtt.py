@@ -164,7 +164,7 @@ class Link:
             there.write(hello)
             await asyncio.gather(self._copy(reader, there), self._copy(onward, writer))
         except (ConnectionError, ValueError, asyncio.CancelledError):
-            pass  # the end of a way is not worth a word, and asyncio.start_server would log it
+            return  # the end of a way is not worth a word, and asyncio.start_server would log it
 
     @staticmethod
     async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
