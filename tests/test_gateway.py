@@ -181,7 +181,8 @@ async def test_while_redis_is_away_the_newest_are_held_and_go_on_when_it_is_back
     assert gateway.losses.total["queue"] == 16
 
 
-async def test_the_node_carries_packets_from_mqtt_to_redis(mqtt_url: str, redis_url: str) -> None:
+async def test_the_node_carries_packets_from_mqtt_to_redis(mqtt_url: str, own_redis: Server) -> None:
+    redis_url = f"redis://127.0.0.1:{own_redis.port}"  # its own: a job another test left would be claimed first
     root, port = f"test-{os.urandom(4).hex()}", free_port()
     overrides = {"mqtt_url": mqtt_url, "redis_url": redis_url, "mqtt.root": root, "health.port": port}
     task = asyncio.create_task(node.main(load_settings(GatewaySettings, None, overrides)))
