@@ -11,13 +11,12 @@ one form only: what unpacks packs to the same bytes.
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pipeline.errors import BitstreamError
 from pipeline.messages import FrameId, Kind, Packet, Region
 
 MAGIC = 0x4D
-VERSION = 1
+VERSION = 2
 MAX_PACKET_BYTES = 1 << 20
 MAX_REGIONS = 64
 MAX_SIDE = 15  # rows or columns of the grid
@@ -26,16 +25,7 @@ MAX_AGE = 255
 _HEADER = struct.Struct("!BBB4sHI6sBBB")
 _REGION = struct.Struct("!BB")
 _CHECKSUM = struct.Struct("!I")
-_HYPER_SIZE = struct.Struct("!H")
 _VARINT_BYTES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class KeyBody:
-    """The two coded parts of a KEY region's body."""
-
-    hyper: bytes
-    latent: bytes
 
 
 def pack(packet: Packet) -> bytes:
@@ -157,20 +147,3 @@ def _unpack_varint(data: bytes, at: int) -> tuple[int, int]:
                 raise BitstreamError("region: size is not in its shortest form")
             return number, at + place + 1
     raise BitstreamError(f"region: size does not end within {_VARINT_BYTES} bytes")
-
-
-def pack_key_body(hyper: bytes, latent: bytes) -> bytes:
-    """Raises BitstreamError where the coded hyper latent is over 65535 bytes."""
-    if len(hyper) >> 16:
-        raise BitstreamError(f"key body: the hyper latent has {len(hyper)} bytes, at most 65535")
-    return _HYPER_SIZE.pack(len(hyper)) + hyper + latent
-
-
-def unpack_key_body(body: bytes) -> KeyBody:
-    """Raises BitstreamError where the body is shorter than it says."""
-    if len(body) < _HYPER_SIZE.size:
-        raise BitstreamError(f"key body: {len(body)} bytes, need {_HYPER_SIZE.size}")
-    end = _HYPER_SIZE.size + _HYPER_SIZE.unpack_from(body)[0]
-    if end > len(body):
-        raise BitstreamError(f"key body: {len(body)} bytes, the hyper latent alone needs {end}")
-    return KeyBody(hyper=body[_HYPER_SIZE.size : end], latent=body[end:])

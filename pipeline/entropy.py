@@ -1,350 +1,388 @@
-"""Integer symbols <-> bytes: range asymmetric numeral systems (rANS) over integer frequency tables.
+"""Integer symbols <-> bytes: a range coder whose frequencies follow from the symbols already coded.
 
-No floating point takes part in coding, so every machine reads the same symbols from the same bytes. Floats
-appear only where tables are made, once, at export; the integers travel in the bundle.
+    Writer.put, put, ...  finish -> bytes        a latent after the other, all in one stream
+    Reader.take, take, ... finish                the mirror image
 
-The state is a number in [2**24, 2**32), renormalised byte by byte; probabilities are multiples of 2**-16. It
-has 4 bytes and not 8, since a packet has a few hundred. Each symbol has a table; the last entry of a table
-is the escape, which is followed by the value itself as two uniform bytes (two's complement, high byte first).
-The coded bytes are the encoder's last state, big endian, then the renormalisation bytes as they are read. The
-decoder must end in the encoder's first state, 2**24, with all bytes consumed. No symbols are no bytes.
+No floating point takes part in coding, so every machine reads the same symbols from the same bytes.
+
+The coder narrows an interval, at first [0, 1): `low` and `span` are its end and its size, in units of 2**-48 of what
+the bytes given off so far leave open; one more is given off whenever the span is below 2**40. An escape is followed by
+the symbol as two uniform bytes (two's complement, high byte first). After the last symbol stands the end mark, the last
+sixteenth of the span, which most damaged bytes miss. The bytes are the fewest that name a number within the interval,
+and the smallest such number, its final zeros left out: so symbols have one form only.
 """
-
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
-from pipeline.errors import BitstreamError, ConfigError
+from pipeline.context import (
+    HINT_BITS,
+    MAGNITUDE_LIMIT,
+    MEAN_BITS,
+    MEAN_HINT_LIMIT,
+    PLACES,
+    SCALE_BITS,
+    VALUE_LIMIT,
+    Context,
+)
+from pipeline.errors import BitstreamError
+from pipeline.frequency_tables import FRACTIONS, MEAN_UNITS, PRECISION, TOTAL, FrequencyTables, laplace_tables, sealed
+from pipeline.integer_prior import ACTIVATION_UNITS, Prediction
 
-PRECISION = 16
-TOTAL = 1 << PRECISION
-MAX_TABLES = 256  # an index is one byte
-MAX_ENTRIES = 4096
-MIN_RADIUS = 2  # an escape costs 32 bits, so that rare small values are better in the table
-
-_LOW = np.uint64(1 << 24)
-_MASK = np.uint64(TOTAL - 1)
 _BITS = np.uint64(PRECISION)
-_TOTAL = np.uint64(TOTAL)
+_WINDOW_BYTES = 6
+_ONE = np.uint64(1 << 48)
+_LEAST = np.uint64(1 << 40)
+_BELOW_TOP = np.uint64((1 << 40) - 1)
+_TOP_SHIFT = np.uint64(40)
 _BYTE = np.uint64(8)
-_BYTE_MASK = np.uint64(255)
 _BYTE_FREQUENCY = np.uint64(TOTAL >> 8)
-_BYTE_RECIPROCAL = np.uint64((1 << 48) // (TOTAL >> 8) + 1)
-_RECIPROCAL_SHIFT = np.uint64(48)
-_STATE_BYTES = 4
-_MAX_SYMBOL_BYTES = 4  # an escape entry is 2 bytes at most, its value 2 more
+_MARK_FREQUENCY = np.uint64(TOTAL >> 4)
+_MARK_START = np.uint64(TOTAL - (TOTAL >> 4))
+_MAX_SYMBOL_BYTES = 5  # an escape entry is 2 bytes at most, its value 2 more, and what the spans' rounding loses
 
-_OK, _TRUNCATED, _BAD_START, _BAD_END, _LEFT_OVER, _NEEDLESS_ESCAPE = range(6)
+_SCALE_HALF = 1 << SCALE_BITS - 1
+_MEAN_SHIFT = MEAN_BITS - 4  # to sixteenths
+_MEAN_HALF = 1 << _MEAN_SHIFT - 1
+_UNIT_SHIFT = 4
+_UNIT_HALF = MEAN_UNITS // 2
+
+_OK, _NO_ENTRY, _NEEDLESS_ESCAPE, _TOO_LARGE, _NO_MARK, _LEFT_OVER, _NOT_SHORTEST = range(7)
 _REASONS = {
-    _TRUNCATED: "the bytes end before the last symbol",
-    _BAD_START: "the first state is too small",
-    _BAD_END: "the last state is not the one the encoder starts from",
-    _LEFT_OVER: "bytes are left over after the last symbol",
+    _NO_ENTRY: "they name no symbol",
     _NEEDLESS_ESCAPE: "an escape carries a value that is in the table",
+    _TOO_LARGE: "a symbol does not fit into 16 bits",
+    _NO_MARK: "they do not lead to the end mark",
+    _LEFT_OVER: "bytes are left over after the last symbol",
+    _NOT_SHORTEST: "they are not in their shortest form",
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FrequencyTables:
-    """T tables of at most L integer frequencies, each table summing to 2**16; made by check_tables only.
+class Writer:
+    """Collects the symbols of one stream; `capacity` is the most that will be put."""
 
-    The first three arrays are what a bundle stores, the rest follows from them.
-    """
+    def __init__(self, capacity: int) -> None:
+        self._out = np.empty(_MAX_SYMBOL_BYTES * capacity + 2 * _WINDOW_BYTES, np.uint8)
+        self._state = np.array([0, _ONE], np.uint64)  # low, span
+        self._at = 0  # bytes given off
 
-    cumulative: NDArray[np.uint32]  # (T, L + 1), padded with 2**16
-    sizes: NDArray[np.int32]  # (T,) entries of each table, the escape (its last entry) included
-    offsets: NDArray[np.int32]  # (T,) symbol value of entry 0
-    reciprocals: NDArray[np.uint64]  # (T, L) 2**48 // frequency + 1: a multiplication instead of a division
-    lookup: NDArray[np.uint16]  # (T, 256) the entry at the first position of each of 256 equal buckets
-    likely: NDArray[np.uint16]  # (T,) the most probable entry
+    def put(
+        self, symbols: NDArray[np.int16], context: Context, tables: FrequencyTables, hints: Prediction | None = None
+    ) -> None:
+        """Code symbols (C, h, w); ValueError where they are not of the context's channels and rows."""
+        _check_size(symbols.shape, context)
+        if symbols.dtype != np.int16:
+            raise ValueError(f"symbols must be int16, not {symbols.dtype}")
+        live = np.ascontiguousarray(symbols[context.channels].transpose(1, 2, 0))  # (h, w, n)
+        if np.count_nonzero(live) != np.count_nonzero(symbols):
+            raise ValueError("symbols are not zero in channels that are not coded")
+        scales, means = _first_sums((symbols.shape[1], symbols.shape[2]), context, hints)
+        self._at = _put_all(
+            live, scales, means, _flat(context), tables.cumulative, tables.sizes, self._state, self._at, self._out
+        )
 
-
-def build_tables(pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int]) -> FrequencyTables:
-    """Quantise one distribution per table; the last probability of each is that of the escape."""
-    sizes = np.array([len(pmf) for pmf in pmfs], np.int32)
-    cumulative = np.full((len(pmfs), sizes.max() + 1), TOTAL, np.uint32)
-    for row, pmf in zip(cumulative, pmfs, strict=True):
-        row[0] = 0
-        row[1 : len(pmf) + 1] = np.cumsum(quantise_pmf(pmf))
-    return check_tables(cumulative, sizes, np.array(offsets, np.int32))
-
-
-def check_tables(
-    cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32]
-) -> FrequencyTables:
-    """Complete the arrays of a bundle; raises ConfigError where they would lead the coder astray."""
-    _check_shapes(cumulative, sizes, offsets)
-    escapes = sizes.astype(np.int64) - 1  # (T,)
-    used = np.arange(cumulative.shape[1] - 1) <= escapes[:, None]  # (T, L)
-    frequencies = np.diff(cumulative.astype(np.int64), axis=1)  # (T, L)
-    if cumulative[:, 0].any() or (frequencies[used] < 1).any() or frequencies[~used].any():
-        raise ConfigError("frequency tables: frequencies must start at 0, be positive and padded with zero")
-    if (cumulative[:, -1] != TOTAL).any():
-        raise ConfigError(f"frequency tables: each table must sum to {TOTAL}")
-    if (offsets < -(1 << 15)).any() or (offsets + escapes > 1 << 15).any():
-        raise ConfigError("frequency tables: symbol values must fit into 16 bits")
-    reciprocals = np.where(used, (1 << 48) // np.maximum(frequencies, 1) + 1, 0).astype(np.uint64)
-    buckets = np.arange(256, dtype=np.uint32) << 8
-    lookup = [np.searchsorted(row, buckets, side="right") - 1 for row in cumulative]
-    return FrequencyTables(
-        cumulative=_sealed(cumulative, np.uint32),
-        sizes=_sealed(sizes, np.int32),
-        offsets=_sealed(offsets, np.int32),
-        reciprocals=_sealed(reciprocals, np.uint64),
-        lookup=_sealed(np.array(lookup), np.uint16),
-        likely=_sealed(frequencies.argmax(axis=1), np.uint16),
-    )
+    def finish(self) -> bytes:
+        """The bytes of all that was put."""
+        size = _end(self._state, self._at, self._out)
+        return self._out[:size].tobytes()
 
 
-def _check_shapes(cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32]) -> None:
-    if cumulative.dtype != np.uint32 or sizes.dtype != np.int32 or offsets.dtype != np.int32:
-        raise ConfigError("frequency tables: cumulative must be uint32, sizes and offsets int32")
-    if cumulative.ndim != 2 or not 1 <= len(cumulative) <= MAX_TABLES:
-        raise ConfigError(f"frequency tables: cumulative must be (1..{MAX_TABLES}, L + 1)")
-    if sizes.shape != (len(cumulative),) or offsets.shape != sizes.shape:
-        raise ConfigError("frequency tables: sizes and offsets must have one number per table")
-    entries = cumulative.shape[1] - 1
-    if entries > MAX_ENTRIES or (sizes < 1).any() or (sizes > entries).any():
-        raise ConfigError(f"frequency tables: a table has 1..{MAX_ENTRIES} entries, no more than cumulative")
+class Reader:
+    """Gives back what a Writer was given; raises BitstreamError unless the bytes are exactly what encodes it."""
 
+    def __init__(self, data: bytes) -> None:
+        self._data = np.frombuffer(data, np.uint8)
+        first = int.from_bytes(data[:_WINDOW_BYTES].ljust(_WINDOW_BYTES, b"\0"))
+        self._state = np.array([first, _ONE], np.uint64)  # number less low, span
+        self._at = _WINDOW_BYTES  # bytes taken
 
-def _sealed(array: NDArray[np.generic], dtype: type[np.generic]) -> NDArray[Any]:
-    """A contiguous read-only copy, which later changes of the original cannot reach."""
-    copy = np.array(array, dtype, order="C")
-    copy.flags.writeable = False
-    return copy
-
-
-def gaussian_tables(scales: NDArray[np.float64], *, tail_mass: float = 2.0**-16) -> FrequencyTables:
-    """One table per scale (S,): a zero-mean Gaussian convolved with a unit box, on -R..R, and the escape.
-
-    R is the smallest radius (not below MIN_RADIUS) that leaves at most tail_mass outside.
-    """
-    pmfs = [_gaussian_pmf(float(scale), tail_mass) for scale in scales]
-    return build_tables(pmfs, [-(len(pmf) // 2 - 1) for pmf in pmfs])
-
-
-def _gaussian_pmf(scale: float, tail_mass: float) -> NDArray[np.float64]:
-    """Probabilities (2R + 2,) of -R..R and of the escape."""
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale {scale} is not a positive number")
-    edges = (np.arange(MAX_ENTRIES // 2) + 0.5) / (scale * math.sqrt(2))
-    outside = [math.erfc(edge) for edge in edges]  # mass beyond -r..r, for r = 0, 1, ...
-    radius = max(MIN_RADIUS, sum(mass > tail_mass for mass in outside))
-    if radius >= len(outside):
-        raise ValueError(f"scale {scale} needs more than {MAX_ENTRIES} entries")
-    side = -np.diff(outside[: radius + 1]) / 2  # (R,) of 1..R
-    return np.concatenate([side[::-1], [1 - outside[0]], side, [outside[radius]]])
-
-
-def quantise_pmf(pmf: NDArray[np.float64], precision: int = PRECISION) -> NDArray[np.int64]:
-    """Probabilities (L,) -> the integers (L,) >= 1, summing to 2**precision, that cost the fewest bits.
-
-    The cost is a sum of convex functions, so the best is reached when no single move of one unit lowers it.
-    """
-    total = 1 << precision
-    if pmf.ndim != 1 or not 1 <= pmf.size <= total:
-        raise ValueError(f"a distribution needs 1..{total} probabilities, not {pmf.shape}")
-    if not (np.isfinite(pmf).all() and (pmf >= 0).all() and pmf.sum() > 0):
-        raise ValueError("probabilities must be finite, not negative, and not all zero")
-    p = pmf / pmf.sum()
-    f: NDArray[np.int64] = np.maximum(1, np.floor(p * total)).astype(np.int64)
-    gain = p * np.log1p(1 / f)  # nats saved by one unit more
-    while True:
-        loss = np.where(f > 1, p * np.log1p(1 / np.maximum(f - 1, 1)), np.inf)  # nats lost by one unit less
-        up, down, missing = int(gain.argmax()), int(loss.argmin()), total - int(f.sum())
-        if missing == 0 and gain[up] <= loss[down] * (1 + 1e-9):
-            return f
-        if missing >= 0:
-            f[up] += 1
-            gain[up] = p[up] * math.log1p(1 / f[up])
-        if missing <= 0:
-            f[down] -= 1
-            gain[down] = p[down] * math.log1p(1 / f[down])
-
-
-def encode_symbols(
-    symbols: NDArray[np.int16] | NDArray[np.int32], indexes: NDArray[np.uint8], tables: FrequencyTables
-) -> bytes:
-    """Code symbols (N,), each with the table its index (N,) names.
-
-    Raises ValueError where shapes, dtypes or indexes are wrong or a symbol does not fit into 16 bits.
-    """
-    _check_indexes(indexes, tables)
-    if symbols.shape != indexes.shape:
-        raise ValueError(f"symbols {symbols.shape} and indexes {indexes.shape} differ in shape")
-    if symbols.size == 0:
-        return b""
-    out = np.empty(_MAX_SYMBOL_BYTES * symbols.size + _STATE_BYTES, np.uint8)
-    start = _encode(
-        _fixed(_narrow(symbols)), _fixed(indexes),
-        tables.cumulative, tables.sizes, tables.offsets, tables.reciprocals, out,
-    )  # fmt: skip
-    return out[start:].tobytes()
-
-
-def decode_symbols(data: bytes, indexes: NDArray[np.uint8], tables: FrequencyTables) -> NDArray[np.int16]:
-    """Symbols int16 (N,) for indexes (N,); raises BitstreamError unless data is exactly what encodes them."""
-    _check_indexes(indexes, tables)
-    symbols = np.empty(indexes.size, np.int16)
-    if indexes.size == 0:
-        if data:
-            raise BitstreamError(f"coded symbols: {len(data)} bytes where no symbol is coded")
+    def take(
+        self, size: tuple[int, int], context: Context, tables: FrequencyTables, hints: Prediction | None = None
+    ) -> NDArray[np.int16]:
+        """Symbols (C, h, w) of a latent of `size` (h, w); ValueError where the context has other rows."""
+        symbols = np.zeros((context.planes, *size), np.int16)
+        _check_size(symbols.shape, context)
+        live = np.empty((*size, context.channels.size), np.int16)
+        scales, means = _first_sums(size, context, hints)
+        outcome, self._at = _take_all(
+            live, scales, means, _flat(context), tables.cumulative, tables.sizes, self._state, self._at, self._data
+        )
+        self._check(outcome)
+        symbols[context.channels] = live.transpose(2, 0, 1)
         return symbols
-    outcome = _decode(
-        np.frombuffer(data, np.uint8), _fixed(indexes),
-        tables.cumulative, tables.sizes, tables.offsets, tables.lookup, tables.likely, symbols,
-    )  # fmt: skip
-    if outcome != _OK:
-        raise BitstreamError(f"coded symbols ({len(data)} bytes): {_REASONS[outcome]}")
-    return symbols
 
+    def finish(self) -> None:
+        """Make sure that the bytes end with the last symbol."""
+        self._check(_check_end(self._state, self._at, self._data))
 
-def ideal_bits(
-    symbols: NDArray[np.int16] | NDArray[np.int32], indexes: NDArray[np.uint8], tables: FrequencyTables
-) -> float:
-    """Information content of symbols (N,) in bits under the integer tables: what no coder can go below."""
-    _check_indexes(indexes, tables)
-    entries = _narrow(symbols).astype(np.int64) - tables.offsets[indexes]  # (N,)
-    escapes = tables.sizes[indexes].astype(np.int64) - 1  # (N,)
-    escaped = (entries < 0) | (entries >= escapes)
-    entries = np.where(escaped, escapes, entries)
-    frequencies = tables.cumulative[indexes, entries + 1] - tables.cumulative[indexes, entries]
-    return float(np.sum(PRECISION - np.log2(frequencies)) + 16 * np.count_nonzero(escaped))
+    def _check(self, outcome: int) -> None:
+        if outcome != _OK:
+            raise BitstreamError(f"coded symbols ({self._data.size} bytes): {_REASONS[outcome]}")
 
 
 def warm_up() -> None:
     """Compile both directions, or load them from the cache, so that the first frame is not late."""
-    tables = build_tables([np.array([0.5, 0.5])], [0])
-    indexes = np.zeros(1, np.uint8)
-    decode_symbols(encode_symbols(np.zeros(1, np.int16), indexes, tables), indexes, tables)
+    context = Context(
+        1, sealed(np.zeros(1), np.int32), sealed(np.zeros((2, 1, 1)), np.int16), sealed(np.zeros((2, 1)), np.int16),
+        sealed(np.zeros((2, 1, len(PLACES), 1)), np.int16),
+    )  # fmt: skip
+    tables = laplace_tables(1)
+    nothing = np.zeros((1, 1, 1), np.int16)
+    for hints in (None, Prediction(np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.uint8))):
+        writer = Writer(1)
+        writer.put(nothing, context, tables, hints)
+        reader = Reader(writer.finish())
+        reader.take((1, 1), context, tables, hints)
+        reader.finish()
 
 
-def _check_indexes(indexes: NDArray[np.uint8], tables: FrequencyTables) -> None:
-    if indexes.dtype != np.uint8 or indexes.ndim != 1:
-        raise ValueError(f"indexes must be uint8 (N,), not {indexes.dtype} {indexes.shape}")
-    if indexes.size and indexes.max() >= tables.sizes.size:
-        raise ValueError(f"index {indexes.max()} names none of the {tables.sizes.size} tables")
+def _check_size(shape: tuple[int, ...], context: Context) -> None:
+    if len(shape) != 3 or shape[0] != context.planes or shape[1] != context.rows:
+        raise ValueError(f"symbols {shape}; the context is for {context.planes} channels of {context.rows} rows")
 
 
-def _narrow(symbols: NDArray[np.int16] | NDArray[np.int32]) -> NDArray[np.int16]:
-    if symbols.dtype == np.int16:
-        return symbols.astype(np.int16, copy=False)
-    narrow = symbols.astype(np.int16)
-    if symbols.dtype != np.int32 or not np.array_equal(narrow, symbols):
-        raise ValueError(f"symbols must be int16, or int32 that fit into 16 bits, not {symbols.dtype}")
-    return narrow
+def _first_sums(
+    size: tuple[int, int], context: Context, hints: Prediction | None
+) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Sums for scales and means (h + 1, (w + 2)n) before any symbol is known; the margin is never read."""
+    height, width = size
+    scales, means = np.empty((2, height + 1, width + 2, context.channels.size), np.int16)
+    if hints is None:
+        scales[:height, 1:-1], means[:height, 1:-1] = context.bias[:, :, None]
+    else:
+        _add_hints(hints.indexes, hints.means, context.channels, context.bias, context.hint, scales, means)
+    return scales.reshape(height + 1, -1), means.reshape(height + 1, -1)
 
 
-_Array = TypeVar("_Array", NDArray[np.uint8], NDArray[np.int16])
-
-
-def _fixed(array: _Array) -> _Array:
-    """A contiguous read-only view: one array type, so that a kernel is compiled once and not per caller."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
+def _flat(context: Context) -> NDArray[np.int16]:
+    """What a symbol of each channel says to all around it: (2, n, 5n)."""
+    n = context.channels.size
+    return context.spread.reshape(2, n, len(PLACES) * n)
 
 
 @compiled
-def _push(
-    state: np.uint64, at: int, out: NDArray[np.uint8],
-    start: np.uint64, frequency: np.uint64, reciprocal: np.uint64,
-) -> tuple[np.uint64, int]:  # fmt: skip
-    """Put one entry on top of the state, writing at most two bytes before `at`."""
-    while state >= frequency << _BITS:
+def _clamp(number: int, low: int, high: int) -> int:
+    return min(max(number, low), high)
+
+
+@compiled
+def _add_hints(
+    indexes: NDArray[np.uint8], expected: NDArray[np.float32], channels: NDArray[np.int32],
+    bias: NDArray[np.int16], hint: NDArray[np.int16], scales: NDArray[np.int16], means: NDArray[np.int16],
+) -> None:  # fmt: skip
+    for i in range(indexes.shape[1]):
+        for j in range(indexes.shape[2]):
+            for c in range(channels.size):
+                index = np.int64(indexes[channels[c], i, j])
+                mean = int(expected[channels[c], i, j] * ACTIVATION_UNITS)  # exact: means are sixteenths
+                mean = _clamp(mean, -MEAN_HINT_LIMIT, MEAN_HINT_LIMIT)
+                scales[i, j + 1, c] = bias[0, i, c] + (index * hint[0, c] >> HINT_BITS)
+                means[i, j + 1, c] = bias[1, i, c] + (mean * hint[1, c] >> HINT_BITS)
+
+
+@compiled
+def _tell(
+    symbol: np.int16, spread: NDArray[np.int16], at: tuple[int, int, int],
+    scales: NDArray[np.int16], means: NDArray[np.int16],
+) -> None:  # fmt: skip
+    """Add what a symbol that is not zero says, spread (2, n, 5n), to the sums of the places around, (h + 1, (w + 2)n).
+
+    `at`: its row, where its place begins there, its channel. What is added to channels before its own is read no more.
+    Long loops, written out here, are what the compiler makes vector instructions of; this is most of the time at high
+    rates. That sums stay within 16 bits is load_context's business.
+    """
+    row, here, channel = at
+    n = spread.shape[1]
+    value = np.int16(_clamp(int(symbol), -VALUE_LIMIT, VALUE_LIMIT))
+    magnitude = np.int16(min(abs(int(value)), MAGNITUDE_LIMIT))
+    sums, weights = scales[row, here : here + 2 * n], spread[0, channel, : 2 * n]
+    for k in range(2 * n):
+        sums[k] += weights[k] * magnitude
+    sums, weights = scales[row + 1, here - n : here + 2 * n], spread[0, channel, 2 * n :]
+    for k in range(3 * n):
+        sums[k] += weights[k] * magnitude
+    sums, weights = means[row, here : here + 2 * n], spread[1, channel, : 2 * n]
+    for k in range(2 * n):
+        sums[k] += weights[k] * value
+    sums, weights = means[row + 1, here - n : here + 2 * n], spread[1, channel, 2 * n :]
+    for k in range(3 * n):
+        sums[k] += weights[k] * value
+
+
+@compiled
+def _expected(scale: np.int16, mean: np.int16, scale_count: int) -> tuple[int, int, bool]:
+    """Sums -> table, whole part of the mean, and whether signs are changed."""
+    index = _clamp((int(scale) + _SCALE_HALF) >> SCALE_BITS, 0, scale_count - 1)
+    sixteenths = (int(mean) + _MEAN_HALF) >> _MEAN_SHIFT
+    whole = (sixteenths + _UNIT_HALF) >> _UNIT_SHIFT
+    fraction = sixteenths - (whole << _UNIT_SHIFT)
+    return index * FRACTIONS + abs(fraction), whole, fraction < 0
+
+
+@compiled
+def _entry_of(symbol: np.int16, whole: int, mirrored: bool) -> int:
+    """Place of a symbol in the order 0, 1, -1, 2, -2, ... around its mean."""
+    value = int(symbol) - whole
+    value = -value if mirrored else value
+    return 2 * value - 1 if value > 0 else -2 * value
+
+
+@compiled
+def _symbol_of(entry: int, whole: int, mirrored: bool) -> int:
+    value = (entry + 1) >> 1 if entry & 1 else -(entry >> 1)
+    return whole - value if mirrored else whole + value
+
+
+@compiled
+def _narrow(
+    low: np.uint64, span: np.uint64, at: int, out: NDArray[np.uint8], start: np.uint64, frequency: np.uint64
+) -> tuple[np.uint64, np.uint64, int]:
+    """Keep the part of the interval that stands for one entry, and give off the bytes that are settled."""
+    part = span >> _BITS
+    low, span = low + part * start, part * frequency
+    if low >= _ONE:
+        low -= _ONE
+        _carry(at, out)
+    while span < _LEAST:
+        out[at] = low >> _TOP_SHIFT
+        at += 1
+        low, span = (low & _BELOW_TOP) << _BYTE, span << _BYTE
+    return low, span, at
+
+
+@compiled
+def _carry(at: int, out: NDArray[np.uint8]) -> None:
+    """Add one to the bytes given off; it ends within them, since the number stays below one."""
+    at -= 1
+    while out[at] == 255:
+        out[at] = 0
         at -= 1
-        out[at] = state & _BYTE_MASK
-        state >>= _BYTE
-    # state < frequency * 2**16 and frequency <= 2**16, where this quotient is exact and stays below 2**64
-    quotient = (state * reciprocal) >> _RECIPROCAL_SHIFT
-    return state + start + quotient * (_TOTAL - frequency), at
+    out[at] += 1
 
 
 @compiled
-def _encode(
-    symbols: NDArray[np.int16], indexes: NDArray[np.uint8],
-    cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32],
-    reciprocals: NDArray[np.uint64], out: NDArray[np.uint8],
+def _put_all(
+    symbols: NDArray[np.int16], scales: NDArray[np.int16], means: NDArray[np.int16], spread: NDArray[np.int16],
+    cumulative: NDArray[np.uint32], sizes: NDArray[np.int32],
+    state: NDArray[np.uint64], at: int, out: NDArray[np.uint8],
 ) -> int:  # fmt: skip
-    """Fill out from its end, last symbol first, to be read forwards; returns where the bytes begin."""
-    state, at = _LOW, out.size
-    for i in range(symbols.size - 1, -1, -1):
-        table = indexes[i]
-        escape = np.int64(sizes[table]) - 1
-        entry = np.int64(symbols[i]) - offsets[table]
-        if entry < 0 or entry >= escape:
-            entry = escape
-            value = np.uint64(symbols[i])
-            low, high = (value & _BYTE_MASK) << _BYTE, value & (_BYTE_MASK << _BYTE)
-            state, at = _push(state, at, out, low, _BYTE_FREQUENCY, _BYTE_RECIPROCAL)
-            state, at = _push(state, at, out, high, _BYTE_FREQUENCY, _BYTE_RECIPROCAL)
-        start = np.uint64(cumulative[table, entry])
-        frequency = np.uint64(cumulative[table, entry + 1]) - start
-        state, at = _push(state, at, out, start, frequency, reciprocals[table, entry])
-    for _ in range(_STATE_BYTES):
-        at -= 1
-        out[at] = state & _BYTE_MASK
-        state >>= _BYTE
+    """Code symbols (h, w, n), changing sums and state on the way; returns how many bytes are given off."""
+    low, span = state[0], state[1]
+    height, width, channels = symbols.shape
+    for i in range(height):
+        for j in range(width):
+            for c in range(channels):
+                symbol = symbols[i, j, c]
+                here = (j + 1) * channels
+                table, whole, mirrored = _expected(scales[i, here + c], means[i, here + c], sizes.size // FRACTIONS)
+                escape = int(sizes[table]) - 1
+                entry = min(_entry_of(symbol, whole, mirrored), escape)
+                start = np.uint64(cumulative[table, entry])
+                frequency = np.uint64(cumulative[table, entry + 1]) - start
+                low, span, at = _narrow(low, span, at, out, start, frequency)
+                if entry == escape:
+                    high, less = np.uint64((symbol >> 8) & 255), np.uint64(symbol & 255)
+                    low, span, at = _narrow(low, span, at, out, high << _BYTE, _BYTE_FREQUENCY)
+                    low, span, at = _narrow(low, span, at, out, less << _BYTE, _BYTE_FREQUENCY)
+                if symbol != 0:
+                    _tell(symbol, spread, (i, here, c), scales, means)
+    state[0], state[1] = low, span
     return at
 
 
 @compiled
-def _refill(state: np.uint64, at: int, data: NDArray[np.uint8]) -> tuple[np.uint64, int]:
-    """Bring the state back to its range; it stays below where the bytes have ended."""
-    while state < _LOW and at < data.size:
-        state = state << _BYTE | np.uint64(data[at])
+def _end(state: NDArray[np.uint64], at: int, out: NDArray[np.uint8]) -> int:
+    """Put the end mark and the last byte if one is needed; returns how many bytes there are, final zeros left out."""
+    low, span, at = _narrow(state[0], state[1], at, out, _MARK_START, _MARK_FREQUENCY)
+    if low + span > _ONE:  # the next number that needs no byte more is within
+        _carry(at, out)
+    elif low > 0:
+        top = (low + _BELOW_TOP) >> _TOP_SHIFT
+        out[at] = top
         at += 1
-    return state, at
+    while at > 0 and out[at - 1] == 0:
+        at -= 1
+    return at
 
 
 @compiled
-def _pull_byte(state: np.uint64, at: int, data: NDArray[np.uint8]) -> tuple[np.int64, np.uint64, int]:
-    """Take one uniform byte off the state."""
-    position = state & _MASK
-    state, at = _refill(_BYTE_FREQUENCY * (state >> _BITS) + (position & _BYTE_MASK), at, data)
-    return np.int64(position >> _BYTE), state, at
+def _widen(offset: np.uint64, span: np.uint64, at: int, data: NDArray[np.uint8]) -> tuple[np.uint64, np.uint64, int]:
+    """Take the bytes that the encoder gave off here; after the last one follow zeros."""
+    while span < _LEAST:
+        offset, span = offset << _BYTE, span << _BYTE
+        if at < data.size:
+            offset |= np.uint64(data[at])
+        at += 1
+    return offset, span, at
 
 
 @compiled
-def _decode(
-    data: NDArray[np.uint8], indexes: NDArray[np.uint8],
-    cumulative: NDArray[np.uint32], sizes: NDArray[np.int32], offsets: NDArray[np.int32],
-    lookup: NDArray[np.uint16], likely: NDArray[np.uint16], symbols: NDArray[np.int16],
-) -> int:  # fmt: skip
-    """Fill symbols; returns _OK or what is wrong with the bytes."""
-    if data.size < _STATE_BYTES:
-        return _TRUNCATED
-    if data[0] == 0:
-        return _BAD_START
-    state, at = _refill(np.uint64(data[0]), 1, data)  # three more bytes
-    for i in range(indexes.size):
-        table = indexes[i]
-        position = state & _MASK
-        entry = np.int64(likely[table])
-        if position < cumulative[table, entry] or position >= cumulative[table, entry + 1]:
-            entry = np.int64(lookup[table, position >> _BYTE])
-            while cumulative[table, entry + 1] <= position:  # ends: the last one is 2**16
-                entry += 1
-        start = np.uint64(cumulative[table, entry])
-        frequency = np.uint64(cumulative[table, entry + 1]) - start
-        state, at = _refill(frequency * (state >> _BITS) + position - start, at, data)
-        value = offsets[table] + entry
-        escape = np.int64(sizes[table]) - 1
-        if entry == escape and state >= _LOW:
-            high, state, at = _pull_byte(state, at, data)
-            low, state, at = _pull_byte(state, at, data)
-            value = np.int64(np.int16(high << 8 | low))
-            if 0 <= value - offsets[table] < escape:
-                return _NEEDLESS_ESCAPE
-        if state < _LOW:
-            return _TRUNCATED
-        symbols[i] = value
-    if at != data.size:
+def _take_byte(
+    offset: np.uint64, span: np.uint64, at: int, data: NDArray[np.uint8]
+) -> tuple[np.int64, np.uint64, np.uint64, int]:
+    """One uniform byte, 256 where the bytes name none."""
+    part = (span >> _BITS) * _BYTE_FREQUENCY
+    byte = min(offset // part, np.uint64(256))
+    offset, span, at = _widen(offset - byte * part, part, at, data)
+    return np.int64(byte), offset, span, at
+
+
+@compiled
+def _take_all(
+    symbols: NDArray[np.int16], scales: NDArray[np.int16], means: NDArray[np.int16], spread: NDArray[np.int16],
+    cumulative: NDArray[np.uint32], sizes: NDArray[np.int32],
+    state: NDArray[np.uint64], at: int, data: NDArray[np.uint8],
+) -> tuple[int, int]:  # fmt: skip
+    """Fill symbols (h, w, n); returns _OK or what is wrong with the bytes, and how many are taken."""
+    offset, span = state[0], state[1]
+    height, width, channels = symbols.shape
+    for i in range(height):
+        for j in range(width):
+            for c in range(channels):
+                here = (j + 1) * channels
+                table, whole, mirrored = _expected(scales[i, here + c], means[i, here + c], sizes.size // FRACTIONS)
+                escape, entry, part = int(sizes[table]) - 1, 0, span >> _BITS
+                while entry <= escape and offset >= part * np.uint64(cumulative[table, entry + 1]):
+                    entry += 1
+                if entry > escape:
+                    return _NO_ENTRY, at
+                start = np.uint64(cumulative[table, entry])
+                frequency = np.uint64(cumulative[table, entry + 1]) - start
+                offset, span, at = _widen(offset - part * start, part * frequency, at, data)
+                symbol = _symbol_of(entry, whole, mirrored)
+                if entry == escape:
+                    high, offset, span, at = _take_byte(offset, span, at, data)
+                    less, offset, span, at = _take_byte(offset, span, at, data)
+                    if high > 255 or less > 255:
+                        return _NO_ENTRY, at
+                    symbol = int(np.int16(high << 8 | less))
+                    if _entry_of(np.int16(symbol), whole, mirrored) < escape:
+                        return _NEEDLESS_ESCAPE, at
+                if symbol != int(np.int16(symbol)):
+                    return _TOO_LARGE, at
+                symbols[i, j, c] = symbol
+                if symbol != 0:
+                    _tell(np.int16(symbol), spread, (i, here, c), scales, means)
+    state[0], state[1] = offset, span
+    return _OK, at
+
+
+@compiled
+def _check_end(state: NDArray[np.uint64], at: int, data: NDArray[np.uint8]) -> int:
+    """Whether the end mark follows, and the bytes are those that `_end` chooses."""
+    part = state[1] >> _BITS
+    if state[0] < part * _MARK_START or state[0] >= part * np.uint64(TOTAL):
+        return _NO_MARK
+    offset, span, at = _widen(state[0] - part * _MARK_START, part * _MARK_FREQUENCY, at, data)
+    if data.size > at - _WINDOW_BYTES + 1:
         return _LEFT_OVER
-    return _OK if state == _LOW else _BAD_END
+    if data.size and data[data.size - 1] == 0:
+        return _NOT_SHORTEST
+    if data.size <= at - _WINDOW_BYTES:
+        return _OK  # the number has no byte within the window, and the interval holds no other such number
+    number = np.uint64(data[data.size - 1]) << _TOP_SHIFT
+    # Within the interval must be neither end of the window, nor a smaller number of one byte.
+    if offset >= number or number - offset + span > _ONE or offset >= _LEAST:
+        return _NOT_SHORTEST
+    return _OK

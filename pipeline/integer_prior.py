@@ -4,12 +4,14 @@ Sums are taken by float32 matrix products, which are exact here in any order and
 proves that no sum of a layer can reach 2**24. Trained by `models/entropy_model.py`, which draws the arithmetic.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.errors import BitstreamError, ConfigError
 
 LAYERS = 3
@@ -32,17 +34,30 @@ class _Layer:
     matrix: NDArray[np.float32]  # (C_in * k * k, C_out)
     bias: NDArray[np.float32]  # (C_out,)
     kernel: int
+    folded: NDArray[np.float32]  # (C_out, C_in * k * k + 1) both, the bias last, and the shift: see _folded
+
+    @property
+    def inputs(self) -> int:
+        """Channels that it takes."""
+        return len(self.matrix) // self.kernel**2
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Integers (C_in, h, w) -> rounded sums (C_out, h, w)."""
-        height, width = x.shape[1:]
+        """Integers (C_in, h, w) -> sums (C_out, h, w), to be rounded down."""
+        channels, height, width = x.shape
         margin, reach = self.kernel // 2, range(self.kernel)
-        padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin)))
-        shifted = [padded[:, i : i + height, j : j + width] for i in reach for j in reach]
-        columns = np.stack(shifted, axis=1).reshape(len(self.matrix), -1)  # (C_in * k * k, h * w)
-        total = self.matrix.T @ columns + self.bias[:, None]
-        rounded: NDArray[np.float32] = np.floor(total / _SHIFT + np.float32(0.5))
-        return rounded.reshape(-1, height, width)
+        padded = np.zeros((channels, height + 2 * margin, width + 2 * margin), np.float32)
+        padded[:, margin : margin + height, margin : margin + width] = x
+        columns = np.ones((self.folded.shape[1], height * width), np.float32)  # the last row is the bias's
+        places = columns[:-1].reshape(channels, self.kernel, self.kernel, height, width)
+        for i, j in itertools.product(reach, reach):
+            places[:, i, j] = padded[:, i : i + height, j : j + width]
+        total: NDArray[np.float32] = self.folded @ columns
+        return total.reshape(-1, height, width)
+
+
+def _folded(matrix: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights whose sums, rounded down, are (sum + 64) // 128; powers of two change nothing in a float's digits."""
+    return np.vstack([matrix, bias + _SHIFT // 2]).T / np.float32(_SHIFT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,24 +75,45 @@ class IntegerPrior:
     @property
     def hyper_latents(self) -> int:
         """Channels Z of the hyper latent."""
-        return len(self.layers[0].matrix) // self.layers[0].kernel ** 2
+        return self.layers[0].inputs
 
     def predict(self, z: NDArray[np.int16], size: tuple[int, int]) -> Prediction:
         """Integer z (Z, ceil(h/4), ceil(w/4)) and the latent's size (h, w) -> means and scale indexes."""
         height, width = size
-        half = (-(-height // 2), -(-width // 2))
-        x = _shuffle(self.layers[0](z.astype(np.float32)), half)
-        x = _shuffle(self.layers[1](x), size)
-        means, indexes = np.split(self.layers[2](x), 2)
-        top = self.scale_levels - 1
-        return Prediction(means / np.float32(ACTIVATION_UNITS), indexes.clip(0, top).astype(np.uint8))
+        half = np.empty((self.layers[1].inputs, -(-height // 2), -(-width // 2)), np.float32)
+        _shuffle(self.layers[0](z.astype(np.float32)), half)
+        whole = np.empty((self.layers[2].inputs, height, width), np.float32)
+        _shuffle(self.layers[1](half), whole)
+        shape = (self.latents, height, width)
+        prediction = Prediction(np.empty(shape, np.float32), np.empty(shape, np.uint8))
+        _split(self.layers[2](whole), self.scale_levels, prediction.means, prediction.indexes)
+        return prediction
 
 
-def _shuffle(x: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(4C, h, w) -> activations (C, 2h, 2w), cut to size: four channels become a 2 x 2 block of one."""
-    channels, height, width = len(x) // 4, x.shape[1], x.shape[2]
-    blocks = x.clip(0, _ACTIVATION_MAX).reshape(channels, 2, 2, height, width).transpose(0, 3, 1, 4, 2)
-    return blocks.reshape(channels, 2 * height, 2 * width)[:, : size[0], : size[1]]
+@compiled
+def _shuffle(sums: NDArray[np.float32], activations: NDArray[np.float32]) -> None:
+    """Sums (4C, h, w) -> activations (C, 2h, 2w), cut to size: four channels become a 2 x 2 block of one."""
+    channels, height, width = activations.shape
+    for c in range(channels):
+        for y in range(height):
+            for x in range(width):
+                rounded = np.floor(sums[4 * c + 2 * (y & 1) + (x & 1), y >> 1, x >> 1])
+                activations[c, y, x] = min(max(rounded, np.float32(0)), np.float32(_ACTIVATION_MAX))
+
+
+@compiled
+def _split(
+    sums: NDArray[np.float32], scale_levels: int, means: NDArray[np.float32], indexes: NDArray[np.uint8]
+) -> None:
+    """Sums (2C, h, w) -> means and scale indexes (C, h, w)."""
+    channels, height, width = means.shape
+    unit, last = np.float32(1 / ACTIVATION_UNITS), np.float32(scale_levels - 1)
+    for c in range(channels):
+        for y in range(height):
+            for x in range(width):
+                means[c, y, x] = np.floor(sums[c, y, x]) * unit
+                index = min(max(np.floor(sums[channels + c, y, x]), np.float32(0)), last)
+                indexes[c, y, x] = np.uint8(index)
 
 
 def load_prior(tables: Mapping[str, NDArray[np.generic]], *, hyper_limit: int, scale_levels: int) -> IntegerPrior:
@@ -94,10 +130,11 @@ def load_prior(tables: Mapping[str, NDArray[np.generic]], *, hyper_limit: int, s
             raise ConfigError(f"integer prior: {error} is missing") from error
         if not _fits(weight, bias, layers):
             raise ConfigError(f"integer prior: layer {i} has shapes {weight.shape} and {bias.shape}")
-        if (np.abs(weight).sum((1, 2, 3)) * largest + np.abs(bias) >= _EXACT).any():
+        if (np.abs(weight).sum((1, 2, 3)) * largest + np.abs(bias) + _SHIFT // 2 >= _EXACT).any():
             raise ConfigError(f"integer prior: sums of layer {i} may reach 2**24 and be inexact")
         matrix = weight.reshape(len(weight), -1).T.astype(np.float32)
-        layers.append(_Layer(matrix, bias.astype(np.float32), weight.shape[2]))
+        biases = bias.astype(np.float32)
+        layers.append(_Layer(matrix, biases, weight.shape[2], _folded(matrix, biases)))
         largest = _ACTIVATION_MAX
     return IntegerPrior(tuple(layers), scale_levels)
 
