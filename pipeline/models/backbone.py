@@ -1,12 +1,19 @@
-"""Image-encoder backbones, cut at a stage: the part of a classifier that runs on the camera."""
+"""Image-encoder backbones, cut at a stage: the part of a classifier that runs on the camera, and the part left over.
 
-from collections.abc import Mapping
+Published weights come with their batch norms folded in; `load_folded` and `unfold_batch_norm` make them trainable.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.layers import SameConv
+from pipeline.errors import ConfigError
+from pipeline.models.layers import Float32SameConv, SameConv
+
+Unit = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +22,15 @@ class FeatureSpec:
 
     channels: int
     stride: int
+
+
+class Folded(Protocol):
+    """A network whose published weights have their batch norms folded in."""
+
+    prefix: str
+
+    def units(self) -> dict[str, Unit]:
+        """The convolution + batch norm pairs by the name that the published weights give them, behind the prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +51,30 @@ _STAGES = (
 )
 
 
-def _unit(c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(SameConv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out), nn.ReLU6(inplace=True))
+def same_conv_bn(
+    c_in: int, c_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    """(B, c_in, H, W) -> (B, c_out, H/stride, W/stride): convolution with "same" padding, then batch norm."""
+    conv = Float32SameConv if groups > 1 and dilation > 1 else SameConv
+    return nn.Sequential(conv(c_in, c_out, kernel, stride, groups, dilation=dilation), nn.BatchNorm2d(c_out))
+
+
+def _unit(
+    c_in: int, c_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    layers = same_conv_bn(c_in, c_out, kernel, stride=stride, groups=groups, dilation=dilation)
+    return nn.Sequential(*layers, nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
     """Expand, filter each channel, project; the input is added where shapes allow."""
 
-    def __init__(self, c_in: int, c_out: int, *, expansion: int, stride: int) -> None:
+    def __init__(self, c_in: int, c_out: int, *, expansion: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         wide = c_in * expansion
         self.expand = _unit(c_in, wide) if expansion > 1 else nn.Identity()
-        self.depthwise = _unit(wide, wide, 3, stride, groups=wide)
-        self.project = _unit(wide, c_out)[:2]  # linear: no activation (section 3.2 of the paper)
+        self.depthwise = _unit(wide, wide, 3, stride=stride, groups=wide, dilation=dilation)
+        self.project = same_conv_bn(wide, c_out)  # linear: no activation (section 3.2 of the paper)
         self.shortcut = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,6 +85,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2 1.0 up to its last stage at stride 16."""
 
+    prefix = "MobileNetV2"
     features = (FeatureSpec(24, 4), FeatureSpec(32, 8), FeatureSpec(96, 16))
 
     def __init__(self) -> None:
@@ -83,38 +111,88 @@ class MobileNetV2(nn.Module):
         x8 = self.to_8(x4)  # (B, 32, H/8, W/8)
         return x4, x8, self.to_16(x8)  # (B, 96, H/16, W/16)
 
-    def units(self) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    def units(self) -> dict[str, Unit]:
         """The convolution + batch norm pairs by the name that the ImageNet weights give them."""
-        named: dict[str, nn.Sequential] = {"Conv2d_0_0": self.stem}
         blocks = [m for m in self.modules() if isinstance(m, InvertedResidual)]
-        for number, block in enumerate(blocks, start=1):
-            if isinstance(block.expand, nn.Sequential):
-                named[f"expanded_conv_{number}.expand"] = block.expand
-            named[f"expanded_conv_{number}.depthwise"] = block.depthwise
-            named[f"expanded_conv_{number}.project"] = block.project
-        return {name: _pair(unit) for name, unit in named.items()}
+        return {"Conv2d_0_0": unit_of(self.stem), **block_units(blocks, first=1)}
 
 
-def _pair(unit: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    conv, norm = unit[0], unit[1]
-    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-        raise TypeError("a unit begins with a convolution and its batch norm")
-    return conv, norm
+class MobileNetV2Tail(nn.Module):
+    """The rest of MobileNetV2 1.0, up to the features that it classifies by, kept at stride 16.
+
+    Where the classifier halves the resolution, its later filters are dilated instead (Chen et al., 2017, section 3.1).
+    """
+
+    prefix = "MobileNetV2"
+    out_channels = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            InvertedResidual(96, 160, expansion=6),
+            InvertedResidual(160, 160, expansion=6, dilation=2),
+            InvertedResidual(160, 160, expansion=6, dilation=2),
+            InvertedResidual(160, 320, expansion=6, dilation=2),
+        )
+        self.head = _unit(320, self.out_channels)
+
+    def forward(self, x16: Tensor) -> Tensor:
+        """The backbone's last map (B, 96, h, w) -> features (B, 1280, h, w)."""
+        x: Tensor = self.head(self.blocks(x16))
+        return x
+
+    def units(self) -> dict[str, Unit]:
+        """The convolution + batch norm pairs by the name that the ImageNet weights give them."""
+        return {**block_units(list(self.blocks), first=14), "Conv2d_18_1": unit_of(self.head)}
+
+
+def unit_of(layers: nn.Module) -> Unit:
+    """The convolution and the batch norm that a sequence begins with."""
+    match list(layers.children()):
+        case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm, *_]:
+            return conv, norm
+    raise TypeError("a unit begins with a convolution and its batch norm")
+
+
+def block_units(blocks: Sequence[nn.Module], *, first: int) -> dict[str, Unit]:
+    """The units of inverted residuals by the names that TensorFlow gives them; the first block has number `first`."""
+    return {
+        f"expanded_conv_{number}.{part}": unit_of(layers)
+        for number, block in enumerate(blocks, start=first)
+        for part, layers in block.named_children()
+        if isinstance(layers, nn.Sequential)
+    }
+
+
+def load_folded(network: Folded, weights: Mapping[str, Tensor]) -> None:
+    """Take weights whose batch norms were folded into kernel and bias; the batch norms become x + bias.
+
+    Raises ConfigError, and leaves the network as it was, when they are not the weights of this network.
+    """
+    named = {f"{network.prefix}.{name}": unit for name, unit in network.units().items()}
+    for name, (conv, norm) in named.items():
+        _check(weights, f"{name}.weight", conv.weight.shape)
+        _check(weights, f"{name}.bias", norm.bias.shape)
+    with torch.no_grad():
+        for name, (conv, norm) in named.items():
+            conv.weight.copy_(weights[f"{name}.weight"].float())
+            norm.bias.copy_(weights[f"{name}.bias"].float())
+            torch.nn.init.constant_(_variance(norm), 1 - norm.eps)
+
+
+def _check(weights: Mapping[str, Tensor], name: str, shape: torch.Size) -> None:
+    wanted = f"{name} of shape {tuple(shape)}"
+    if name not in weights:
+        raise ConfigError(f"backbone weights: there is no {wanted}; name the weights file of that network")
+    if weights[name].shape != shape:
+        found = tuple(weights[name].shape)
+        raise ConfigError(f"backbone weights: need {wanted}, found {found}; name the weights file of that network")
 
 
 def _variance(norm: nn.BatchNorm2d) -> Tensor:
     if norm.running_var is None:
         raise ValueError("a batch norm without running statistics holds no folded weights")
     return norm.running_var
-
-
-def load_folded(backbone: MobileNetV2, weights: Mapping[str, Tensor]) -> None:
-    """Take ImageNet weights whose batch norm was folded into kernel and bias; the batch norms become x + bias."""
-    with torch.no_grad():
-        for name, (conv, norm) in backbone.units().items():
-            conv.weight.copy_(weights[f"MobileNetV2.{name}.weight"].float())
-            norm.bias.copy_(weights[f"MobileNetV2.{name}.bias"].float())
-            torch.nn.init.constant_(_variance(norm), 1 - norm.eps)
 
 
 def unfold_batch_norm(network: nn.Module, images: Tensor) -> None:

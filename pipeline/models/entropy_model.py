@@ -17,6 +17,7 @@ from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.models.gains import Gains
 from pipeline.models.layers import round_through
 from pipeline.models.source_encoder import HyperEncoder
 
@@ -38,16 +39,13 @@ class Coded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrozenPrior:
-    """The prior as integers: three layers of weights and biases, scales of the table, frequencies of z as floats.
+    """The hyper decoder as integers: three layers of weights and biases.
 
     weights[i] is int8 (C_out, C_in, k, k); biases[i] is int32 (C_out,), in units of 1/2048.
-    hyper_pmf is float64 (Z, 2 * HYPER_LIMIT + 1): the probability of z = -HYPER_LIMIT..HYPER_LIMIT per channel.
     """
 
     weights: tuple[NDArray[np.int8], ...]
     biases: tuple[NDArray[np.int32], ...]
-    scales: NDArray[np.float64]
-    hyper_pmf: NDArray[np.float64]
 
 
 def scale_table() -> NDArray[np.float64]:
@@ -100,12 +98,13 @@ class IntegerHyperDecoder(nn.Module):
 
 
 class MeanScaleHyperprior(nn.Module):
-    """y -> y_hat and its cost: y is Gaussian given z, z is fully factorised."""
+    """y -> y_hat and its cost, at any of several quality levels: y is Gaussian given z, z is fully factorised."""
 
     log_scales: Tensor  # (SCALE_LEVELS,)
 
-    def __init__(self, latents: int, hyper_latents: int, *, width: int) -> None:
+    def __init__(self, latents: int, hyper_latents: int, *, width: int, levels: int = 1) -> None:
         super().__init__()
+        self.gains = Gains(levels, latents, hyper_latents)
         self.hyper_encoder = HyperEncoder(latents, hyper_latents)
         self.hyper_decoder = IntegerHyperDecoder(latents, hyper_latents, width)
         self.factorised = EntropyBottleneck(hyper_latents)
@@ -113,30 +112,58 @@ class MeanScaleHyperprior(nn.Module):
         self.gaussian = GaussianConditional(None)
         self.register_buffer("log_scales", torch.from_numpy(np.log(scale_table())).float(), persistent=False)
 
-    def forward(self, y: Tensor) -> Coded:
-        """y (B, C, h, w) -> y_hat and bits; in training the bits are those of y and z with uniform noise."""
-        z = self.hyper_encoder(y)
+    def analyse(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """y (B, C, h, w) and levels (B,) -> y and z in units of the quantiser's step: the camera rounds these."""
+        scaled = self.gains.scale(y, quality)
+        return scaled, self.hyper_encoder(scaled) * self.gains.hyper(quality)
+
+    def forward(self, y: Tensor, quality: Tensor) -> Coded:
+        """y (B, C, h, w) -> y_hat and bits at the levels quality (B,).
+
+        The bits are those of the rounded values, and so the densities learn from what is coded. Rounding has no
+        gradient: y and z are moved by that of the bits with uniform noise in its place (Balle et al. 2017).
+        """
+        y, z = self.analyse(y, quality)
         with torch.autocast(y.device.type, enabled=False):
             y, z = y.float(), z.float()
             z_hat = round_through(z.clamp(-HYPER_LIMIT, HYPER_LIMIT))
             mean, index = self.hyper_decoder(z_hat, y.shape[-2:])
             mean = mean / ACTIVATION_UNITS
             y_hat = round_through(y - mean) + mean
-            y_seen, z_seen = (y + _noise(y), z + _noise(z)) if self.training else (y_hat, z_hat)
-            y_bits = _bits(self.gaussian._likelihood(y_seen, self._scale(index), mean))
-            z_bits = _bits(self._hyper_likelihood(z_seen))
-        return Coded(y_hat, y_bits, z_bits)
+            scale = self._scale(index)
+            y_bits = _bits(self.gaussian._likelihood(y_hat.detach(), scale, mean))
+            z_bits = _bits(self._hyper_likelihood(z_hat.detach(), self.gains.hyper(quality)))
+            if self.training:
+                gain = self.gains.hyper(quality).detach()
+                y_bits = y_bits + _slope(self.gaussian._likelihood(y + _noise(y), scale.detach(), mean.detach()))
+                z_bits = z_bits + _slope(self._hyper_likelihood(z + _noise(z), gain))
+        return Coded(self.gains.unscale(y_hat, quality), y_bits, z_bits)
 
     def _scale(self, index: Tensor) -> Tensor:
         step = self.log_scales[1] - self.log_scales[0]
         return torch.exp(self.log_scales[0] + index * step)
 
-    def _hyper_likelihood(self, z: Tensor) -> Tensor:
-        """(B, Z, h, w) -> likelihoods, same shape; compressai's density wants (Z, 1, N)."""
+    def _hyper_likelihood(self, z: Tensor, gain: Tensor) -> Tensor:
+        """(B, Z, h, w) -> likelihoods, same shape: one density for all levels, cut into steps of 1 / gain."""
+        below, above = (self._hyper_logits((z + half) / gain) for half in (-0.5, 0.5))
+        sign = -torch.sign(below + above).detach()  # both taken in the lower tail, where small differences are exact
+        return (torch.sigmoid(sign * above) - torch.sigmoid(sign * below)).abs()
+
+    def _hyper_logits(self, z: Tensor) -> Tensor:
+        """(B, Z, h, w) -> logits of the distribution function; compressai's density wants (Z, 1, N)."""
         flat = z.transpose(0, 1).flatten(1).unsqueeze(1)
-        likelihood: Tensor = self.factorised._likelihood(flat)[0]
+        logits: Tensor = self.factorised._logits_cumulative(flat, stop_gradient=False)
         shape = (z.shape[1], z.shape[0], *z.shape[2:])
-        return likelihood.reshape(shape).transpose(0, 1)
+        return logits.reshape(shape).transpose(0, 1)
+
+
+class NoBottleneck(nn.Module):
+    """The place of a prior in a network whose latents are not coded: the ceiling that coded ones are held against."""
+
+    def forward(self, y: Tensor, quality: Tensor) -> Coded:
+        """y (B, C, h, w) -> the same, for no bits."""
+        nothing = y.new_zeros(len(quality), dtype=torch.float32)
+        return Coded(y, nothing, nothing)
 
 
 def _noise(x: Tensor) -> Tensor:
@@ -148,17 +175,18 @@ def _bits(likelihood: Tensor) -> Tensor:
     return -likelihood.clamp_min(2**-24).log2().flatten(1).sum(1)
 
 
+def _slope(likelihood: Tensor) -> Tensor:
+    """The gradient of the bits (B,) with none of their value."""
+    bits = _bits(likelihood)
+    return bits - bits.detach()
+
+
 @torch.no_grad()
 def freeze(prior: MeanScaleHyperprior) -> FrozenPrior:
     """The integers that camera and worker compute with; the trained prior is left untouched."""
     decoder = prior.hyper_decoder
     layers = (decoder.up_2, decoder.up_1, decoder.predict)
-    grid = torch.arange(-HYPER_LIMIT, HYPER_LIMIT + 1.0, device=prior.log_scales.device)
-    channels = decoder.up_2.in_channels
-    pmf = prior._hyper_likelihood(grid.expand(1, channels, 1, -1))[0, :, 0]  # (Z, 2 * HYPER_LIMIT + 1)
     return FrozenPrior(
         weights=tuple(layer.integer_weight().cpu().numpy().astype(np.int8) for layer in layers),
         biases=tuple(layer.integer_bias().cpu().numpy().astype(np.int32) for layer in layers),
-        scales=scale_table(),
-        hyper_pmf=pmf.double().cpu().numpy(),
     )

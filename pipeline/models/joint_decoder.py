@@ -11,13 +11,15 @@ from pipeline.models.layers import conv_bn, conv_bn_relu
 
 
 class JointDecoder(nn.Module):
-    """Latents at stride 16 -> logits at stride 4."""
+    """Latents at stride 16 -> logits at stride 4; in training the ASPP's convolutions have `branches` kernels each."""
 
-    def __init__(self, latents: int, classes: int, *, width: int, branch: int, dilations: tuple[int, ...]) -> None:
+    def __init__(
+        self, latents: int, classes: int, *, width: int, branch: int, dilations: tuple[int, ...], branches: int = 0
+    ) -> None:
         super().__init__()
         self.widen = conv_bn_relu(latents, width, 3)
         self.refine = conv_bn(width, width, 3)
-        self.aspp = ASPP(width, width, branch=branch, dilations=dilations)
+        self.aspp = ASPP(width, width, branch=branch, dilations=dilations, branches=branches)
         self.lift = conv_bn_relu(width, width * 2)
         self.sharpen = conv_bn_relu(width // 2, width // 2, 3)
         self.classify = nn.Conv2d(width // 2, classes * 4, 1)

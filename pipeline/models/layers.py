@@ -28,13 +28,26 @@ class SameConv(nn.Conv2d):
     Sizes must be divisible by the stride.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(c_in, c_out, kernel, stride, groups=groups, bias=False)
-        total = max(kernel - stride, 0)
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, *, dilation: int = 1
+    ) -> None:
+        super().__init__(c_in, c_out, kernel, stride, dilation=dilation, groups=groups, bias=False)
+        total = max(dilation * (kernel - 1) + 1 - stride, 0)
         self.margins = (total // 2, total - total // 2) * 2  # left, right, top, bottom
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, self.margins))
+
+
+class Float32SameConv(SameConv):
+    """The same, in float32 under autocast too: for depthwise kernels with dilation.
+
+    On CPUs torch's bf16 gradients of their weights are wrong in channels_last, at a dilation of 2 already.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
 
 
 class _RoundThrough(torch.autograd.Function):
@@ -53,9 +66,15 @@ def round_through(x: Tensor) -> Tensor:
     return result
 
 
-def fuse(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of the one convolution equal to bn(conv(x)) in eval mode; conv has no bias."""
+def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Gain and shift (C,) of a batch norm in eval mode: bn(x) = gain * x + shift."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be fused")
-    gain = bn.weight / (bn.running_var + bn.eps).sqrt()  # (C_out,)
-    return conv.weight * gain[:, None, None, None], bn.bias - bn.running_mean * gain
+    gain = bn.weight / (bn.running_var + bn.eps).sqrt()
+    return gain, bn.bias - bn.running_mean * gain
+
+
+def fuse(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of the one convolution equal to bn(conv(x)) in eval mode; conv has no bias."""
+    gain, bias = affine(bn)  # (C_out,)
+    return conv.weight * gain[:, None, None, None], bias

@@ -1,57 +1,66 @@
-"""The whole network of a split segmenter, as trained: image to latents to mask logits."""
+"""A whole split network, as trained: image to latents to mask logits."""
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.backbone import MobileNetV2
-from pipeline.models.entropy_model import Coded, MeanScaleHyperprior
-from pipeline.models.joint_decoder import JointDecoder
-from pipeline.models.source_encoder import SourceEncoder
+from pipeline.models.entropy_model import Coded, MeanScaleHyperprior, NoBottleneck
 
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """Logits (B, K, H, W) at the image's size, and what the latents cost."""
+    """Logits (B, K, H'/4, W'/4) at stride 4 to the padded image, and what the latents cost."""
 
     logits: Tensor
     coded: Coded
 
 
+class FeatureEncoder(nn.Module):
+    """The camera's half with a pretrained backbone: image -> features -> y."""
+
+    def __init__(self, backbone: nn.Module, source_encoder: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.source_encoder = source_encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in 0..255, sizes divisible by 16 -> y (B, C, H/16, W/16)."""
+        y: Tensor = self.source_encoder(self.backbone(image))
+        return y
+
+
 class SplitSegmenter(nn.Module):
-    """Backbone, source encoder, entropy model and joint decoder, trained end to end."""
+    """Analysis on the camera, prior between the two, decoder in the cloud; trained end to end."""
 
     stride = 16
 
-    def __init__(
-        self,
-        classes: int,
-        *,
-        latents: int,
-        hyper_latents: int,
-        encoder_width: int,
-        prior_width: int,
-        decoder_width: int,
-        branch: int,
-        dilations: tuple[int, ...],
-    ) -> None:
+    def __init__(self, analysis: nn.Module, prior: MeanScaleHyperprior | NoBottleneck, decoder: nn.Module) -> None:
         super().__init__()
-        self.backbone = MobileNetV2()
-        self.source_encoder = SourceEncoder(MobileNetV2.features, width=encoder_width, latents=latents)
-        self.prior = MeanScaleHyperprior(latents, hyper_latents, width=prior_width)
-        self.decoder = JointDecoder(latents, classes, width=decoder_width, branch=branch, dilations=dilations)
+        self.analysis = analysis
+        self.prior = prior
+        self.decoder = decoder
+
+    @property
+    def levels(self) -> int:
+        """Quality levels of the prior; 1 where nothing is coded."""
+        return self.prior.gains.levels if isinstance(self.prior, MeanScaleHyperprior) else 1
 
     def encode(self, image: Tensor) -> Tensor:
-        """RGB (B, 3, H, W) in 0..255, any size -> y (B, C, ceil(H/16), ceil(W/16))."""
-        y: Tensor = self.source_encoder(self.backbone(pad_to_stride(image, self.stride)))
+        """RGB (B, 3, H, W) in 0..255, any size -> y (B, C, ceil(H/16), ceil(W/16)), before any level's gain."""
+        y: Tensor = self.analysis(pad_to_stride(image, self.stride))
         return y
 
-    def forward(self, image: Tensor) -> Segmented:
-        """RGB (B, 3, H, W) in 0..255 -> logits at the same size, and bits."""
-        coded = self.prior(self.encode(image))
-        logits = self.decoder(coded.y_hat)  # (B, K, H'/4, W'/4), H' the padded height
-        return Segmented(upsample(logits, image.shape[-2], image.shape[-1]), coded)
+    def forward(self, image: Tensor, quality: Tensor) -> Segmented:
+        """RGB (B, 3, H, W) in 0..255 and levels (B,) -> logits at stride 4 to the padded image, and bits."""
+        coded = self.prior(self.encode(image), quality)
+        return Segmented(self.decoder(coded.y_hat), coded)
+
+
+def levels_like(image: Tensor, level: int) -> Tensor:
+    """One quality level for each image of a batch: int64 (B,)."""
+    return torch.full((len(image),), level, dtype=torch.int64, device=image.device)
 
 
 def pad_to_stride(image: Tensor, stride: int) -> Tensor:

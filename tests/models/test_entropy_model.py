@@ -1,7 +1,9 @@
 """The entropy model: integers equal to the ones that camera and worker compute, and bits that mean something."""
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,9 +11,6 @@ import tiny
 import torch
 from torch import Tensor
 
-from pipeline.bundle import Bundle
-from pipeline.codec import Latents, encode_latents, quantise
-from pipeline.evaluation import estimated_bits
 from pipeline.integer_prior import IntegerPrior, load_prior
 from pipeline.models.entropy_model import (
     ACTIVATION_UNITS,
@@ -22,15 +21,16 @@ from pipeline.models.entropy_model import (
     FrozenPrior,
     IntegerConv,
     MeanScaleHyperprior,
+    NoBottleneck,
     freeze,
     scale_table,
 )
-from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.models.split_segmenter import SplitSegmenter, levels_like
 
-LATENTS, HYPER, WIDTH = 24, 8, 12
+LATENTS, HYPER, WIDTH, LEVELS = 24, 8, 12, 3
 SIZES = [(4, 6), (23, 30), (1, 1), (5, 3)]
-FLUSH_BYTES = 8  # the two coders' states
-HEADER_BYTES = 2  # the length that parts the two streams
+LEVEL_0 = torch.zeros(8, dtype=torch.int64)
+HYPER_PLACES = 2  # of a tiny frame
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def threads_as_they_were() -> Iterator[None]:
 def random_prior(seed: int = 0) -> MeanScaleHyperprior:
     """Weights up to their limits, so that activations, means and scales take all their values."""
     torch.manual_seed(seed)
-    prior = MeanScaleHyperprior(LATENTS, HYPER, width=WIDTH)
+    prior = MeanScaleHyperprior(LATENTS, HYPER, width=WIDTH, levels=LEVELS)
     with torch.no_grad():
         for layer in (prior.hyper_decoder.up_2, prior.hyper_decoder.up_1, prior.hyper_decoder.predict):
             layer.weight.uniform_(-1.1, 1.1)
@@ -131,26 +131,6 @@ def test_scales_are_geometric_between_their_ends() -> None:
     assert prior._scale(torch.arange(SCALE_LEVELS)).numpy() == pytest.approx(table, rel=1e-5)
 
 
-def test_frozen_probabilities_of_each_channel_sum_to_one(tiny_network: SplitSegmenter) -> None:
-    """But for what lies beyond the limit: an untrained density is wide."""
-    for prior in (tiny_network.prior, random_prior()):
-        pmf = freeze(prior).hyper_pmf
-        assert (pmf >= 0).all()
-        assert (pmf.sum(1) > 0.99).all()
-        assert (pmf.sum(1) < 1 + 1e-4).all()
-
-
-def test_frozen_probability_is_that_of_the_hyper_likelihood() -> None:
-    prior = random_prior()
-    z = random_hyper((8, 8))
-    with torch.no_grad():
-        likelihood = prior._hyper_likelihood(z)
-    pmf = freeze(prior).hyper_pmf
-    for channel in range(HYPER):
-        seen = z[0, channel].long().numpy() + HYPER_LIMIT
-        assert likelihood[0, channel].numpy() == pytest.approx(pmf[channel, seen])
-
-
 def test_freezing_leaves_the_prior_untouched() -> None:
     prior = random_prior()
     before = {name: value.clone() for name, value in prior.state_dict().items()}
@@ -162,10 +142,10 @@ def test_density_of_the_hyper_latent_is_trained() -> None:
     """Its bits fall when only it may change."""
     torch.manual_seed(0)
     prior, y = MeanScaleHyperprior(LATENTS, HYPER, width=WIDTH), 3 * torch.randn(4, LATENTS, 16, 16)
-    optimiser = torch.optim.Adam(prior.factorised.parameters(), lr=0.05)
-    bits = []
+    learning = [p for p in prior.factorised.parameters() if p.requires_grad]
+    optimiser, bits = torch.optim.Adam(learning, lr=0.05), []
     for _ in range(30):
-        found = prior(y).z_bits.mean()
+        found = prior(y, LEVEL_0[:4]).z_bits.mean()
         optimiser.zero_grad()
         found.backward()
         optimiser.step()
@@ -175,58 +155,183 @@ def test_density_of_the_hyper_latent_is_trained() -> None:
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 1)])
 def test_bits_are_one_number_per_image(size: tuple[int, int]) -> None:
-    coded = random_prior()(torch.randn(3, LATENTS, *size))
+    coded = random_prior()(torch.randn(3, LATENTS, *size), torch.tensor([0, 2, 1]))
     assert coded.y_hat.shape == (3, LATENTS, *size)
     assert coded.y_bits.shape == coded.z_bits.shape == (3,)
     assert (coded.y_bits > 0).all()
+    assert (coded.z_bits > 0).all()
 
 
-def test_y_hat_is_y_rounded_about_its_mean() -> None:
-    y = 5 * torch.randn(2, LATENTS, 8, 8)
+@pytest.mark.parametrize("level", range(LEVELS))
+def test_y_hat_is_y_rounded_about_its_mean_in_steps_of_its_level(level: int) -> None:
+    prior, y, quality = random_prior(), 5 * torch.randn(2, LATENTS, 8, 8), LEVEL_0[:2] + level
     with torch.no_grad():
-        y_hat = random_prior()(y).y_hat
-    assert (y_hat - y).abs().max() <= 0.5 + 1e-3
-    assert torch.equal(y_hat * ACTIVATION_UNITS, (y_hat * ACTIVATION_UNITS).round())
+        scaled, _ = prior.analyse(y, quality)
+        y_hat = prior(y, quality).y_hat / prior.gains.unscale(torch.ones_like(y), quality)  # as coded
+    assert (y_hat - scaled).abs().max() <= 0.5 + 1e-3
+    sixteenths = y_hat * ACTIVATION_UNITS
+    assert torch.allclose(sixteenths, sixteenths.round(), atol=1e-2)
+
+
+def test_an_image_is_coded_the_same_alone_and_beside_others_of_other_levels(tiny_network: SplitSegmenter) -> None:
+    quality = torch.tensor([2, 0, 1, 2])
+    with torch.no_grad():
+        y = tiny_network.encode(tiny.images(tiny.scenes(4)))
+        together = tiny_network.prior(y, quality)
+        for i in range(4):
+            alone = tiny_network.prior(y[i : i + 1], quality[i : i + 1])
+            assert torch.equal(alone.y_hat[0], together.y_hat[i])
+            assert alone.y_bits.item() == pytest.approx(together.y_bits[i].item())
+            assert alone.z_bits.item() == pytest.approx(together.z_bits[i].item())
+
+
+def test_a_higher_level_costs_more_and_is_nearer_to_y(tiny_network: SplitSegmenter) -> None:
+    with torch.no_grad():
+        y = tiny_network.encode(tiny.images(tiny.scenes(6)))
+        coded = [tiny_network.prior(y, levels_like(y, level)) for level in range(tiny.LEVELS)]
+    for lower, higher in pairwise(coded):
+        assert (higher.y_bits > lower.y_bits).all()
+        assert (higher.y_hat - y).square().mean() < (lower.y_hat - y).square().mean()
+
+
+@pytest.mark.parametrize("factor", [1.5, 3.0])
+def test_a_larger_gain_costs_more(tiny_network: SplitSegmenter, factor: float) -> None:
+    prior = deepcopy(tiny_network.prior)
+    with torch.no_grad():
+        y = tiny_network.encode(tiny.images(tiny.scenes(4)))
+        before = prior(y, levels_like(y, 1)).y_bits
+        prior.gains.log_gain[1] += math.log(factor)
+        prior.gains.log_inverse[1] -= math.log(factor)
+        assert (prior(y, levels_like(y, 1)).y_bits > before).all()
+
+
+def test_a_larger_hyper_gain_costs_more(tiny_network: SplitSegmenter) -> None:
+    """One density serves all levels, cut into finer steps."""
+    prior = deepcopy(tiny_network.prior)
+    with torch.no_grad():
+        y = tiny_network.encode(tiny.images(tiny.scenes(4)))
+        before = prior(y, levels_like(y, 1)).z_bits
+        prior.gains.log_hyper[1] += math.log(2.0)
+        after = prior(y, levels_like(y, 1)).z_bits
+    symbols = HYPER_PLACES * tiny.MODEL["hyper_latents"]
+    assert (after > before).all()
+    assert ((after - before) / symbols < 1.5).all()  # a bit per symbol where the density is flat
+
+
+def test_likelihoods_of_all_hyper_latents_sum_to_one_at_any_gain(tiny_network: SplitSegmenter) -> None:
+    prior, planes = tiny_network.prior, tiny.MODEL["hyper_latents"]
+    every = torch.arange(-2000.0, 2001.0).expand(1, planes, 1, -1)
+    for gain in (0.5, 1.0, 3.0):
+        with torch.no_grad():
+            total = prior._hyper_likelihood(every, torch.full((1, planes, 1, 1), gain)).sum(3)
+        assert torch.allclose(total, torch.ones_like(total), atol=1e-3)
+
+
+@torch.no_grad()
+def test_bits_of_y_are_those_of_its_whole_steps_under_their_gaussians(tiny_network: SplitSegmenter) -> None:
+    prior, y = tiny_network.prior, tiny_network.encode(tiny.images(tiny.scenes(3)))
+    quality = torch.arange(3)
+    scaled, z = prior.analyse(y, quality)
+    means, indexes = prior.hyper_decoder((z + 0.5).floor(), y.shape[-2:])
+    symbols = (scaled - means / ACTIVATION_UNITS + 0.5).floor().double()
+    normal = torch.distributions.Normal(0.0, torch.from_numpy(scale_table())[indexes.long()])
+    mass = normal.cdf(0.5 - symbols.abs()) - normal.cdf(-0.5 - symbols.abs())
+    expected = -mass.clamp_min(2**-24).log2().sum((1, 2, 3))
+    assert prior(y, quality).y_bits.tolist() == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_training_bits_have_the_value_of_the_rounded_ones(tiny_network: SplitSegmenter) -> None:
+    """Noise moves the gradient alone: what training reports is what rounding costs."""
+    prior = deepcopy(tiny_network.prior)
+    with torch.no_grad():
+        y = tiny_network.encode(tiny.images(tiny.scenes(6)))
+        quality = torch.arange(6) % tiny.LEVELS
+        rounded, noisy = prior.eval()(y, quality), prior.train()(y, quality)
+    assert torch.equal(noisy.y_bits, rounded.y_bits)
+    assert torch.equal(noisy.z_bits, rounded.z_bits)
+    assert torch.equal(noisy.y_hat, rounded.y_hat)
+
+
+def test_training_gradient_is_moved_by_noise(tiny_network: SplitSegmenter) -> None:
+    prior = deepcopy(tiny_network.prior).train()
+    with torch.no_grad():
+        y = tiny_network.encode(tiny.images(tiny.scenes(4)))
+
+    def slope() -> Tensor:
+        leaf = y.clone().requires_grad_()
+        prior(leaf, LEVEL_0[:4]).y_bits.sum().backward()
+        return leaf.grad
+
+    torch.manual_seed(0)
+    first, second = slope(), slope()
+    torch.manual_seed(0)
+    assert torch.equal(slope(), first)
+    assert not torch.equal(second, first)
+
+
+def test_a_step_down_the_gradient_of_the_bits_saves_bits(tiny_network: SplitSegmenter) -> None:
+    prior = deepcopy(tiny_network.prior).train()
+    with torch.no_grad():
+        y = tiny_network.encode(tiny.images(tiny.scenes(6)))
+    quality = torch.arange(6) % tiny.LEVELS
+    leaf, bits = y.clone().requires_grad_(), []
+    optimiser = torch.optim.Adam([leaf], lr=0.1)
+    for _ in range(20):
+        coded = prior(leaf, quality)
+        optimiser.zero_grad()
+        (coded.y_bits + coded.z_bits).sum().backward()
+        optimiser.step()
+        bits.append((coded.y_bits + coded.z_bits).sum().item())
+    assert bits[-1] < 0.95 * bits[0]
+
+
+def test_gradient_of_the_bits_reaches_y_both_gains_and_both_densities() -> None:
+    torch.manual_seed(0)
+    prior = MeanScaleHyperprior(LATENTS, HYPER, width=WIDTH, levels=LEVELS)
+    y = (4 * torch.randn(LEVELS, LATENTS, 8, 8)).requires_grad_()
+    coded = prior(y, torch.arange(LEVELS))
+    (coded.y_bits + coded.z_bits).sum().backward()
+    assert (y.grad != 0).float().mean() > 0.9
+    assert (prior.gains.log_gain.grad != 0).all()
+    assert (prior.gains.log_hyper.grad != 0).all()
+    assert prior.gains.log_inverse.grad is None  # no matter of bits
+    for name, parameter in prior.named_parameters():
+        if parameter.requires_grad and name != "gains.log_inverse":
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+            assert parameter.grad.isfinite().all(), name
+
+
+def test_gradient_of_y_hat_passes_the_rounding() -> None:
+    prior, y = random_prior(), torch.randn(2, LATENTS, 4, 4).requires_grad_()
+    prior(y, LEVEL_0[:2] + 1).y_hat.sum().backward()
+    assert (y.grad != 0).all()
+    assert (prior.gains.log_inverse.grad[1] != 0).any()
 
 
 def test_hyper_latents_beyond_the_limit_are_clamped_before_they_are_used() -> None:
-    prior = random_prior()
+    prior, nothing = random_prior(), torch.zeros(1, LATENTS, 4, 4)
     with torch.no_grad():
         prior.hyper_encoder.down[-1].weight.zero_()
         prior.hyper_encoder.down[-1].bias.fill_(500.0)
-        far = prior(torch.zeros(1, LATENTS, 4, 4)).y_hat
+        far = prior(nothing, LEVEL_0[:1])
         prior.hyper_encoder.down[-1].bias.fill_(float(HYPER_LIMIT))
-        assert torch.equal(prior(torch.zeros(1, LATENTS, 4, 4)).y_hat, far)
+        at_limit = prior(nothing, LEVEL_0[:1])
+    assert torch.equal(at_limit.y_hat, far.y_hat)
+    assert torch.equal(at_limit.z_bits, far.z_bits)
 
 
-def coded_and_sent(network: SplitSegmenter, bundle: Bundle, scene: tiny.Scene) -> tuple[float, Latents]:
-    with torch.no_grad():
-        y = network.encode(tiny.images([scene]))
-        coded = network.prior(y)
-        latents = quantise(y[0].numpy(), network.prior.hyper_encoder(y)[0].numpy(), bundle.tables)
-    return float(coded.y_bits + coded.z_bits), latents
+def test_bits_stay_finite_however_far_the_latents_are() -> None:
+    prior, y = random_prior().train(), (1e4 * torch.randn(2, LATENTS, 4, 4)).requires_grad_()
+    coded = prior(y, LEVEL_0[:2])
+    (coded.y_bits + coded.z_bits).sum().backward()
+    assert coded.y_bits.isfinite().all()
+    assert coded.z_bits.isfinite().all()
+    assert y.grad.isfinite().all()
 
 
-def test_estimated_bits_are_within_2_percent_of_the_payload(tiny_network: SplitSegmenter, tiny_bundle: Bundle) -> None:
-    for scene in tiny.scenes(6):
-        bits, latents = coded_and_sent(tiny_network, tiny_bundle, scene)
-        payload = len(encode_latents(latents, tiny_bundle.tables)) - FLUSH_BYTES - HEADER_BYTES
-        assert payload > 200
-        assert 8 * payload == pytest.approx(bits, rel=0.02)
-
-
-def test_formula_of_training_and_that_of_evaluation_agree(tiny_network: SplitSegmenter, tiny_bundle: Bundle) -> None:
-    for scene in tiny.scenes(3):
-        bits, latents = coded_and_sent(tiny_network, tiny_bundle, scene)
-        assert estimated_bits(latents, tiny_bundle.tables) == pytest.approx(bits, rel=0.01)
-
-
-def test_noise_costs_about_as_much_as_rounding(tiny_network: SplitSegmenter) -> None:
-    """What is minimised in training, on average over the noise, is near what is sent."""
-    torch.manual_seed(0)
-    prior = deepcopy(tiny_network.prior)
-    with torch.no_grad():
-        y = tiny_network.encode(tiny.images(tiny.scenes(12)))
-        sent = prior.eval()(y)
-        noisy = prior.train()(y)
-    assert noisy.y_bits.mean() == pytest.approx(sent.y_bits.mean().item(), rel=0.05)
+def test_without_a_bottleneck_latents_pass_for_no_bits() -> None:
+    y = torch.randn(3, LATENTS, 4, 4)
+    coded = NoBottleneck()(y, LEVEL_0[:3])
+    assert coded.y_hat is y
+    assert coded.y_bits.tolist() == coded.z_bits.tolist() == [0, 0, 0]

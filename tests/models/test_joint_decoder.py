@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from pipeline.models.joint_decoder import JointDecoder
+from pipeline.models.over_parameterised import merge_branches
 
 
-def decoder(classes: int = 5, width: int = 8) -> JointDecoder:
+def decoder(classes: int = 5, width: int = 8, branches: int = 0) -> JointDecoder:
     torch.manual_seed(0)
-    return JointDecoder(6, classes, width=width, branch=4, dilations=(1, 2)).eval()
+    return JointDecoder(6, classes, width=width, branch=4, dilations=(1, 2), branches=branches).eval()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (23, 30)])
@@ -28,3 +29,20 @@ def test_input_is_left_as_it_was() -> None:
     before = y_hat.clone()
     decoder()(y_hat)
     assert torch.equal(y_hat, before)
+
+
+@pytest.mark.parametrize("branches", [1, 3])
+def test_branches_of_training_merge_into_a_decoder_of_the_plain_ones_size(branches: int) -> None:
+    trained, y_hat = decoder(branches=branches), torch.randn(2, 6, 4, 5)
+    merged = merge_branches(trained)
+    with torch.no_grad():
+        assert torch.allclose(merged(y_hat), trained(y_hat), atol=1e-5)
+    assert sum(p.numel() for p in trained.parameters()) > sum(p.numel() for p in decoder().parameters())
+    kernels = [p.shape for p in merged.parameters() if p.ndim == 4]
+    assert kernels == [p.shape for p in decoder().parameters() if p.ndim == 4]
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    made = decoder(branches=2).train()
+    made(torch.randn(4, 6, 4, 5)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in made.parameters())

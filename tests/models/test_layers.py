@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.layers import SameConv, conv_bn, conv_bn_relu, fuse, round_through
+from pipeline.models.layers import Float32SameConv, SameConv, conv_bn, conv_bn_relu, fuse, round_through
 
 
 def settled_bn(channels: int, seed: int = 0) -> nn.BatchNorm2d:
@@ -54,6 +54,23 @@ def test_grouped_convolution_keeps_channels_apart() -> None:
     x[:, 2] = 1
     y = SameConv(4, 4, 3, groups=4)(x)
     assert not y[:, [0, 1, 3]].any()
+
+
+def weight_gradient(layer: SameConv, x: torch.Tensor, *, bf16: bool) -> torch.Tensor:
+    layer.weight.grad = None
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        y = layer(x)
+    (y.float() * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    return layer.weight.grad
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 2), (5, 2), (3, 9)])
+def test_dilated_depthwise_weights_get_the_gradient_of_float32_under_autocast(kernel: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    layer = Float32SameConv(32, 32, kernel, groups=32, dilation=dilation).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 32, 12, 15).bfloat16().to(memory_format=torch.channels_last)
+    exact = weight_gradient(layer, x.float(), bf16=False)
+    assert (weight_gradient(layer, x, bf16=True) - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 5])

@@ -1,10 +1,12 @@
-"""Padding and enlarging around the network; what every network must do is in test_models.py."""
+"""The whole network: padding before, enlarging behind, levels in between; its parts are of test_assembly.py."""
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 
-from pipeline.models.split_segmenter import pad_to_stride, upsample
+from pipeline.models.entropy_model import NoBottleneck
+from pipeline.models.split_segmenter import SplitSegmenter, levels_like, pad_to_stride, upsample
 
 
 @pytest.mark.parametrize(("size", "padded"), [((16, 32), (16, 32)), ((17, 31), (32, 32)), ((1, 1), (16, 16))])
@@ -33,3 +35,34 @@ def test_logits_are_enlarged_four_times_and_the_padding_is_cut_off() -> None:
 
 def test_half_precision_logits_are_enlarged_in_float32() -> None:
     assert upsample(torch.randn(1, 5, 4, 4).bfloat16(), 16, 16).dtype == torch.float32
+
+
+def test_one_level_for_each_image_of_a_batch() -> None:
+    quality = levels_like(torch.zeros(3, 3, 16, 16), 5)
+    assert quality.tolist() == [5, 5, 5]
+    assert quality.dtype == torch.int64
+
+
+def test_levels_are_those_of_the_prior_and_one_without(tiny_network: SplitSegmenter) -> None:
+    assert tiny_network.levels == tiny.LEVELS
+    assert SplitSegmenter(torch.nn.Identity(), NoBottleneck(), torch.nn.Identity()).levels == 1
+
+
+@torch.no_grad()
+def test_the_camera_sends_what_the_network_codes_and_the_cloud_decodes_it(tiny_network: SplitSegmenter) -> None:
+    images, quality = tiny.images(tiny.scenes(4)), torch.tensor([0, 1, 2, 1])
+    found = tiny_network(images, quality)
+    coded = tiny_network.prior(tiny_network.encode(images), quality)
+    assert torch.equal(found.coded.y_hat, coded.y_hat)
+    assert torch.equal(found.coded.y_bits, coded.y_bits)
+    assert torch.equal(found.logits, tiny_network.decoder(coded.y_hat))
+    assert found.logits.shape == (4, tiny.CLASSES, tiny.HEIGHT // 4, tiny.WIDTH // 4)
+
+
+@torch.no_grad()
+def test_what_is_encoded_does_not_know_of_levels(tiny_network: SplitSegmenter) -> None:
+    """One pass of the encoder serves all of them."""
+    images = tiny.images(tiny.scenes(2))
+    y = tiny_network.encode(images)
+    scaled = [tiny_network.prior.analyse(y, levels_like(y, level))[0] for level in range(tiny.LEVELS)]
+    assert all(torch.allclose(one / scaled[-1], (one / scaled[-1]).mean(), rtol=1e-3) for one in scaled)
