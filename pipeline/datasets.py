@@ -1,9 +1,10 @@
-"""Data sets as lists of labelled frames in memory, and their augmentation as functions."""
+"""Data sets as numbered labelled frames, in memory or on disk."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.accuracy import VOID
 from pipeline.errors import ConfigError
 
 Image = NDArray[np.uint8]
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +34,53 @@ class Classes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LabelledFrame:
+    """One frame: RGB uint8 (H, W, 3), and its class indexes uint8 (H, W), 255 where void."""
+
+    image: Image
+    labels: Image
+
+
+class Frames(Protocol):
+    """N labelled frames by number; they may differ in size. `read` may be called from several threads at once."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> LabelledFrame:
+        """Frame `index`; ConfigError when its file is missing or damaged."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """N frames: RGB uint8 (H, W, 3) each, and their class indexes uint8 (H, W), 255 where void."""
+    """Frames in memory: RGB uint8 (H, W, 3) each, and their class indexes uint8 (H, W), 255 where void."""
 
     names: tuple[str, ...]
     images: tuple[Image, ...]
     labels: tuple[Image, ...]
 
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> LabelledFrame:
+        return LabelledFrame(self.images[index], self.labels[index])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """One augmented frame: image (h, w, 3), labels (h, w), soft labels (h, w, K) in 1/255, 0 outside the picture."""
+class Stored:
+    """Frames on disk, read anew by `load` each time they are asked for: data sets larger than memory."""
 
-    image: Image
-    labels: Image
-    soft: Image | None
+    names: tuple[str, ...]
+    load: Callable[[int], LabelledFrame]
 
+    def __len__(self) -> int:
+        return len(self.names)
 
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How far a view may differ from its frame: scale range, and jitter of light and colour as fractions."""
-
-    scale_min: float
-    scale_max: float
-    jitter: float
+    def read(self, index: int) -> LabelledFrame:
+        return self.load(index)
 
 
 def camvid_classes(root: Path) -> Classes:
@@ -85,8 +110,8 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
         raise ConfigError(f"data set {root}: no split or drive {split!r}; use train, val, trainval or a drive's name")
     return Labelled(
         tuple(Path(image).stem for image, _ in pairs),
-        tuple(_read(root / image, cv2.IMREAD_COLOR) for image, _ in pairs),
-        tuple(_read(root / label, cv2.IMREAD_GRAYSCALE) for _, label in pairs),
+        tuple(read_image(root / image) for image, _ in pairs),
+        tuple(read_labels(root / label) for _, label in pairs),
     )
 
 
@@ -103,79 +128,79 @@ def _drive_of(image: str) -> str:
     return Path(image).stem.split("_")[0]
 
 
-def _read(path: Path, mode: int) -> Image:
-    pixels = cv2.imread(str(path), mode)
+def read_image(path: Path) -> Image:
+    """RGB (H, W, 3) of an image file; ConfigError when it is missing or damaged."""
+    # Labels are drawn on the picture as it is stored: one turned by its EXIF tag would no longer lie under them.
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ConfigError(f"image {path}: cannot be read; the data set is incomplete")
-    return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels.astype(np.uint8)
+    return np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8, copy=False)
 
 
-def class_weights(labels: Sequence[Image], classes: int, *, strength: float) -> NDArray[np.float32]:
-    """Weights (K,) = 1 / ln(strength + share), normalised to a mean of one over pixels (Paszke et al. 2016, ENet)."""
-    counts = sum(np.bincount(image.ravel(), minlength=VOID + 1)[:classes] for image in labels)
-    share = counts / np.sum(counts)
+def read_labels(path: Path) -> Image:
+    """(H, W) of a grey image file, its values as they are; ConfigError when it is missing or damaged."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise ConfigError(f"image {path}: cannot be read; the data set is incomplete")
+    return pixels.astype(np.uint8, copy=False)
+
+
+def unlabelled_frames(path: Path) -> Iterator[Image]:
+    """The images of a folder in the order of their names, or frames of a clip, about two a second, in time's order.
+
+    Raises ConfigError when there are none.
+    """
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES) if path.is_dir() else []
+    images = iter(map(read_image, files) if files else _clip_frames(path))
+    first = next(images, None)
+    if first is None:
+        raise ConfigError(f"unlabelled frames {path}: no images and no clip; name a folder of images or a video file")
+    yield first
+    yield from images
+
+
+def _clip_frames(path: Path) -> Iterator[Image]:
+    clip = cv2.VideoCapture(str(path))
+    step = max(1, round(clip.get(cv2.CAP_PROP_FPS) / 2)) if clip.isOpened() else 1
+    taken = 0
+    while clip.grab():
+        if taken * step == round(clip.get(cv2.CAP_PROP_POS_FRAMES)) - 1:
+            taken += 1
+            yield cv2.cvtColor(clip.retrieve()[1], cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def paired(path: Path, image: Image, labels: Image) -> LabelledFrame:
+    """The picture with its labels, which are those of `path`; ConfigError when they are not of one size."""
+    if image.shape[:2] != labels.shape:
+        (height, width), (rows, columns) = image.shape[:2], labels.shape
+        raise ConfigError(
+            f"labels {path}: {columns}x{rows}, but their picture is {width}x{height}; take both from one data set"
+        )
+    return LabelledFrame(image, labels)
+
+
+def fitted(data: Frames, height: int, width: int) -> Stored:
+    """The frames as large as (height, width) holds them whole, the rest grey and void at the right and the bottom."""
+
+    def load(index: int) -> LabelledFrame:
+        frame = data.read(index)
+        scale = min(height / frame.labels.shape[0], width / frame.labels.shape[1])
+        rows, columns = (round(scale * size) for size in frame.labels.shape)
+        image = np.full((height, width, 3), 128, np.uint8)
+        labels = np.full((height, width), VOID, np.uint8)
+        smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image[:rows, :columns] = cv2.resize(frame.image, (columns, rows), interpolation=smooth)
+        labels[:rows, :columns] = cv2.resize(frame.labels, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
+        return LabelledFrame(image, labels)
+
+    return Stored(data.names, load)
+
+
+def class_weights(share: NDArray[np.float64], *, strength: float) -> NDArray[np.float32]:
+    """Weights (K,) = 1 / ln(strength + share) of the classes' shares of all pixels, normalised to a mean of one.
+
+    Paszke et al. 2016 (ENet).
+    """
     weights = 1 / np.log(strength + share)
     normalised: NDArray[np.float32] = (weights / (weights * share).sum()).astype(np.float32)
     return normalised
-
-
-def random_view(
-    data: Labelled,
-    index: int,
-    *,
-    soft: NDArray[np.uint8] | None,
-    size: tuple[int, int],
-    augmentation: Augmentation,
-    rng: np.random.Generator,
-) -> View:
-    """Crop frame `index` at a random scale to size (h, w), maybe mirrored, with its light and colour changed."""
-    image, labels = data.images[index], data.labels[index]
-    scale = np.exp(rng.uniform(np.log(augmentation.scale_min), np.log(augmentation.scale_max)))
-    window = _random_window(labels.shape, (size[0] / scale, size[1] / scale), rng)
-    mirrored = rng.random() < 0.5
-    return View(
-        _jitter(_cut(image, window, size, fill=128, flip=mirrored), augmentation.jitter, rng),
-        _cut(labels, window, size, fill=VOID, flip=mirrored),
-        None if soft is None else _cut(soft[index], window, size, fill=0, flip=mirrored),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def _random_window(shape: tuple[int, ...], size: tuple[float, float], rng: np.random.Generator) -> _Window:
-    height, width = round(size[0]), round(size[1])
-    top = int(rng.integers(min(0, shape[0] - height), max(0, shape[0] - height) + 1))
-    left = int(rng.integers(min(0, shape[1] - width), max(0, shape[1] - width) + 1))
-    return _Window(top, left, height, width)
-
-
-def _cut(pixels: Image, window: _Window, size: tuple[int, int], *, fill: int, flip: bool) -> Image:
-    """The window of the pixels at size (h, w), `fill` where it lies outside; class indexes are never mixed."""
-    mode = cv2.INTER_NEAREST_EXACT if pixels.ndim == 2 else cv2.INTER_LINEAR
-    top, left = max(window.top, 0), max(window.left, 0)
-    bottom = min(window.top + window.height, pixels.shape[0])
-    right = min(window.left + window.width, pixels.shape[1])
-    canvas = np.full((window.height, window.width, *pixels.shape[2:]), fill, np.uint8)
-    canvas[top - window.top : bottom - window.top, left - window.left : right - window.left] = pixels[
-        top:bottom, left:right
-    ]
-    view = cv2.resize(canvas, (size[1], size[0]), interpolation=mode).astype(np.uint8, copy=False)
-    return np.ascontiguousarray(view[:, ::-1]) if flip else view
-
-
-def _jitter(image: Image, amount: float, rng: np.random.Generator) -> Image:
-    """Change brightness, contrast, saturation and the gain of each colour by up to `amount`."""
-    brightness, contrast, saturation = 1 + amount * rng.uniform(-1, 1, 3)
-    gains = 1 + amount / 4 * rng.uniform(-1, 1, 3)
-    grey = np.array([0.299, 0.587, 0.114], np.float32)
-    mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * grey
-    mix = (contrast * brightness * gains[:, None] * mix).astype(np.float32)
-    offset = (1 - contrast) * 128.0
-    mixed = cv2.transform(image, np.hstack([mix, np.full((3, 1), offset, np.float32)]))
-    return mixed.astype(np.uint8, copy=False)

@@ -1,21 +1,22 @@
-"""Data sets as they are read, and views of their frames: image, labels and soft labels stay on one another."""
+"""Data sets as they are read: frames with their labels, classes, frames without labels."""
 
 import json
 import shutil
 from pathlib import Path
 
+import clips
 import cv2
 import numpy as np
 import pytest
 import tiny
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline import datasets
 from pipeline.accuracy import VOID
-from pipeline.datasets import Augmentation, Labelled, View, random_view
+from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError
 
-STILL = Augmentation(1.0, 1.0, 0.0)
 COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], np.uint8)
 
 
@@ -24,29 +25,14 @@ def painted(labels: NDArray[np.uint8]) -> Labelled:
     return Labelled(("frame",), (COLOURS[labels],), (labels,))
 
 
-def stripes(height: int = 48, width: int = 64, stripe: int = 4) -> NDArray[np.uint8]:
-    """Vertical stripes of the four classes, in an order that no mirror or shift leaves as it is."""
-    order = np.array([0, 1, 2, 0, 3, 1, 0, 2, 3, 2, 1, 3, 0, 0, 1, 3], np.uint8)
-    return np.tile(np.repeat(order, stripe)[:width], (height, 1))
-
-
 def blocks(seed: int = 0) -> NDArray[np.uint8]:
     coarse = np.random.default_rng(seed).integers(0, 4, (6, 8)).astype(np.uint8)
     return np.kron(coarse, np.ones((8, 8), np.uint8))
 
 
-def soft_of(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return 255 * np.eye(4, dtype=np.uint8)[labels][None]
-
-
 def nearest_class(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     distance = np.abs(image[..., None, :].astype(int) - COLOURS).sum(-1)
     return distance.argmin(-1).astype(np.uint8)
-
-
-def view_of(labels: NDArray[np.uint8], seed: int, *, size: tuple[int, int], augmentation: Augmentation) -> View:
-    rng = np.random.default_rng(seed)
-    return random_view(painted(labels), 0, soft=soft_of(labels), size=size, augmentation=augmentation, rng=rng)
 
 
 def test_frames_are_rgb_with_their_labels(tiny_camvid: Path) -> None:
@@ -71,6 +57,42 @@ def test_drive_is_a_split_of_trainval(tiny_camvid: Path) -> None:
 def test_drive_that_is_held_out_is_not_in_the_split(tiny_camvid: Path) -> None:
     data = datasets.camvid(tiny_camvid, "train", without_drives=("0006R0",))
     assert data.names == tuple(f"0001TP_train{i}" for i in range(4))
+
+
+def test_frame_in_memory_is_read_by_its_number() -> None:
+    frames = [painted(labels) for labels in (blocks(1), blocks())]
+    data = Labelled(("a", "b"), *(tuple(getattr(f, kind)[0] for f in frames) for kind in ("images", "labels")))
+    assert len(data) == 2
+    assert np.array_equal(data.read(1).labels, blocks())
+    assert np.array_equal(data.read(1).image, COLOURS[blocks()])
+
+
+def test_picture_is_read_as_it_is_stored_whatever_its_orientation_tag(tmp_path: Path) -> None:
+    """Labels are drawn on the stored picture: a turned one would no longer lie under them."""
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:, :15] = 255
+    tag = Image.Exif()
+    tag[0x0112] = 6  # turn by a quarter
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=tag)
+    read = datasets.read_image(tmp_path / "turned.jpg")
+    assert read.shape == pixels.shape
+    assert read[:, :10].min() > 240
+
+
+@pytest.mark.parametrize(("size", "rows", "columns"), [((24, 32), 24, 32), ((30, 32), 24, 32), ((96, 200), 96, 128)])
+def test_fitted_frame_is_whole_and_the_rest_is_void(size: tuple[int, int], rows: int, columns: int) -> None:
+    data = painted(blocks())
+    frame = datasets.fitted(data, *size).read(0)
+    assert (frame.image.shape, frame.labels.shape) == ((*size, 3), size)
+    assert (frame.labels[:rows, :columns] != VOID).all()
+    outside = np.ones(size, bool)
+    outside[:rows, :columns] = False
+    assert (frame.labels[outside] == VOID).all()
+    assert (frame.image[outside] == 128).all()
+    inside = frame.labels[:rows, :columns]
+    assert np.mean(nearest_class(frame.image[:rows, :columns]) == inside) > 0.9
+    back = cv2.resize(inside, (64, 48), interpolation=cv2.INTER_NEAREST_EXACT)
+    assert np.mean(back == data.labels[0]) > 0.9
 
 
 def test_classes_have_names_colours_and_a_mapping_from_cityscapes(tiny_camvid: Path) -> None:
@@ -125,101 +147,42 @@ def test_split_line_that_is_no_pair_is_named(tiny_camvid: Path, tmp_path: Path) 
     assert str(root / "splits" / "train.txt") in complaint(root)
 
 
-def test_view_at_scale_one_is_a_cut_of_the_frame() -> None:
-    labels = blocks()
-    for seed in range(8):
-        view = view_of(labels, seed, size=(48, 64), augmentation=STILL)
-        same, mirrored = np.array_equal(view.labels, labels), np.array_equal(view.labels, labels[:, ::-1])
-        assert same or mirrored
-        assert np.abs(view.image.astype(int) - COLOURS[view.labels]).max() <= 1  # light and colour untouched
-
-
-def test_frames_are_mirrored_about_half_of_the_time() -> None:
-    rng, labels = np.random.default_rng(3), stripes()
-    views = [random_view(painted(labels), 0, soft=None, size=(48, 64), augmentation=STILL, rng=rng) for _ in range(60)]
-    mirrored = sum(not np.array_equal(view.labels, labels) for view in views)
-    assert 18 <= mirrored <= 42
-
-
-@pytest.mark.parametrize("scale", [0.75, 1.0, 1.25, 1.5, 2.0])
-def test_label_is_the_class_of_the_picture_at_the_same_place(scale: float) -> None:
-    """Stripes are mixed between two neighbours only, so the nearer one must have the label."""
-    for seed in range(8):
-        view = view_of(stripes(), seed, size=(24, 32), augmentation=Augmentation(scale, scale, 0.0))
-        inside = view.labels != VOID
-        mixed = inside & (np.abs(view.image.astype(int) - COLOURS[nearest_class(view.image)]).sum(-1) > 150)
-        sure = inside & ~mixed
-        assert np.array_equal(view.labels[sure], nearest_class(view.image)[sure])
-        assert sure.sum() > 0.6 * inside.sum()
-
-
-@pytest.mark.parametrize("scale", [0.75, 1.0, 1.25, 1.5, 2.0])
-def test_soft_labels_lie_on_the_labels(scale: float) -> None:
-    for seed in range(8):
-        view = view_of(stripes(), seed, size=(32, 32), augmentation=Augmentation(scale, scale, 0.0))
-        sure = view.soft.max(-1) > 140
-        assert np.array_equal(view.soft.argmax(-1)[sure], view.labels[sure])
-        assert sure.mean() > 0.6 * (view.labels != VOID).mean()
-
-
-def test_labels_are_never_mixed() -> None:
-    labels = np.where(blocks() > 1, 7, 0).astype(np.uint8)
-    data = Labelled(("frame",), (np.zeros((48, 64, 3), np.uint8),), (labels,))
-    rng, augmentation = np.random.default_rng(0), Augmentation(0.4, 2.5, 0.3)
-    for _ in range(30):
-        view = random_view(data, 0, soft=None, size=(32, 48), augmentation=augmentation, rng=rng)
-        assert set(np.unique(view.labels)) <= {0, 7, VOID}
-
-
-def test_outside_the_picture_is_void_and_has_no_soft_labels() -> None:
-    view = view_of(blocks(), 0, size=(48, 64), augmentation=Augmentation(0.5, 0.5, 0.0))
-    inside = view.labels != VOID
-    assert inside.sum() == 24 * 32
-    far = cv2.erode((~inside).astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    assert not view.soft[far].any()
-    assert (view.image[far] == 128).all()
-
-
-def test_view_without_soft_labels_has_none() -> None:
-    rng = np.random.default_rng(0)
-    assert random_view(painted(blocks()), 0, soft=None, size=(16, 16), augmentation=STILL, rng=rng).soft is None
-
-
-def test_same_chance_gives_the_same_view() -> None:
-    a, b = (view_of(blocks(), 5, size=(32, 32), augmentation=Augmentation(0.5, 2.0, 0.4)) for _ in range(2))
-    assert np.array_equal(a.image, b.image)
-    assert np.array_equal(a.labels, b.labels)
-    assert np.array_equal(a.soft, b.soft)
-
-
-def test_jitter_changes_light_and_colour_but_no_label() -> None:
-    still = view_of(blocks(), 5, size=(48, 64), augmentation=STILL)
-    jittered = view_of(blocks(), 5, size=(48, 64), augmentation=Augmentation(1.0, 1.0, 0.4))
-    assert np.array_equal(still.labels, jittered.labels)
-    assert not np.array_equal(still.image, jittered.image)
-
-
-def test_scales_stay_in_their_range() -> None:
-    """Seen by the width of a stripe in the view."""
-    widths = []
-    for seed in range(30):
-        view = view_of(stripes(), seed, size=(24, 24), augmentation=Augmentation(1.5, 2.0, 0.0))
-        edges = np.flatnonzero(np.diff(view.labels[12].astype(int)))
-        widths += list(np.diff(edges))
-    assert min(widths) >= 5  # 4 pixels at 1.5, less one where the cut falls
-    assert np.mean(np.array(widths) <= 9) > 0.7  # 4 at 2.0; where two stripes are of one class, twice that
-
-
 def test_rare_classes_weigh_more_and_a_pixel_weighs_one_on_average() -> None:
-    labels = np.array([[0] * 90 + [1] * 9 + [2]], np.uint8)
-    weights = datasets.class_weights([labels], 4, strength=1.12)
+    share = np.array([0.9, 0.09, 0.01, 0.0])
+    weights = datasets.class_weights(share, strength=1.12)
     assert weights[0] < weights[1] < weights[2] < weights[3]
-    assert weights[labels].mean() == pytest.approx(1, rel=1e-5)
+    assert (weights * share).sum() == pytest.approx(1, rel=1e-5)
+    assert weights / weights[0] == pytest.approx(np.log(1.12 + 0.9) / np.log(1.12 + share), rel=1e-5)
 
 
-def test_void_pixels_do_not_change_the_class_weights() -> None:
-    labels = np.array([[0] * 30 + [1] * 10], np.uint8)
-    void = np.full((5, 8), VOID, np.uint8)
-    assert np.array_equal(
-        datasets.class_weights([labels], 2, strength=1.12), datasets.class_weights([labels, void], 2, strength=1.12)
-    )
+def test_a_stronger_weighting_sets_the_classes_further_apart() -> None:
+    share = np.array([0.9, 0.1])
+    weak, strong = (datasets.class_weights(share, strength=strength) for strength in (10.0, 1.1))
+    assert strong[1] / strong[0] > 2 * weak[1] / weak[0]
+
+
+def test_images_of_a_folder_come_in_the_order_of_their_names_from_below_too(tmp_path: Path) -> None:
+    tiny.pictures(tmp_path / "b", 2)
+    tiny.pictures(tmp_path / "a" / "deeper", 1, seed=8)
+    (tmp_path / "notes.txt").write_text("not an image")
+    expected = [*tiny.scenes(1, seed=8), *tiny.scenes(2, seed=7)]
+    found = list(datasets.unlabelled_frames(tmp_path))
+    assert len(found) == 3
+    assert all(np.array_equal(image, one.image) for image, one in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("fps", "numbers"), [(10, [0, 5, 10]), (25, [0, 12]), (1, list(range(13)))])
+def test_a_clip_gives_about_two_frames_a_second(tmp_path: Path, fps: int, numbers: list[int]) -> None:
+    clip = clips.write_clip(tmp_path / "clip.mp4", frames=13, fps=fps)
+    assert [clips.number_of(image) for image in datasets.unlabelled_frames(clip)] == numbers
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "text"])
+def test_where_nothing_is_to_be_seen_is_named(tmp_path: Path, what: str) -> None:
+    path = tmp_path / what
+    if what == "empty":
+        path.mkdir()
+    if what == "text":
+        path.write_text("not a clip")
+    with pytest.raises(ConfigError, match=f"{what}: no images and no clip"):
+        list(datasets.unlabelled_frames(path))
