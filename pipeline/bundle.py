@@ -2,21 +2,25 @@
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from pipeline.entropy import FrequencyTables, check_tables
+from pipeline.context import Context, load_context
 from pipeline.errors import ConfigError
+from pipeline.frequency_tables import MAX_SYMBOL, FrequencyTables, check_tables, sealed
 from pipeline.integer_prior import IntegerPrior, load_prior
 
 MANIFEST = "manifest.json"
 TABLES = "tables.safetensors"
+MAX_LEVELS = 256  # a packet names its level in one byte
+MAX_SCALE_LEVELS = 256
 
 
 class _Part(BaseModel):
@@ -39,6 +43,14 @@ class QualityLevel(_Part):
     default: bool
 
 
+class Network(_Part):
+    """What `maskcast adapt` needs to build the network again that the graphs were traced from."""
+
+    model: dict[str, JsonValue]  # the section `model` of its experiment
+    rate: tuple[float, ...] = Field(min_length=1)  # weight of one bit per pixel in training, by quality level
+    from_cityscapes: tuple[int, ...]  # the class that each Cityscapes train id counts as; empty: not known
+
+
 class Manifest(_Part):
     """What a bundle says of itself (docs/wire.md, section 5); its JSON travels on `bundle/<hash>`."""
 
@@ -54,6 +66,8 @@ class Manifest(_Part):
     graphs: dict[str, str]
     precision: str
     licence: str
+    presence_share: float | None = Field(None, ge=0, le=1)  # pixels a class needs to be "in the picture", with labels
+    network: Network | None = None
 
     @property
     def default_quality(self) -> int:
@@ -63,13 +77,24 @@ class Manifest(_Part):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tables:
-    """The integers that both ends code with."""
+    """The integers that both ends code with; a bundle without a prior sends no hyper latent."""
 
-    prior: IntegerPrior
-    latent: FrequencyTables  # one table per scale index
-    hyper: FrequencyTables  # one table per channel of z
+    frequencies: FrequencyTables
+    latent: tuple[Context, ...]  # one per quality level
+    prior: IntegerPrior | None
+    hyper: tuple[Context, ...]  # one per quality level, none without a prior
     hyper_limit: int  # largest |z| that is sent
-    scales: NDArray[np.float64]  # standard deviation by scale index; to estimate rates, not to code with
+    offsets: NDArray[np.int16]  # (levels, C) means of y in sixteenths, where no prior says them
+
+    @property
+    def levels(self) -> int:
+        """How many quality levels there are tables for."""
+        return len(self.latent)
+
+    @property
+    def latents(self) -> int:
+        """Channels C of the latent."""
+        return self.latent[0].planes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +120,10 @@ class Bundle:
         """Rows and columns of the latent of one frame."""
         return -(-self.manifest.height // 16), -(-self.manifest.width // 16)
 
+    def has_graph(self, name: str) -> bool:
+        """Whether it can do this: `decode` gives masks, `labels` says which classes are in the picture."""
+        return name in self.manifest.graphs
+
     def graph(self, name: str) -> Path:
         """The file of one graph; ConfigError when the bundle has none of that name."""
         if name not in self.manifest.graphs:
@@ -111,7 +140,14 @@ def load_bundle(path: Path) -> Bundle:
             raise ConfigError(f"bundle {path}: file {name!r} is missing; copy or export the bundle again")
     if content_hash(path, files) != manifest.hash:
         raise ConfigError(f"bundle {path}: its files are not those of the hash in {MANIFEST}; copy it again")
-    return Bundle(path, manifest, _read_tables(path / TABLES))
+    bundle = Bundle(path, manifest, _read_tables(path / TABLES))
+    rows, levels = bundle.tables.latent[0].rows, bundle.tables.levels
+    if rows != bundle.latent_size[0] or any(level.index >= levels for level in manifest.quality_levels):
+        raise ConfigError(
+            f"bundle {path}: {TABLES} has {levels} levels of {rows} rows, which are not those of {MANIFEST}; "
+            "export the bundle again"
+        )
+    return bundle
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -157,15 +193,52 @@ def default_bundle() -> Path:
 def _read_tables(path: Path) -> Tables:
     """ConfigError names the file and what is wrong in it."""
     try:
-        stored = load_file(path)
-        limit = int(stored["hyper_limit"][0])
-        if not 1 <= limit < 1 << 15:
-            raise ConfigError(f"hyper_limit {limit} is out of range")
-        latent = check_tables(stored["latent_cumulative"], stored["latent_sizes"], stored["latent_offsets"])
-        hyper = check_tables(stored["hyper_cumulative"], stored["hyper_sizes"], stored["hyper_offsets"])
-        prior = load_prior(stored, hyper_limit=limit, scale_levels=len(latent.sizes))
-        if len(hyper.sizes) != prior.hyper_latents:
-            raise ConfigError(f"{len(hyper.sizes)} hyper tables for {prior.hyper_latents} channels")
-        return Tables(prior, latent, hyper, limit, stored["latent_scales"])
-    except (KeyError, SafetensorError, OSError, ConfigError) as error:
+        return tables_from(load_file(path))
+    except (SafetensorError, OSError, ConfigError) as error:
         raise ConfigError(f"bundle tables {path}: {error}; export the bundle again") from error
+
+
+def tables_from(stored: Mapping[str, NDArray[np.generic]]) -> Tables:
+    """Build the tables from their arrays; raises ConfigError where one is missing or they do not fit together."""
+    limit = _number(stored, "hyper_limit", MAX_SYMBOL)
+    latent, hyper = _contexts(stored, "latent"), _contexts(stored, "hyper")
+    if not 1 <= len(latent) <= MAX_LEVELS:
+        raise ConfigError(f"{len(latent)} quality levels, must be 1 to {MAX_LEVELS}")
+    prior = None
+    if hyper:
+        prior = load_prior(stored, hyper_limit=limit, scale_levels=_number(stored, "scale_levels", MAX_SCALE_LEVELS))
+        if (prior.latents, prior.hyper_latents, len(hyper)) != (latent[0].planes, hyper[0].planes, len(latent)):
+            raise ConfigError("the contexts are not for the channels of the prior, or not for as many levels")
+        if hyper[0].rows != -(-latent[0].rows // 4):
+            raise ConfigError(f"contexts of {hyper[0].rows} hyper rows do not go with {latent[0].rows} rows")
+    if not {"cumulative", "sizes"} <= stored.keys():
+        raise ConfigError("cumulative or sizes is missing")
+    frequencies = check_tables(stored["cumulative"], stored["sizes"])
+    return Tables(frequencies, latent, prior, hyper, limit, _offsets(stored, latent))
+
+
+def _number(stored: Mapping[str, NDArray[np.generic]], name: str, largest: int) -> int:
+    """The one number of an array, 1 to `largest`."""
+    array = stored.get(name, np.zeros(0))
+    if array.shape != (1,) or not 1 <= int(array[0]) <= largest:
+        raise ConfigError(f"{name} must be one number from 1 to {largest}")
+    return int(array[0])
+
+
+def _offsets(stored: Mapping[str, NDArray[np.generic]], latent: Sequence[Context]) -> NDArray[np.int16]:
+    """The means of bundles without a prior, 0 where none are stored."""
+    shape = (len(latent), latent[0].planes)
+    offsets = stored.get("latent_offsets", np.zeros(shape, np.int16))
+    if offsets.shape != shape or offsets.dtype != np.int16:
+        raise ConfigError(f"latent_offsets must be int16 {shape}")
+    return sealed(offsets, np.int16)
+
+
+def _contexts(stored: Mapping[str, NDArray[np.generic]], name: str) -> tuple[Context, ...]:
+    """The contexts `name`_0, `name`_1, ...; ConfigError unless all are for one size."""
+    found: list[Context] = []
+    while f"{name}_{len(found)}_planes" in stored:
+        found.append(load_context(stored, f"{name}_{len(found)}"))
+    if len({(one.planes, one.rows) for one in found}) > 1:
+        raise ConfigError(f"{name} contexts are for different sizes")
+    return tuple(found)

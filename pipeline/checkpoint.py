@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
+from pipeline.models.split_segmenter import SplitSegmenter
 
 FILE = "checkpoint.pt"
 
@@ -17,8 +18,8 @@ FILE = "checkpoint.pt"
 class Trainee:
     """What changes while training: the network, the moving average of its weights, the optimiser."""
 
-    network: nn.Module
-    average: nn.Module
+    network: SplitSegmenter
+    average: SplitSegmenter
     optimiser: torch.optim.Optimizer
 
 
@@ -41,14 +42,16 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
     """Load the run's checkpoint, if there is one; the epochs it has done. ConfigError on another experiment's."""
     if not (run / FILE).is_file():
         return 0
-    state = torch.load(run / FILE, map_location="cpu", weights_only=True)
+    # On the network's device: a learning rate on the CPU would be recorded into the GPU's graph as a constant.
+    device = next(trainee.network.parameters()).device
+    state = torch.load(run / FILE, map_location=device, weights_only=True)
     if state.get("experiment") != experiment.model_dump(mode="json"):
         raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
     trainee.network.load_state_dict(state["network"])
     trainee.average.load_state_dict(state["average"])
     trainee.optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["random"])
-    torch.cuda.set_rng_state_all(state["random_cuda"])
+    torch.set_rng_state(state["random"].cpu())
+    torch.cuda.set_rng_state_all([one.cpu() for one in state["random_cuda"]])
     return int(state["epochs_done"])
 
 

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from pipeline import config
+from pipeline import config, training_commands
 from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.bundle_table import print_manifest
 from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceError
 
 app = typer.Typer(
@@ -186,6 +187,9 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help="layout of the folder: camvid")] = "camvid",
     split: Annotated[str, typer.Option(help="train, val, test, or the name of a drive")] = "val",
     quality: Quality = None,
+    all_levels: Annotated[
+        bool, typer.Option("--all-levels", help="a row for each quality level; JSON: a list")
+    ] = False,
     engine: Engine = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
 ) -> None:
@@ -194,51 +198,24 @@ def evaluate(
 
     if dataset != "camvid":
         raise ConfigError(f"dataset {dataset!r} is unknown; use camvid")
+    if all_levels and quality is not None:
+        raise ConfigError("--quality names one level and --all-levels all of them; give only one of the two")
     loaded = _bundle(bundle)
     frames = datasets.camvid(data, split)
-    with _counting(f"evaluating {split}", len(frames.images)) as count:
-        result = evaluation.evaluate(loaded, frames, split=split, engine=engine, quality=quality, progress=count)
-    print(evaluation.as_text(result, loaded))
+    levels = [one.index for one in loaded.manifest.quality_levels] if all_levels else [quality]
+    measured = []
+    for level in levels:
+        with _counting(split if level is None else f"{split} at level {level}", len(frames.images)) as told:
+            measured.append(
+                evaluation.measure(loaded, frames, split=split, engine=engine, quality=level, progress=told)
+            )
+    if all_levels:
+        print(evaluation.levels_as_text(measured, loaded))
+    else:
+        print(evaluation.measured_as_text(measured[0], loaded))
     if json_file is not None:
-        json_file.write_text(json.dumps(evaluation.as_json(result, loaded), indent=2) + "\n")
-
-
-@app.command()
-def train(
-    config_file: Annotated[Path, typer.Option("--config", help="file of configs/train/")],
-    data: Annotated[Path, typer.Option(help="folder of the data set")],
-    backbone: Annotated[Path, typer.Option(help="safetensors file with the backbone's ImageNet weights")],
-    run: Annotated[Path, typer.Option(help="folder for checkpoints; resumes what is there")],
-    teacher: Annotated[Path | None, typer.Option(help="safetensors file with the teacher's weights")] = None,
-    start: Annotated[Path | None, typer.Option(help="run whose weights to begin with")] = None,
-) -> None:
-    """Train the network of an experiment; goes on from its last checkpoint."""
-    training = _training()
-    from pipeline.experiment import load_experiment
-
-    folders = training.Folders(data=data, backbone=backbone, teacher=teacher, run=run, start=start)
-    for progress in training.train(load_experiment(config_file), folders):
-        print(training.describe(progress), flush=True)
-
-
-@app.command()
-def export(
-    config_file: Annotated[Path, typer.Option("--config", help="file of configs/train/")],
-    data: Annotated[Path, typer.Option(help="folder of the data set")],
-    run: Annotated[Path, typer.Option(help="folder of the training run")],
-    bundle: Annotated[Path, typer.Option(help="folder to write the bundle to")],
-    licence: Annotated[str, typer.Option(help="licence of the weights, which may differ from that of the code")],
-    measure_on: Annotated[str, typer.Option(help="split that the manifest's rate and mIoU are measured on")] = "val",
-) -> None:
-    """Write the bundle of a trained network, and measure what its manifest says."""
-    _training()
-    from pipeline.experiment import load_experiment
-    from pipeline.publish import publish
-
-    experiment = load_experiment(config_file)
-    command = f"maskcast train, then maskcast export, with {config_file}, whose head has the whole commands"
-    written = publish(experiment, data=data, run=run, folder=bundle, split=measure_on, licence=licence, command=command)
-    _print_manifest(written)
+        figures = [evaluation.measured_as_json(one, loaded) for one in measured]
+        json_file.write_text(json.dumps(figures if all_levels else figures[0], indent=2) + "\n")
 
 
 @app.command()
@@ -247,7 +224,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="bundle folder, or packet 
     from pipeline.bitstream import unpack
 
     if path.is_dir():
-        _print_manifest(load_bundle(path))
+        print_manifest(load_bundle(path))
         return
     if not path.is_file():
         raise ConfigError(f"{path}: no such bundle folder or packet file")
@@ -335,39 +312,7 @@ def _counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     yield say
 
 
-def _training() -> Any:
-    """The training module; ConfigError where the package was installed without it."""
-    try:
-        from pipeline import training
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"training needs {error.name}; pip install 'maskcast[train]'") from error
-    return training
-
-
-def _print_manifest(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    table = Table("field", "value", title=manifest.name, title_justify="left")
-    for field in ("hash", "created_by", "dataset", "grid", "precision", "licence"):
-        table.add_row(field, str(getattr(manifest, field)))
-    table.add_row("size", f"{manifest.width}x{manifest.height}")
-    for level in manifest.quality_levels:
-        default = ", default" if level.default else ""
-        figures = f"{level.rate_bpp:.4f} bits per pixel, mIoU {100 * level.miou:.2f}{default}"
-        table.add_row(f"quality {level.index}", figures)
-    for name in content_of(bundle):
-        table.add_row("file", name)
-    for index, one in enumerate(manifest.classes):
-        swatch = "[on rgb({},{},{})]   [/] ".format(*one.colour)
-        table.add_row(f"class {index}", f"{swatch}{one.name}")
-    Console().print(table)
-
-
-def content_of(bundle: Bundle) -> list[str]:
-    """Names and sizes of the bundle's files."""
-    from pipeline.bundle import content_files
-
-    return [f"{name}, {(bundle.path / name).stat().st_size} bytes" for name in content_files(bundle.manifest)]
-
+training_commands.add_to(app)
 
 if __name__ == "__main__":
     main()

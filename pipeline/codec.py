@@ -1,26 +1,27 @@
 """Frame to packet on the camera, packet to mask on the worker: two halves that face each other.
 
-Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y - mean -> rANS -> KEY region
-Decoder   KEY region -> rANS -> z -> integer prior -> rANS -> y_hat -> [decode graph] -> logits -> class map
+Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y - mean -> coder -> KEY region
+Decoder   KEY region -> coder -> z -> integer prior -> coder -> y_hat -> [decode graph] -> logits -> class map
+                                                                    +--> [labels graph] -> scores
+
+Bundles without a prior have no z; y is rounded as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.bitstream import pack_key_body, unpack_key_body
 from pipeline.bundle import Bundle, Tables
 from pipeline.class_map import class_map
-from pipeline.entropy import decode_symbols, encode_symbols
+from pipeline.entropy import Reader, Writer, warm_up
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError
-from pipeline.integer_prior import Prediction, check_hyper
-from pipeline.messages import Frame, Kind, Mask, Packet, Region
+from pipeline.frequency_tables import MAX_SYMBOL
+from pipeline.integer_prior import ACTIVATION_UNITS, Prediction, check_hyper
+from pipeline.messages import Decoded, Frame, Kind, Mask, Packet, Region, Scores
 from pipeline.runtime import Session, batch_sizes, open_session
-
-_SYMBOL_LIMIT = (1 << 15) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,31 +33,70 @@ class Latents:
     prediction: Prediction
 
 
-def quantise(y: NDArray[np.float32], z: NDArray[np.float32], tables: Tables) -> Latents:
-    """Round the encode graph's y (C, h, w) and z (Z, hz, wz); values that cannot be sent are clamped."""
-    limit = tables.hyper_limit
-    hyper = np.floor(z + np.float32(0.5)).clip(-limit, limit).astype(np.int16)
-    prediction = tables.prior.predict(hyper, (y.shape[1], y.shape[2]))
-    symbols = np.floor(y - prediction.means + np.float32(0.5)).clip(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
-    return Latents(hyper, symbols.astype(np.int16), prediction)
+def quantise(y: NDArray[np.float32], z: NDArray[np.float32], tables: Tables, quality: int) -> Latents:
+    """Round the encode graph's y (C, h, w) and z (Z, hz, wz), Z = 0 where none is sent; what cannot be sent is clamped.
+
+    ValueError where the bundle has no such quality level.
+    """
+    _check_level(tables, quality)
+    hyper = _rounded(z, tables.hyper_limit)
+    if tables.hyper:
+        hyper = tables.hyper[quality].silenced(hyper)
+    prediction = _predict(tables, hyper, (y.shape[1], y.shape[2]), quality)
+    symbols = _rounded(y - prediction.means, MAX_SYMBOL)
+    return Latents(hyper, tables.latent[quality].silenced(symbols), prediction)
 
 
-def encode_latents(latents: Latents, tables: Tables) -> bytes:
-    """Code the integers of one frame as the body of a KEY region."""
-    hyper = encode_symbols(latents.hyper.ravel(), _channel_indexes(latents.hyper.shape), tables.hyper)
-    latent = encode_symbols(latents.symbols.ravel(), latents.prediction.indexes.ravel(), tables.latent)
-    return pack_key_body(hyper, latent)
+def encode_latents(latents: Latents, tables: Tables, quality: int) -> bytes:
+    """Code the integers of one frame as the body of a KEY region; ValueError where they are not of that level."""
+    _check_level(tables, quality)
+    writer = Writer(latents.hyper.size + latents.symbols.size)
+    if tables.hyper:
+        writer.put(latents.hyper, tables.hyper[quality], tables.frequencies)
+    writer.put(latents.symbols, tables.latent[quality], tables.frequencies, _hints(tables, latents.prediction))
+    return writer.finish()
 
 
-def decode_latents(body: bytes, tables: Tables, size: tuple[int, int]) -> Latents:
+def decode_latents(body: bytes, tables: Tables, size: tuple[int, int], quality: int) -> Latents:
     """Read the integers of a latent of `size` (h, w); raises BitstreamError on anything an encoder cannot have sent."""
-    coded = unpack_key_body(body)
-    shape = (len(tables.hyper.sizes), -(-size[0] // 4), -(-size[1] // 4))
-    hyper = decode_symbols(coded.hyper, _channel_indexes(shape), tables.hyper).reshape(shape)
-    check_hyper(hyper, tables.hyper_limit)
-    prediction = tables.prior.predict(hyper, size)
-    symbols = decode_symbols(coded.latent, prediction.indexes.ravel(), tables.latent)
-    return Latents(hyper, symbols.reshape(prediction.indexes.shape), prediction)
+    if not 0 <= quality < tables.levels:
+        raise BitstreamError(f"quality {quality}: the bundle has levels 0 to {tables.levels - 1}")
+    reader = Reader(body)
+    hyper = np.zeros((0, *_hyper_size(size)), np.int16)
+    if tables.hyper:
+        hyper = reader.take(_hyper_size(size), tables.hyper[quality], tables.frequencies)
+        check_hyper(hyper, tables.hyper_limit)
+    prediction = _predict(tables, hyper, size, quality)
+    symbols = reader.take(size, tables.latent[quality], tables.frequencies, _hints(tables, prediction))
+    reader.finish()
+    return Latents(hyper, symbols, prediction)
+
+
+def _check_level(tables: Tables, quality: int) -> None:
+    if not 0 <= quality < tables.levels:
+        raise ValueError(f"quality {quality}: the bundle has levels 0 to {tables.levels - 1}")
+
+
+def _rounded(latent: NDArray[np.float32], limit: int) -> NDArray[np.int16]:
+    whole: NDArray[np.float32] = np.floor(latent + np.float32(0.5)).clip(-limit, limit)
+    return whole.astype(np.int16)
+
+
+def _hyper_size(size: tuple[int, int]) -> tuple[int, int]:
+    return -(-size[0] // 4), -(-size[1] // 4)
+
+
+def _predict(tables: Tables, hyper: NDArray[np.int16], size: tuple[int, int], quality: int) -> Prediction:
+    """What is known of y before it is read; the same at all places where there is no prior."""
+    if tables.prior is not None:
+        return tables.prior.predict(hyper, size)
+    shape = (tables.latents, *size)
+    means = (tables.offsets[quality] / np.float32(ACTIVATION_UNITS))[:, None, None]
+    return Prediction(np.broadcast_to(means, shape), np.broadcast_to(np.uint8(0), shape))
+
+
+def _hints(tables: Tables, prediction: Prediction) -> Prediction | None:
+    return None if tables.prior is None else prediction
 
 
 def dequantise(latents: Latents) -> NDArray[np.float32]:
@@ -77,11 +117,6 @@ def packet_of(frame: Frame, body: bytes, *, bundle: bytes, quality: int) -> Pack
     )
 
 
-def _channel_indexes(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The table of each element of a hyper latent (Z, hz, wz), flat: its channel."""
-    return np.repeat(np.arange(shape[0], dtype=np.uint8), shape[1] * shape[2])
-
-
 class Encoder:
     """Turns frames of the bundle's size into packets; keep it on one thread."""
 
@@ -92,40 +127,69 @@ class Encoder:
 
     def encode(self, frame: Frame) -> Packet:
         """One frame -> one packet with a single KEY region; ValueError when the image has another size."""
-        body = encode_latents(self.latents(frame.image), self._bundle.tables)
-        return packet_of(frame, body, bundle=self._bundle.id, quality=self.quality)
+        quality = self.quality  # read once: another thread may set it
+        body = encode_latents(self._latents(frame.image, quality), self._bundle.tables, quality)
+        return packet_of(frame, body, bundle=self._bundle.id, quality=quality)
 
     def latents(self, image: NDArray[np.uint8]) -> Latents:
         """RGB (H, W, 3) -> the integers that are sent."""
+        return self._latents(image, self.quality)
+
+    def _latents(self, image: NDArray[np.uint8], quality: int) -> Latents:
         manifest = self._bundle.manifest
         if image.shape != (manifest.height, manifest.width, 3) or image.dtype != np.uint8:
             raise ValueError(f"image {image.dtype} {image.shape}; expected uint8 {manifest.height}x{manifest.width}x3")
-        y, z = self._session.run(image[None])
-        return quantise(y[0], z[0], self._bundle.tables)
+        y, *z = self._session.run(image[None], np.array([quality], np.int64))
+        hyper = z[0][0] if z else np.zeros((0, *_hyper_size((y.shape[2], y.shape[3]))), np.float32)
+        return quantise(y[0], hyper, self._bundle.tables, quality)
 
 
 class Decoder:
-    """Turns packets of any number of cameras into masks; keep it on one thread."""
+    """Turns packets of any number of cameras into masks, class scores or both; keep it on one thread.
 
-    def __init__(self, bundle: Bundle, session: Session) -> None:
+    `session` runs the graph of the masks, `labels` that of the scores, both on the same latents.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session | None, *, labels: Session | None = None) -> None:
         self._bundle = bundle
-        self._session = session
+        self._session, self._labels = session, labels
 
-    def decode(self, packets: Sequence[Packet]) -> list[Mask | PipelineError]:
+    def decode(self, packets: Sequence[Packet]) -> list[Decoded | PipelineError]:
         """One result per packet, in their order; what is wrong with one packet does not touch the others."""
         found = [self._y_hat_or_error(packet) for packet in packets]
         good = [y_hat for y_hat in found if isinstance(y_hat, np.ndarray)]
-        maps = iter(self.class_maps(np.stack(good)) if good else ())
-        return [
-            Mask(packet.id, packet.captured_ms, packet.bundle, next(maps)) if isinstance(y_hat, np.ndarray) else y_hat
-            for packet, y_hat in zip(packets, found, strict=True)
-        ]
+        read = [packet for packet, y_hat in zip(packets, found, strict=True) if isinstance(y_hat, np.ndarray)]
+        decoded = iter(self._decode(read, np.stack(good)) if good else ())
+        return [next(decoded) if isinstance(y_hat, np.ndarray) else y_hat for y_hat in found]
 
-    def class_maps(self, y_hat: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-        """Latents (B, C, h, w) -> B class maps (H, W)."""
+    def _decode(self, packets: Sequence[Packet], y_hat: NDArray[np.float32]) -> Iterator[Decoded]:
+        """What packets are decoded to whose latents are y_hat (B, C, h, w)."""
+        quality = np.array([packet.quality for packet in packets], np.int64)
+        maps = [None] * len(packets) if self._session is None else self.class_maps(y_hat, quality)
+        scores = [None] * len(packets) if self._labels is None else self.class_scores(y_hat, quality)
+        for packet, classes, values in zip(packets, maps, scores, strict=True):
+            mask = None if classes is None else Mask(packet.id, packet.captured_ms, packet.bundle, classes)
+            labels = None if values is None else Scores(packet.id, packet.captured_ms, packet.bundle, values)
+            yield Decoded(mask, labels)
+
+    def class_maps(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Latents (B, C, h, w) of levels (B,) -> B class maps (H, W); ConfigError where the bundle makes no masks."""
         manifest = self._bundle.manifest
-        (logits,) = self._session.run(y_hat)  # (B, K, h4, w4)
+        (logits,) = self._opened(self._session, "decode").run(y_hat, quality)  # (B, K, h4, w4)
         return [class_map(one, manifest.height, manifest.width) for one in logits]
+
+    def class_scores(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        """Latents (B, C, h, w) of levels (B,) -> B times the scores (K,) of the classes; ConfigError without any."""
+        (scores,) = self._opened(self._labels, "labels").run(y_hat, quality)  # (B, K)
+        count, classes = scores.shape[1], len(self._bundle.manifest.classes)
+        if count != classes:
+            raise ConfigError(f"bundle {self._bundle.path}: {count} scores for {classes} classes; export it again")
+        return list(scores)
+
+    def _opened(self, session: Session | None, graph: str) -> Session:
+        if session is None:
+            raise ConfigError(f"bundle {self._bundle.path}: its graph {graph!r} is not open")
+        return session
 
     def y_hat(self, packet: Packet) -> NDArray[np.float32]:
         """The latents (C, h, w) of a packet; BundleMismatch or BitstreamError when they are not to be had."""
@@ -137,7 +201,8 @@ class Decoder:
         if (packet.rows, packet.columns) != (1, 1) or [r.kind for r in packet.regions] != [Kind.KEY]:
             raise BitstreamError("the packet is not one whole-frame KEY region, all this version decodes")
         tables = self._bundle.tables
-        return dequantise(decode_latents(packet.regions[0].body, tables, self._bundle.latent_size))
+        body = packet.regions[0].body
+        return dequantise(decode_latents(body, tables, self._bundle.latent_size, packet.quality))
 
     def _y_hat_or_error(self, packet: Packet) -> NDArray[np.float32] | PipelineError:
         try:
@@ -156,18 +221,34 @@ def open_encoder(bundle: Bundle, *, engine: str = "auto", threads: int = 0, qual
     # bf16 in the first layers would cost 0.3 to 0.5 mIoU, and make it depend on the camera's processor.
     session = open_session(bundle.graph("encode"), engine=engine, threads=threads, float32=True)
     encoder = Encoder(bundle, session, quality=chosen)
-    encode_latents(encoder.latents(_grey(bundle)), bundle.tables)
+    encode_latents(encoder.latents(_grey(bundle)), bundle.tables, chosen)
     return encoder
 
 
-def open_decoder(bundle: Bundle, *, engine: str = "auto", threads: int = 0, batch: int = 1) -> Decoder:
-    """The worker's half, ready and warm for batches of up to so many packets."""
+def open_decoder(
+    bundle: Bundle, *, engine: str = "auto", threads: int = 0, batch: int = 1, labels: bool = True
+) -> Decoder:
+    """The worker's half, ready and warm for batches of up to so many packets, `labels`: for class scores too.
+
+    Raises ConfigError when nothing is left that the bundle could be decoded to.
+    """
+    wanted = [name for name in ("decode", *(["labels"] if labels else [])) if bundle.has_graph(name)]
+    if not wanted:
+        raise ConfigError(f"bundle {bundle.path}: no graph makes masks, and labels are off or have none; use another")
     _keep_blas_on_one_thread()
-    session = open_session(bundle.graph("decode"), engine=engine, threads=threads)
-    decoder = Decoder(bundle, session)
+    opened = {name: open_session(bundle.graph(name), engine=engine, threads=threads) for name in wanted}
+    decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"))
+    warm_up()
     rows, columns = bundle.latent_size
+    if bundle.tables.prior is not None:
+        nothing = np.zeros((bundle.tables.prior.hyper_latents, *_hyper_size((rows, columns))), np.int16)
+        bundle.tables.prior.predict(nothing, (rows, columns))
     for size in batch_sizes(batch):
-        decoder.class_maps(np.zeros((size, bundle.tables.prior.latents, rows, columns), np.float32))
+        y_hat = np.zeros((size, bundle.tables.latents, rows, columns), np.float32)
+        if "decode" in opened:
+            decoder.class_maps(y_hat, np.zeros(size, np.int64))
+        if "labels" in opened:
+            decoder.class_scores(y_hat, np.zeros(size, np.int64))
     return decoder
 
 

@@ -126,6 +126,9 @@ class WorkerSection(_Section):
         description="ms since capture after which a packet is passed over; 0: never",
     )
     rle: bool = Field(False, description="publish the compact form of each mask too, on <camera>/mask/rle")
+    labels: Literal["auto", "off"] = Field(
+        "auto", description="auto: publish which classes are in the picture, where the bundle can tell; off: never"
+    )
     stats_s: float = Field(1.0, ge=0.1, le=60, description="seconds between two statistics of a camera")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TypeVar
@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.accuracy import class_iou, confusion, mean_iou
+from pipeline import context
+from pipeline.accuracy import LabelAccuracy, class_iou, confusion, label_accuracy, mean_iou, shares_of
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, Tables
 from pipeline.codec import (
@@ -25,8 +26,7 @@ from pipeline.codec import (
     packet_of,
 )
 from pipeline.datasets import Labelled
-from pipeline.entropy import ideal_bits
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.messages import Frame, FrameId
 
 _T = TypeVar("_T")
@@ -40,13 +40,39 @@ class Evaluation:
 
     split: str
     engine: str
+    quality: int
     frames: int
     miou: float
     class_iou: NDArray[np.float64]  # (K,), NaN where a class does not occur
     rate_bpp: float
     payload_bpp: float  # without packet and region headers
-    estimated_bpp: float  # by the formula of training: Gaussian y given z, z by its tables
+    estimated_bpp: float  # by the float formula of the contexts: Laplace, means and scales not rounded
     stage_ms: dict[str, float]
+
+    @property
+    def drift(self) -> float:
+        """By which share of the estimate the payload is larger."""
+        return self.payload_bpp / self.estimated_bpp - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelEvaluation:
+    """What one bundle says is in the pictures of one split, against the labels; real rate with all overhead."""
+
+    split: str
+    engine: str
+    quality: int
+    frames: int
+    accuracy: LabelAccuracy
+    rate_bpp: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """All that a bundle can do at one quality level: None for masks or labels that it does not make."""
+
+    masks: Evaluation | None
+    labels: LabelEvaluation | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +81,26 @@ class _Scores:
     packet_bytes: int
     payload_bytes: int
     estimated_bits: float
+
+
+def measure(
+    bundle: Bundle,
+    data: Labelled,
+    *,
+    split: str,
+    engine: str = "auto",
+    quality: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Measured:
+    """Evaluate masks and labels, those of them that the bundle makes; ConfigError as `evaluate` raises it."""
+    return Measured(
+        evaluate(bundle, data, split=split, engine=engine, quality=quality, progress=progress)
+        if bundle.has_graph("decode")
+        else None,
+        evaluate_labels(bundle, data, split=split, engine=engine, quality=quality, progress=progress)
+        if bundle.has_graph("labels")
+        else None,
+    )
 
 
 def evaluate(
@@ -67,11 +113,7 @@ def evaluate(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Encode, pack, unpack and decode every frame; ConfigError when the frames are not of the bundle's size."""
-    size = (bundle.manifest.height, bundle.manifest.width)
-    wrong = next((i for i, image in enumerate(data.images) if image.shape[:2] != size), None)
-    if wrong is not None:
-        shape = data.images[wrong].shape
-        raise ConfigError(f"frame {data.names[wrong]} is {shape[1]}x{shape[0]}; the bundle takes {size[1]}x{size[0]}")
+    _check_size(bundle, data)
     encoder = open_encoder(bundle, engine=engine, quality=quality)
     decoder = open_decoder(bundle, engine=engine)
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
@@ -84,10 +126,11 @@ def evaluate(
             total.estimated_bits + one.estimated_bits,
         )
         progress(i)
-    pixels = len(data.images) * size[0] * size[1]
+    pixels = len(data.images) * bundle.manifest.height * bundle.manifest.width
     return Evaluation(
         split=split,
         engine=engine,
+        quality=encoder.quality,
         frames=len(data.images),
         miou=mean_iou(total.matrix),
         class_iou=class_iou(total.matrix),
@@ -101,18 +144,71 @@ def evaluate(
 def _scores(
     encoder: Encoder, decoder: Decoder, bundle: Bundle, data: Labelled, times: dict[str, list[float]]
 ) -> Iterator[_Scores]:
-    tables = bundle.tables
+    tables, levels = bundle.tables, np.array([encoder.quality])
     for i, (image, labels) in enumerate(zip(data.images, data.labels, strict=True)):
         frame = Frame(FrameId(0, i), 0, image)
         latents = _timed(times["analysis"], partial(encoder.latents, image))
-        body = _timed(times["entropy_encode"], partial(encode_latents, latents, tables))
+        body = _timed(times["entropy_encode"], partial(encode_latents, latents, tables, encoder.quality))
         sent = pack(packet_of(frame, body, bundle=bundle.id, quality=encoder.quality))
         region = unpack(sent).regions[0]
-        received = partial(decode_latents, region.body, tables, bundle.latent_size)
+        received = partial(decode_latents, region.body, tables, bundle.latent_size, encoder.quality)
         read = _timed(times["entropy_decode"], received)
-        (mask,) = _timed(times["synthesis"], partial(decoder.class_maps, dequantise(read)[None]))
+        (mask,) = _timed(times["synthesis"], partial(decoder.class_maps, dequantise(read)[None], levels))
         matrix = confusion(labels, mask, len(bundle.palette))
-        yield _Scores(matrix, len(sent), len(body), estimated_bits(latents, tables))
+        yield _Scores(matrix, len(sent), len(body), estimated_bits(latents, tables, encoder.quality))
+
+
+def evaluate_labels(
+    bundle: Bundle,
+    data: Labelled,
+    *,
+    split: str,
+    engine: str = "auto",
+    quality: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> LabelEvaluation:
+    """Encode, pack, unpack and decode every frame, and hold the scores against what its labels show.
+
+    ConfigError when the bundle gives no scores or the frames are not of its size.
+    """
+    least_share, classes = bundle.manifest.presence_share, len(bundle.manifest.classes)
+    if least_share is None or not bundle.has_graph("labels"):
+        raise ConfigError(f"bundle {bundle.path}: it does not say which classes are in a picture; use another")
+    _check_size(bundle, data)
+    encoder, decoder = open_encoder(bundle, engine=engine, quality=quality), open_decoder(bundle, engine=engine)
+    scores, total_bytes = [], 0
+    for i, image in enumerate(data.images):
+        sent = pack(encoder.encode(Frame(FrameId(0, i), 0, image)))
+        total_bytes += len(sent)
+        scores.append(_scores_of(decoder, sent))
+        progress(i + 1)
+    truth = np.stack([shares_of(labels, classes) >= least_share for labels in data.labels])  # (N, K)
+    return LabelEvaluation(
+        split=split,
+        engine=engine,
+        quality=encoder.quality,
+        frames=len(data.images),
+        accuracy=label_accuracy(truth, np.stack(scores)),
+        rate_bpp=8 * total_bytes / (len(data.images) * bundle.manifest.height * bundle.manifest.width),
+    )
+
+
+def _scores_of(decoder: Decoder, sent: bytes) -> NDArray[np.float32]:
+    """The scores (K,) of one packet of our own; what is wrong with it is raised."""
+    (decoded,) = decoder.decode([unpack(sent)])
+    if isinstance(decoded, PipelineError):
+        raise decoded
+    if decoded.scores is None:
+        raise ConfigError("the decoder was opened without labels")
+    return decoded.scores.values
+
+
+def _check_size(bundle: Bundle, data: Labelled) -> None:
+    size = (bundle.manifest.height, bundle.manifest.width)
+    wrong = next((i for i, image in enumerate(data.images) if image.shape[:2] != size), None)
+    if wrong is not None:
+        shape = data.images[wrong].shape
+        raise ConfigError(f"frame {data.names[wrong]} is {shape[1]}x{shape[0]}; the bundle takes {size[1]}x{size[0]}")
 
 
 def _timed(times: list[float], work: Callable[[], _T]) -> _T:
@@ -122,14 +218,11 @@ def _timed(times: list[float], work: Callable[[], _T]) -> _T:
     return result
 
 
-def estimated_bits(latents: Latents, tables: Tables) -> float:
-    """Bits of one frame by the training formula: the Gaussian mass of each symbol's unit, and z by its tables."""
-    scales = tables.scales[latents.prediction.indexes]  # (C, h, w)
-    edges = np.abs(latents.symbols.astype(np.float64)) + np.array([-0.5, 0.5])[:, None, None, None]
-    below, above = _normal(-edges / scales)  # taken in the lower tail, where small differences are exact
-    mass = np.maximum(below - above, 2.0**-24)
-    channels = np.repeat(np.arange(len(latents.hyper), dtype=np.uint8), latents.hyper[0].size)
-    return float(-np.log2(mass).sum()) + ideal_bits(latents.hyper.ravel(), channels, tables.hyper)
+def estimated_bits(latents: Latents, tables: Tables, quality: int) -> float:
+    """Bits of one frame by the float formula of the contexts, with no table, no rounding and no end to pay for."""
+    hints = None if tables.prior is None else latents.prediction
+    bits = context.estimated_bits(latents.symbols, tables.latent[quality], hints)
+    return bits + (context.estimated_bits(latents.hyper, tables.hyper[quality]) if tables.hyper else 0.0)
 
 
 def as_json(result: Evaluation, bundle: Bundle) -> dict[str, object]:
@@ -143,19 +236,78 @@ def as_json(result: Evaluation, bundle: Bundle) -> dict[str, object]:
 def as_text(result: Evaluation, bundle: Bundle) -> str:
     """The figures for a person."""
     names = [one.name for one in bundle.manifest.classes]
-    drift = 100 * (result.payload_bpp / result.estimated_bpp - 1)
     lines = [
-        f"{bundle.manifest.name} on {result.split}: {result.frames} frames, engine {result.engine}",
+        f"{_title(result, bundle)}, quality {result.quality}",
         f"mIoU           {100 * result.miou:.2f} %",
         f"rate           {result.rate_bpp:.4f} bits per pixel, all overhead in",
-        f"payload        {result.payload_bpp:.4f} bits per pixel, {drift:+.2f} % of the estimate",
+        f"payload        {result.payload_bpp:.4f} bits per pixel, {100 * result.drift:+.2f} % of the estimate",
         *(f"{stage:<14} {ms:.2f} ms (median)" for stage, ms in result.stage_ms.items()),
         *(f"IoU {name:<12} {100 * iou:5.1f} %" for name, iou in zip(names, result.class_iou, strict=True)),
     ]
     return "\n".join(lines)
 
 
-def _normal(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard normal distribution function."""
-    doubled: NDArray[np.float64] = np.frompyfunc(math.erfc, 1, 1)(-x / math.sqrt(2)).astype(np.float64)
-    return doubled / 2
+def labels_as_json(result: LabelEvaluation, bundle: Bundle) -> dict[str, object]:
+    """The figures as plain values for a JSON file; null for classes that never occur."""
+    names, figures = [one.name for one in bundle.manifest.classes], result.accuracy
+    precision = {n: None if math.isnan(v) else float(v) for n, v in zip(names, figures.class_precision, strict=True)}
+    varied = figures.varied_precision
+    return {
+        "bundle": bundle.manifest.hash,
+        **{name: getattr(result, name) for name in ("split", "engine", "quality", "frames", "rate_bpp")},
+        "presence_share": bundle.manifest.presence_share,
+        "map": figures.mean_precision,
+        "map_varied": None if math.isnan(varied) else varied,
+        "micro_f1": figures.f1,
+        "class_precision": precision,
+        "prevalence": dict(zip(names, figures.prevalence.tolist(), strict=True)),
+    }
+
+
+def labels_as_text(result: LabelEvaluation, bundle: Bundle) -> str:
+    """The figures for a person."""
+    names, figures = [one.name for one in bundle.manifest.classes], result.accuracy
+    rows = zip(names, figures.class_precision, figures.prevalence, strict=True)
+    lines = [
+        f"{_title(result, bundle)}, quality {result.quality}, labels",
+        f"mAP            {100 * figures.mean_precision:.2f} % over the classes that occur",
+        f"mAP            {100 * figures.varied_precision:.2f} % over those of them that not every frame shows",
+        f"micro F1       {100 * figures.f1:.2f} % at a score of one half",
+        f"rate           {result.rate_bpp:.4f} bits per pixel, all overhead in",
+        *(f"AP {name:<12} {100 * ap:5.1f} %, in {100 * share:5.1f} % of the frames" for name, ap, share in rows),
+    ]
+    return "\n".join(lines)
+
+
+def measured_as_json(measured: Measured, bundle: Bundle) -> dict[str, object]:
+    """The figures of one level as plain values for a JSON file."""
+    figures = {} if measured.masks is None else as_json(measured.masks, bundle)
+    return figures if measured.labels is None else {**figures, "labels": labels_as_json(measured.labels, bundle)}
+
+
+def measured_as_text(measured: Measured, bundle: Bundle) -> str:
+    """The figures of one level for a person."""
+    texts = [] if measured.masks is None else [as_text(measured.masks, bundle)]
+    return "\n".join(texts if measured.labels is None else [*texts, labels_as_text(measured.labels, bundle)])
+
+
+def levels_as_text(measured: Sequence[Measured], bundle: Bundle) -> str:
+    """One line per quality level, for a person."""
+    masks = [one.masks for one in measured if one.masks is not None]
+    labels = [one.labels for one in measured if one.labels is not None]
+    lines: list[str] = []
+    if masks:
+        lines += [_title(masks[0], bundle), "level  rate bpp  payload bpp  of the estimate     mIoU"]
+    for mask in masks:
+        payload = f"{mask.payload_bpp:11.4f}  {100 * mask.drift:+13.2f} %"
+        lines.append(f"{mask.quality:5}  {mask.rate_bpp:8.4f}  {payload}  {100 * mask.miou:5.2f} %")
+    if labels:
+        lines += [f"{_title(labels[0], bundle)}, labels", "level  rate bpp      mAP  micro F1"]
+    for label in labels:
+        precision = f"{100 * label.accuracy.mean_precision:5.2f} %  {100 * label.accuracy.f1:6.2f} %"
+        lines.append(f"{label.quality:5}  {label.rate_bpp:8.4f}  {precision}")
+    return "\n".join(lines)
+
+
+def _title(result: Evaluation | LabelEvaluation, bundle: Bundle) -> str:
+    return f"{bundle.manifest.name} on {result.split}: {result.frames} frames, engine {result.engine}"

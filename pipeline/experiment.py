@@ -1,7 +1,7 @@
 """Settings of one training experiment: complete, checked and frozen; `configs/train/*.yaml` hold them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,52 +14,79 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    """The network: a name in MODELS and its sizes in channels."""
+    """The network: its parts by name, and their sizes in channels."""
 
-    name: str = Field(description="builder in pipeline.models.MODELS")
+    backbone: str = Field(description="image encoder, a name in pipeline.models.BACKBONES")
+    decoder: str = Field(description="what runs in the cloud, a name in pipeline.models.DECODERS")
+    bottleneck: Literal["hyperprior", "none"] = Field(description="how latents are coded; none: not at all")
     latents: int = Field(ge=1, le=512, description="channels of the latent y")
     hyper_latents: int = Field(ge=1, le=128, description="channels of the hyper latent z")
     encoder_width: int = Field(ge=1, description="channels inside the source encoder")
     prior_width: int = Field(ge=1, le=48, description="channels inside the integer hyper decoder")
-    decoder_width: int = Field(ge=4, multiple_of=2, description="channels of the joint decoder")
+    decoder_width: int = Field(ge=4, multiple_of=2, description="channels of the decoder")
     branch: int = Field(ge=1, description="channels of each ASPP branch")
     dilations: tuple[int, ...] = Field(description="dilations of the ASPP branches, in latents")
+    over_parameters: int = Field(ge=0, le=8, description="K: parallel copies of each ASPP convolution in training")
+
+
+_Side = Annotated[int, Field(ge=16, multiple_of=16)]
+_Scale = Annotated[float, Field(gt=0)]
 
 
 class DataSettings(_Section):
     """What is trained on, and what is held out for choosing."""
 
-    dataset: Literal["camvid"] = Field(description="layout of the data set")
+    dataset: Literal["camvid", "cityscapes", "coco"] = Field(description="layout of the data set")
     split: str = Field(description="train, val, trainval or a drive's name")
     without_drives: tuple[str, ...] = Field(description="drives taken out of the split, to choose by")
     choose_by: tuple[str, ...] = Field(description="splits or drives measured during training")
-    crop: tuple[int, int] = Field(description="height and width of a training view, divisible by 16")
-    scale: tuple[float, float] = Field(description="smallest and largest scale of a view")
+    crop: tuple[_Side, _Side] = Field(description="height and width of a training view, divisible by 16")
+    scale: tuple[_Scale, _Scale] = Field(description="smallest and largest scale of a view")
     jitter: float = Field(ge=0, lt=1, description="change of light and colour, as a fraction")
     class_weighting: float = Field(gt=1, description="c in the class weight 1 / ln(c + share)")
+    balanced: float = Field(ge=0, le=1, description="share of views centred on a pixel of a class drawn evenly")
+    texture: float = Field(ge=0, le=1, description="strength of changes as by another lens: blur, noise, uneven light")
+    mixed: float = Field(ge=0, le=1, description="share of views in which half of the classes lie before another view")
+    unlabelled: float = Field(ge=0, le=1, description="share of a batch taken from frames without labels")
 
 
 class TeacherSettings(_Section):
-    """The network whose soft labels are learned beside the labels."""
+    """The networks whose soft labels are learned, beside the labels or instead of them."""
 
-    size: tuple[int, int] = Field(description="width and height of the picture it is shown")
+    size: tuple[int, int] = Field(description="width and height of the picture they are shown")
+    scales: tuple[float, ...] = Field(min_length=1, description="sizes they are shown, as multiples of `size`")
+    mirrored: bool = Field(description="whether they see each picture mirrored too")
+    acquaintance: float = Field(ge=0, le=1, description="share of their batch statistics taken from our frames")
+    sharpness: float = Field(gt=0, description="power that the teachers' probabilities are raised to; 1: as they are")
     weight: float = Field(ge=0, description="weight of the distillation term; 0: no teacher needed")
 
 
+class LossSettings(_Section):
+    """Weights of the loss's terms."""
+
+    labels: float = Field(ge=0, description="weight of the labels' cross entropy; 0: the labels are not looked at")
+    lovasz: float = Field(ge=0, description="weight of the Lovasz softmax term, a surrogate of mIoU")
+    rate: tuple[float, ...] = Field(min_length=1, description="lambda, the weight of one bit per pixel, by level")
+
+    @property
+    def levels(self) -> int:
+        """Quality levels, level 0 first: the one with the highest weight of the rate."""
+        return len(self.rate)
+
+
 class ScheduleSettings(_Section):
-    """Steps, rates and the weights of the loss."""
+    """Steps and learning rates."""
 
     seed: int
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
-    backbone_lr: float = Field(gt=0, description="peak learning rate of the pretrained backbone")
+    backbone_lr: float = Field(gt=0, description="peak learning rate of what is pretrained")
     lr: float = Field(gt=0, description="peak learning rate of everything else")
     warmup_steps: int = Field(ge=0)
+    rate_warmup: float = Field(ge=0, le=1, description="share of the steps over which the rate's weight rises")
     weight_decay: float = Field(ge=0)
     clip_norm: float = Field(gt=0, description="largest gradient norm; a larger one is scaled down")
     average_decay: float = Field(ge=0, lt=1, description="decay of the moving average of the weights")
-    label_weight: float = Field(ge=0, description="weight of the labels' cross entropy")
-    rate_weight: float = Field(ge=0, description="lambda: weight of one bit per pixel")
     measure_every: int = Field(ge=1, description="epochs between two measurements on choose_by")
 
 
@@ -70,13 +97,50 @@ class Experiment(_Section):
     model: ModelSettings
     data: DataSettings
     teacher: TeacherSettings
+    loss: LossSettings
     schedule: ScheduleSettings
+
+
+class LabelSchedule(_Section):
+    """Steps and learning rate of a label decoder."""
+
+    seed: int
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(gt=0, description="peak learning rate")
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    clip_norm: float = Field(gt=0, description="largest gradient norm; a larger one is scaled down")
+
+
+class LabelExperiment(_Section):
+    """One experiment of `maskcast train-labels`: everything it needs besides the folders it reads and writes."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    network: str = Field(description="file beside this one: the experiment of the network whose latents are labelled")
+    width: int = Field(ge=1, description="channels of the label decoder")
+    least_share: float = Field(gt=0, lt=1, description="share of the pixels that a class in the picture has at least")
+    places: float = Field(ge=0, description="weight of the classes' shares of each place, beside their presence")
+    data: DataSettings
+    schedule: LabelSchedule
+
+
+S = TypeVar("S", bound=_Section)
 
 
 def load_experiment(path: Path) -> Experiment:
     """Read one experiment; ConfigError names the file and the key that is wrong."""
+    return _load(path, Experiment)
+
+
+def load_label_experiment(path: Path) -> LabelExperiment:
+    """Read the experiment of a label decoder; ConfigError names the file and the key that is wrong."""
+    return _load(path, LabelExperiment)
+
+
+def _load(path: Path, kind: type[S]) -> S:
     try:
-        return Experiment.model_validate(yaml.safe_load(path.read_text()))
+        return kind.model_validate(yaml.safe_load(path.read_text()))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"experiment {path}: cannot be read; name a file of configs/train/") from error
     except yaml.YAMLError as error:

@@ -1,14 +1,10 @@
-"""From trained network to bundle: fold batch norms, trace the graphs, freeze the prior, write the folder."""
+"""From trained network to bundle: merge, fold, trace the graphs, fit the tables, write the folder."""
 
-import logging
-import warnings
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
@@ -20,17 +16,23 @@ from pipeline.bundle import (
     Bundle,
     ClassInfo,
     Manifest,
+    Network,
     QualityLevel,
+    Tables,
     content_hash,
     load_bundle,
 )
-from pipeline.entropy import FrequencyTables, build_tables, gaussian_tables
-from pipeline.models.entropy_model import HYPER_LIMIT, FrozenPrior, freeze
+from pipeline.context_fitting import DEFAULT_EFFORT, Effort, LevelLatents, fit_tables
+from pipeline.errors import ConfigError
+from pipeline.integer_prior import load_prior
+from pipeline.models.entropy_model import HYPER_LIMIT, SCALE_LEVELS, FrozenPrior, MeanScaleHyperprior, freeze
 from pipeline.models.layers import fuse
-from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.models.over_parameterised import merge_branches
+from pipeline.models.split_segmenter import SplitSegmenter, levels_like
+from pipeline.tracing import trace
 
 _GRAPHS = {"encode": "encode.onnx", "decode": "decode.onnx"}
-_HALVED_FROM = 256  # weights; smaller tensors, all biases among them, stay float32
+_FITTED_ON = 240  # frames, spread over those that were trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +46,54 @@ class Description:
     width: int
     height: int
     licence: str
+    network: Network | None = None
 
 
 class EncodeGraph(nn.Module):
-    """uint8 RGB (B, H, W, 3) -> y (B, C, h, w) and z (B, Z, h/4, w/4), neither of them rounded."""
+    """uint8 RGB (B, H, W, 3) and levels (B,) -> y (B, C, h, w) and z (B, Z, h/4, w/4), scaled and not rounded.
+
+    Without `hyper` there is no z: the bundle codes y by its own neighbours alone.
+    """
+
+    def __init__(self, network: SplitSegmenter, prior: MeanScaleHyperprior, *, hyper: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.prior = prior
+        self.hyper = hyper
+
+    def forward(self, image: Tensor, quality: Tensor) -> tuple[Tensor, ...]:
+        y, z = self.prior.analyse(self.network.encode(image.permute(0, 3, 1, 2).float()), quality)
+        return (y, z) if self.hyper else (y,)
+
+
+class DecodeGraph(nn.Module):
+    """y_hat (B, C, h, w) as coded and levels (B,) -> logits (B, K, 4h, 4w)."""
+
+    def __init__(self, prior: MeanScaleHyperprior, decoder: nn.Module) -> None:
+        super().__init__()
+        self.gains = prior.gains
+        self.decoder = decoder
+
+    def forward(self, y_hat: Tensor, quality: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(self.gains.unscale(y_hat, quality))
+        return logits
+
+
+class WholeGraph(nn.Module):
+    """uint8 RGB (B, H, W, 3) -> logits (B, K, 4h, 4w): a network with no bottleneck, for comparisons."""
 
     def __init__(self, network: SplitSegmenter) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.network.encode(image.permute(0, 3, 1, 2).float())
-        return y, self.network.prior.hyper_encoder(y)
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.network.decoder(self.network.encode(image.permute(0, 3, 1, 2).float()))
+        return logits
 
 
 def fold_batch_norms(network: SplitSegmenter) -> SplitSegmenter:
-    """A copy in which each convolution followed by a batch norm is one convolution; equal in eval mode."""
-    folded = deepcopy(network).eval()
+    """A copy in which branches, and convolutions with a batch norm behind, are one convolution; equal in eval mode."""
+    folded = merge_branches(network).eval()
     for module in folded.modules():
         if isinstance(module, nn.Sequential):
             _fold_pairs(module)
@@ -77,20 +110,53 @@ def _fold_pairs(layers: nn.Sequential) -> None:
             layers[i + 1] = nn.Identity()
 
 
-def export(network: SplitSegmenter, described: Description, folder: Path) -> Bundle:
-    """Write the bundle of a trained network and load it again, which checks it; rate and accuracy are not known yet."""
+def export(
+    network: SplitSegmenter,
+    described: Description,
+    folder: Path,
+    *,
+    frames: Sequence[NDArray[np.uint8]],
+    hyper: bool = True,
+    effort: Effort = DEFAULT_EFFORT,
+    start: Tables | None = None,
+) -> Bundle:
+    """Write the bundle of a trained network and load it again, which checks it; rate and accuracy are not known yet.
+
+    The tables are fitted to `frames`, RGB (H, W, 3), which must be frames of training, beginning with those of `start`
+    where a bundle is made of another. Without `hyper` no hyper latent is sent (Ahuja et al., CVPR 2023: the rate
+    estimator is for training only). Raises ConfigError where the network codes nothing.
+    """
+    prior = network.prior
+    if not isinstance(prior, MeanScaleHyperprior):
+        raise ConfigError("the network has no bottleneck, so it has no packets either; export it with --whole")
     folder.mkdir(parents=True, exist_ok=True)
-    frozen = freeze(network.prior)
-    folded = fold_batch_norms(network)
+    folded = fold_batch_norms(network.cpu())
+    encode, decode = EncodeGraph(folded, prior, hyper=hyper), DecodeGraph(prior, folded.decoder)
     image = torch.zeros(1, described.height, described.width, 3, dtype=torch.uint8)
+    level = levels_like(image, 0)
     with torch.no_grad():
-        y, _ = EncodeGraph(folded)(image)
-    _trace(EncodeGraph(folded), image, folder / _GRAPHS["encode"], inputs="image", outputs=["y", "z"])
-    _trace(folded.decoder, y, folder / _GRAPHS["decode"], inputs="y_hat", outputs=["logits"])
-    (folder / TABLES).write_bytes(save(_stored_tables(frozen)))  # save_file would keep others from reading it
-    unmeasured = QualityLevel(index=0, rate_bpp=0.0, miou=0.0, default=True)
-    write_manifest(folder, described, (unmeasured,))
+        y = encode(image, level)[0]
+    outputs = ["y", "z"] if hyper else ["y"]
+    trace(encode, (image, level), folder / _GRAPHS["encode"], inputs=["image", "quality"], outputs=outputs)
+    trace(decode, (y, level), folder / _GRAPHS["decode"], inputs=["y_hat", "quality"], outputs=["logits"])
+    stored = _stored_prior(freeze(prior)) if hyper else {}
+    integer = load_prior(stored, hyper_limit=HYPER_LIMIT, scale_levels=SCALE_LEVELS) if hyper else None
+    fitted = fit_tables(list(_latents(encode, frames)), integer, hyper_limit=HYPER_LIMIT, effort=effort, start=start)
+    # Arrays in another order than C's would be written as if they were in it.
+    tables = {name: np.ascontiguousarray(array) for name, array in {**fitted, **stored}.items()}
+    (folder / TABLES).write_bytes(save(tables))  # save_file would keep others from reading it
+    unmeasured = [QualityLevel(index=i, rate_bpp=0.0, miou=0.0, default=i == 0) for i in range(network.levels)]
+    write_manifest(folder, described, unmeasured)
     return load_bundle(folder)
+
+
+def export_whole(network: SplitSegmenter, path: Path, *, width: int, height: int) -> None:
+    """Write a network with no bottleneck as one graph, from image to logits; ConfigError where there is one."""
+    if isinstance(network.prior, MeanScaleHyperprior):
+        raise ConfigError("the network has a bottleneck, which one graph would leave out; export it with --bundle")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    trace(WholeGraph(fold_batch_norms(network.cpu())), (image,), path, inputs=["image"], outputs=["logits"])
 
 
 def write_manifest(folder: Path, described: Description, levels: Sequence[QualityLevel]) -> Manifest:
@@ -108,75 +174,26 @@ def write_manifest(folder: Path, described: Description, levels: Sequence[Qualit
         graphs=_GRAPHS,
         precision="weights float16, sums float32 or bfloat16 by engine; entropy model integer",
         licence=described.licence,
+        network=described.network,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
 
-def _trace(network: nn.Module, example: Tensor, path: Path, *, inputs: str, outputs: list[str]) -> None:
-    """Write an ONNX graph with an open batch size and its larger weights stored as float16."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network.eval(),
-            (torch.cat([example, example]),),
-            input_names=[inputs],
-            output_names=outputs,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("the exporter gave no graph")
-    model = halve_weights(program.model_proto)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+@torch.no_grad()
+def _latents(encode: EncodeGraph, frames: Sequence[NDArray[np.uint8]]) -> Iterator[LevelLatents]:
+    """What the encode graph gives for some of the frames, level by level."""
+    chosen = frames[:: max(1, len(frames) // _FITTED_ON)]
+    images = [torch.from_numpy(image).permute(2, 0, 1)[None].float() for image in chosen]
+    ys = [encode.network.encode(image) for image in images]
+    for level in range(encode.prior.gains.levels):
+        scaled, hyper = zip(*(encode.prior.analyse(y, levels_like(y, level)) for y in ys), strict=True)
+        z = torch.cat(hyper).numpy()
+        yield LevelLatents(torch.cat(scaled).numpy(), z if encode.hyper else z[:, :0])
 
 
-def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose larger float32 weights are stored as float16 and cast back where the graph begins."""
-    halved = onnx.ModelProto()
-    halved.CopyFrom(model)
-    graph, casts = halved.graph, []
-    for tensor in graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _HALVED_FROM:
-            continue
-        name = tensor.name
-        half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return halved
-
-
-def _stored_tables(frozen: FrozenPrior) -> dict[str, NDArray[np.generic]]:
-    latent = gaussian_tables(frozen.scales)
-    hyper = _hyper_tables(frozen.hyper_pmf)
-    stored: dict[str, NDArray[np.generic]] = {
-        "latent_cumulative": latent.cumulative,
-        "latent_sizes": latent.sizes,
-        "latent_offsets": latent.offsets,
-        "hyper_cumulative": hyper.cumulative,
-        "hyper_sizes": hyper.sizes,
-        "hyper_offsets": hyper.offsets,
-        "latent_scales": frozen.scales,
-        "hyper_limit": np.array([HYPER_LIMIT], np.int32),
-    }
+def _stored_prior(frozen: FrozenPrior) -> dict[str, NDArray[np.generic]]:
+    stored: dict[str, NDArray[np.generic]] = {}
     for i, (weight, bias) in enumerate(zip(frozen.weights, frozen.biases, strict=True)):
         stored[f"weight_{i}"], stored[f"bias_{i}"] = weight, bias
     return stored
-
-
-def _hyper_tables(pmf: NDArray[np.float64], tail: float = 2.0**-16) -> FrequencyTables:
-    """Probabilities (Z, 2L + 1) of z = -L..L -> one table per channel, improbable ends left to the escape."""
-    tables, offsets = [], []
-    for row in pmf:
-        kept = np.flatnonzero(row > tail)
-        first, last = (kept[0], kept[-1] + 1) if kept.size else (row.argmax(), row.argmax() + 1)
-        inside = row[first:last]
-        tables.append(np.append(inside, max(1 - inside.sum(), 0.0)))
-        offsets.append(int(first) - len(row) // 2)
-    return build_tables(tables, offsets)

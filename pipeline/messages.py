@@ -84,6 +84,24 @@ class Mask:
     classes: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """How sure it is that each class is in the picture, float32 (K,) in 0..1, of one frame."""
+
+    id: FrameId
+    captured_ms: int
+    bundle: bytes
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What one packet was decoded to: a mask, scores or both, as the bundle has graphs for them."""
+
+    mask: Mask | None
+    scores: Scores | None
+
+
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
     """The one message back: these regions of the camera need a new key."""

@@ -16,6 +16,7 @@ FRAMES = Counter("maskcast_frames", "Frames a camera took from its source", ["ca
 PACKETS = Counter("maskcast_packets", "Packets a node sent on or decoded", ["node"])
 PACKET_BYTES = Counter("maskcast_packet_bytes", "Bytes of those packets, all overhead in", ["node"])
 MASKS = Counter("maskcast_masks", "Masks published", ["camera"])
+LABELS = Counter("maskcast_labels", "Class scores published", ["camera"])
 DROPS = Counter("maskcast_drops", "Frames, packets and messages that went no further", ["node", "reason"])
 CONTROLS = Counter("maskcast_controls", "Control messages a camera obeyed", ["command"])
 KEYS = Counter("maskcast_keys", "KEY regions put into the global key buffer")
@@ -36,5 +37,6 @@ def drop(node: str, reason: str, count: int = 1) -> None:
 
 def forget(camera: str) -> None:
     """Count no longer, on this worker, a camera that is gone."""
-    with suppress(KeyError):  # it may never have had a mask
-        MASKS.remove(camera)
+    for counter in (MASKS, LABELS):
+        with suppress(KeyError):  # it may never have had one
+            counter.remove(camera)

@@ -1,32 +1,102 @@
-"""A training run to a finished bundle: export, then measure what its manifest claims."""
+"""A training run to a finished bundle: export, then measure what its manifest claims, level by level."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import datasets, evaluation
-from pipeline.bundle import Bundle, ClassInfo, QualityLevel, load_bundle
+from pipeline import evaluation
+from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, load_bundle
+from pipeline.context_fitting import DEFAULT_EFFORT, Effort
+from pipeline.datasets import Classes, Labelled
+from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
-from pipeline.export import Description, export, write_manifest
+from pipeline.export import Description, export, export_whole, write_manifest
+from pipeline.layouts import LAYOUTS
 from pipeline.training import load_trained
+
+_DEFAULT_BPP = 0.05  # what the default level may cost: 1080 bytes per frame of 480x360
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A training run, and what its bundle is to say of it."""
+
+    experiment: Experiment
+    data: Path
+    run: Path
+    licence: str
+    command: str
 
 
 def publish(
-    experiment: Experiment, *, data: Path, run: Path, folder: Path, split: str, licence: str, command: str
+    origin: Origin,
+    folder: Path,
+    *,
+    split: str,
+    hyper: bool = True,
+    effort: Effort = DEFAULT_EFFORT,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Bundle:
-    """Write the bundle of a run, its manifest's rate and accuracy measured on a split with onnxruntime."""
-    described = datasets.camvid_classes(data)
-    frames = datasets.camvid(data, split)
-    height, width = frames.labels[0].shape
-    description = Description(
-        name=experiment.name,
-        created_by=command,
-        dataset=f"camvid ({experiment.data.split}); rate and mIoU measured on {split}",
-        classes=tuple(ClassInfo(name=one.name, colour=one.colour) for one in described.classes),
-        width=width,
-        height=height,
-        licence=licence,
-    )
-    bundle = export(load_trained(experiment, run, len(described.classes)), description, folder)
-    result = evaluation.evaluate(bundle, frames, split=split, engine="onnxruntime")
-    level = QualityLevel(index=0, rate_bpp=result.rate_bpp, miou=result.miou, default=True)
-    write_manifest(folder, description, (level,))
+    """Write the bundle of a run, its manifest's rates and accuracies measured on a split with onnxruntime.
+
+    `progress` is told how many levels are measured. Raises ConfigError where run, data and experiment do not fit.
+    """
+    described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
+    network = load_trained(origin.experiment, origin.run, len(described.classes))
+    shown, learned = _frames(origin, split), _frames(origin, origin.experiment.data.split)
+    description = _description(origin, described, shown.labels[0].shape, split)
+    bundle = export(network, description, folder, frames=learned.images, hyper=hyper, effort=effort)
+    levels = []
+    for index in range(bundle.tables.levels):
+        result = evaluation.evaluate(bundle, shown, split=split, engine="onnxruntime", quality=index)
+        levels.append(QualityLevel(index=index, rate_bpp=result.rate_bpp, miou=result.miou, default=False))
+        progress(index + 1)
+    write_manifest(folder, description, mark_default(levels))
     return load_bundle(folder)
+
+
+def _description(origin: Origin, described: Classes, size: tuple[int, ...], split: str) -> Description:
+    return Description(
+        name=origin.experiment.name,
+        created_by=origin.command,
+        dataset=f"{origin.experiment.data.dataset} ({_trained_on(origin)}); rates and mIoU measured on {split}",
+        classes=tuple(ClassInfo(name=one.name, colour=one.colour) for one in described.classes),
+        width=size[1],
+        height=size[0],
+        licence=origin.licence,
+        network=Network(
+            model=origin.experiment.model.model_dump(mode="json"),
+            rate=origin.experiment.loss.rate,
+            from_cityscapes=described.from_cityscapes,
+        ),
+    )
+
+
+def publish_whole(origin: Origin, path: Path) -> None:
+    """Write the network of a run that has no bottleneck as one graph, from image to logits."""
+    described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
+    network = load_trained(origin.experiment, origin.run, len(described.classes))
+    height, width = _frames(origin, origin.experiment.data.split).labels[0].shape
+    export_whole(network, path, width=width, height=height)
+
+
+def mark_default(levels: list[QualityLevel]) -> list[QualityLevel]:
+    """The same levels, the most accurate of those that cost at most 0.05 bits per pixel being the default."""
+    cheap = [level for level in levels if level.rate_bpp <= _DEFAULT_BPP]
+    chosen = max(cheap, key=lambda level: level.miou) if cheap else min(levels, key=lambda level: level.rate_bpp)
+    return [level.model_copy(update={"default": level is chosen}) for level in levels]
+
+
+def _frames(origin: Origin, split: str) -> Labelled:
+    """One split, all in memory; without the drives that the experiment holds out, if it is what was trained on."""
+    settings = origin.experiment.data
+    left_out = settings.without_drives if split == settings.split else ()
+    data = LAYOUTS[settings.dataset].frames(origin.data, split, without_drives=left_out)
+    if not isinstance(data, Labelled):
+        raise ConfigError(f"data.dataset {settings.dataset}: bundles are exported for frames of one size; use camvid")
+    return data
+
+
+def _trained_on(origin: Origin) -> str:
+    settings = origin.experiment.data
+    return settings.split + "".join(f", without {drive}" for drive in settings.without_drives)

@@ -1,4 +1,7 @@
-"""Offline coding: a clip or a directory of images to packet files, packet files to indexed PNGs."""
+"""Offline coding: a clip or a directory of images to packet files, packet files to indexed PNGs.
+
+Where a bundle makes no masks but says which classes are in the picture, JSON takes the place of the PNGs.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle
 from pipeline.codec import Decoder, Encoder
 from pipeline.errors import BitstreamError, ConfigError, PipelineError, SourceError
+from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Frame, FrameId
 from pipeline.sources import fit, image_files, open_source
@@ -36,19 +40,23 @@ def encode_files(encoder: Encoder, bundle: Bundle, source: Path, folder: Path) -
 
 
 def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
-    """Write one indexed PNG per packet file of `source` into `folder`; raises ConfigError or BitstreamError."""
+    """Write one indexed PNG, or JSON, per packet file of `source` into `folder`; ConfigError or BitstreamError."""
     packets = sorted(source.glob(f"*{SUFFIX}"))
     if not packets:
         raise ConfigError(f"input {source}: no {SUFFIX} files in it; name a folder made by maskcast encode")
     folder.mkdir(parents=True, exist_ok=True)
     for path in packets:
         try:
-            (mask,) = decoder.decode([unpack(path.read_bytes())])
+            (decoded,) = decoder.decode([unpack(path.read_bytes())])
         except BitstreamError as error:
             raise BitstreamError(f"packet {path}: {error}") from error
-        if isinstance(mask, PipelineError):
-            raise type(mask)(f"packet {path}: {mask}")
-        yield _write(folder / f"{path.stem}.png", pack_mask(mask, "file", bundle.palette))
+        if isinstance(decoded, PipelineError):
+            raise type(decoded)(f"packet {path}: {decoded}")
+        if decoded.mask is not None:
+            yield _write(folder / f"{path.stem}.png", pack_mask(decoded.mask, "file", bundle.palette))
+        elif decoded.scores is not None:
+            names = [one.name for one in bundle.manifest.classes]
+            yield _write(folder / f"{path.stem}.json", pack_labels(decoded.scores, names))
 
 
 def _stems(source: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Inference engines behind one protocol; each library is imported when its first session is opened."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,11 @@ Array = NDArray[Any]
 class Session(Protocol):
     """One graph, loaded and ready; use it from one thread."""
 
-    def run(self, batch: Array) -> list[Array]:
-        """The graph's one input (B, ...) -> its outputs (B, ...), in the order of the graph."""
+    def run(self, *inputs: Array) -> list[Array]:
+        """The graph's inputs, each (B, ...) -> its outputs (B, ...), both in the order of the graph.
+
+        ValueError where it takes another number of inputs.
+        """
         ...
 
 
@@ -26,10 +30,11 @@ class OnnxruntimeSession:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._input = session.get_inputs()[0].name
+        self._inputs = [one.name for one in session.get_inputs()]
 
-    def run(self, batch: Array) -> list[Array]:
-        outputs: list[Array] = self._session.run(None, {self._input: batch})
+    def run(self, *inputs: Array) -> list[Array]:
+        _check_count(inputs, self._inputs)
+        outputs: list[Array] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
         return outputs
 
 
@@ -43,20 +48,28 @@ class OpenvinoSession:
         self._core, self._model, self._options = core, model, options
         self._requests: dict[int, Any] = {}
 
-    def run(self, batch: Array) -> list[Array]:
-        count = len(batch)
-        missing = batch_sizes(count)[-1] - count
-        filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
-        request = self._requests.get(len(filled)) or self._compile(filled.shape)
-        results = request.infer([filled], share_inputs=True)
+    def run(self, *inputs: Array) -> list[Array]:
+        _check_count(inputs, self._model.inputs)  # OpenVINO itself would take what lies in memory for the rest
+        count = len(inputs[0])
+        size = batch_sizes(count)[-1]
+        filled = list(inputs)
+        if size > count:
+            filled = [np.concatenate([rows, np.repeat(rows[-1:], size - count, axis=0)]) for rows in inputs]
+        request = self._requests.get(size) or self._compile([rows.shape for rows in filled])
+        results = request.infer(filled, share_inputs=True)
         return [np.array(result[:count]) for result in results.values()]
 
-    def _compile(self, shape: tuple[int, ...]) -> Any:
+    def _compile(self, shapes: list[tuple[int, ...]]) -> Any:
         model = self._model.clone()
-        model.reshape(list(shape))
+        model.reshape({port: list(shape) for port, shape in enumerate(shapes)})
         request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
-        self._requests[shape[0]] = request
+        self._requests[shapes[0][0]] = request
         return request
+
+
+def _check_count(inputs: Sequence[Array], wanted: Sequence[object]) -> None:
+    if len(inputs) != len(wanted):
+        raise ValueError(f"{len(inputs)} inputs; the graph takes {len(wanted)}")
 
 
 def batch_sizes(most: int) -> list[int]:

@@ -73,7 +73,7 @@ def screenshots(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_network() -> "SplitSegmenter":
-    """A small network in eval mode, its prior fitted; shared: copy it before changing it."""
+    """A small network of three levels in eval mode, its prior fitted; shared: copy it before changing it."""
     import tiny
 
     return tiny.network()
@@ -81,7 +81,7 @@ def tiny_network() -> "SplitSegmenter":
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_network: "SplitSegmenter", tmp_path_factory: pytest.TempPathFactory) -> "Bundle":
-    """The bundle of tiny_network: 96 x 64 pixels, 11 classes; shared: copy the folder before changing it."""
+    """The bundle of tiny_network: 96 x 64 pixels, 11 classes, 3 levels; shared: copy the folder before changing it."""
     import tiny
 
     return tiny.bundle(tiny_network, tmp_path_factory.mktemp("tiny_bundle"))

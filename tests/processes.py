@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.bundle import default_bundle
+
 ROOT = Path(__file__).parent.parent
 STOP_LIMIT_S = 15.0
 
@@ -55,6 +57,7 @@ class Site:
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MASKCAST_")},
             "PYTHONPATH": str(ROOT),
+            "MASKCAST_BUNDLE": str(default_bundle()),
             "MASKCAST_MQTT_URL": mqtt_url,
             "MASKCAST_REDIS_URL": redis_url,
             "MASKCAST_HEALTH__PORT": "0",

@@ -8,7 +8,7 @@ from clips import number_of
 
 from pipeline.bundle import ClassInfo, Manifest, QualityLevel
 from pipeline.errors import BitstreamError, BundleMismatch, PipelineError
-from pipeline.messages import Frame, FrameId, Kind, Mask, Packet, Region
+from pipeline.messages import Decoded, Frame, FrameId, Kind, Mask, Packet, Region, Scores
 
 HASH = "ab" * 32
 MANIFEST = Manifest(
@@ -28,6 +28,7 @@ MANIFEST = Manifest(
     precision="fp32",
     licence="none",
 )
+NAMES = [each.name for each in MANIFEST.classes]
 PALETTE = np.array([each.colour for each in MANIFEST.classes], np.uint8)
 BUNDLE = SimpleNamespace(manifest=MANIFEST, id=bytes.fromhex(HASH[:8]), palette=PALETTE)
 LEVELS = frozenset({0, 1})
@@ -59,18 +60,22 @@ class StandinEncoder:
 class StandinDecoder:
     """The picture's number is the class; a number that is none is a packet that cannot be decoded."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, masks: bool = True, scores: bool = False) -> None:
         self.batches: list[int] = []
+        self._masks, self._scores = masks, scores
 
-    def decode(self, packets: Sequence[Packet]) -> list[Mask | PipelineError]:
+    def decode(self, packets: Sequence[Packet]) -> list[Decoded | PipelineError]:
         self.batches.append(len(packets))
         return [self._decode(packet) for packet in packets]
 
-    def _decode(self, packet: Packet) -> Mask | PipelineError:
+    def _decode(self, packet: Packet) -> Decoded | PipelineError:
         number = packet.regions[0].body[0]
         if packet.bundle != BUNDLE.id:
             return BundleMismatch(f"the packet is of bundle {packet.bundle.hex()}")
         if number >= len(PALETTE):
             return BitstreamError(f"there is no class {number}")
         classes = np.full((MANIFEST.height, MANIFEST.width), number, np.uint8)
-        return Mask(packet.id, packet.captured_ms, packet.bundle, classes)
+        mask = Mask(packet.id, packet.captured_ms, packet.bundle, classes)
+        only = np.eye(len(PALETTE), dtype=np.float32)[number]
+        scores = Scores(packet.id, packet.captured_ms, packet.bundle, only)
+        return Decoded(mask if self._masks else None, scores if self._scores else None)

@@ -1,9 +1,18 @@
-"""Confusion, class IoU and their mean, against counting by hand."""
+"""Confusion, class IoU and their mean, average precision and F1, against counting by hand."""
 
 import numpy as np
 import pytest
 
-from pipeline.accuracy import VOID, class_iou, confusion, mean_iou
+from pipeline.accuracy import (
+    VOID,
+    average_precision,
+    class_iou,
+    confusion,
+    label_accuracy,
+    mean_iou,
+    micro_f1,
+    shares_of,
+)
 
 TRUTH = np.array([[0, 0, 1], [1, 1, VOID]], np.uint8)
 PREDICTED = np.array([[0, 1, 1], [1, 0, 2]], np.uint8)
@@ -44,3 +53,53 @@ def test_class_that_is_only_predicted_counts_as_zero() -> None:
 
 def test_perfect_prediction_scores_one() -> None:
     assert mean_iou(confusion(TRUTH, np.where(TRUTH == VOID, 0, TRUTH), 2)) == 1.0
+
+
+def precision_of(truth: list[int], scores: list[float]) -> float:
+    return average_precision(np.array(truth, bool), np.array(scores, np.float32))
+
+
+def test_average_precision_is_the_mean_of_the_precision_at_each_hit() -> None:
+    assert precision_of([1, 0, 1, 0, 1], [0.9, 0.8, 0.7, 0.6, 0.5]) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert precision_of([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]) == 1.0
+    assert precision_of([1, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]) == 0.25
+
+
+def test_frames_with_equal_scores_have_no_order() -> None:
+    for truth in ([1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]):
+        assert precision_of(truth, [0.5] * 4) == 0.5
+    assert precision_of([1, 0, 1], [0.9, 0.5, 0.5]) == pytest.approx(precision_of([1, 1, 0], [0.9, 0.5, 0.5]))
+
+
+def test_what_never_occurs_has_no_average_precision() -> None:
+    assert np.isnan(precision_of([0, 0], [0.9, 0.1]))
+
+
+def test_micro_f1_counts_all_entries_together() -> None:
+    truth = np.array([[1, 1, 0], [0, 1, 0]], bool)
+    found = np.array([[1, 0, 0], [1, 1, 0]], bool)
+    assert micro_f1(truth, found) == pytest.approx(2 * 2 / (3 + 3))
+    assert micro_f1(truth, truth) == 1.0
+    assert micro_f1(truth, ~truth) == 0.0
+    assert micro_f1(np.zeros((2, 3), bool), np.zeros((2, 3), bool)) == 1.0
+
+
+def test_label_accuracy_tells_classes_that_vary_from_those_that_are_always_there() -> None:
+    truth = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0]], bool)
+    scores = np.array([[0.9, 0.6, 0.5], [0.9, 0.7, 0], [0.2, 0.1, 0], [0.9, 0.8, 0]], np.float32)
+    figures = label_accuracy(truth, scores)
+    assert figures.class_precision[:2].tolist() == [1.0, pytest.approx((1 + 2 / 3) / 2)]
+    assert np.isnan(figures.class_precision[2])
+    assert figures.prevalence.tolist() == [1.0, 0.5, 0.0]
+    assert figures.varied_precision == pytest.approx((1 + 2 / 3) / 2)
+    assert figures.mean_precision == pytest.approx((1 + (1 + 2 / 3) / 2) / 2)
+    assert figures.f1 == pytest.approx(2 * 5 / (6 + 7))
+
+
+def test_where_nothing_varies_there_is_no_such_mean() -> None:
+    assert np.isnan(label_accuracy(np.ones((3, 2), bool), np.ones((3, 2), np.float32)).varied_precision)
+
+
+def test_shares_are_of_all_pixels_void_among_them() -> None:
+    labels = np.array([[0, 0, 2, VOID], [0, 0, VOID, VOID]], np.uint8)
+    assert shares_of(labels, 3).tolist() == [0.5, 0.0, 0.125]

@@ -4,11 +4,22 @@ import json
 import shutil
 from pathlib import Path
 
+import coding
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipeline.bundle import MANIFEST, TABLES, content_files, content_hash, default_bundle, load_bundle, read_manifest
+from pipeline.bundle import (
+    MANIFEST,
+    TABLES,
+    content_files,
+    content_hash,
+    default_bundle,
+    load_bundle,
+    read_manifest,
+    tables_from,
+)
+from pipeline.context import stored_context
 from pipeline.errors import ConfigError
 
 
@@ -75,7 +86,10 @@ def test_a_graph_outside_the_folder_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("latent_cumulative", np.zeros((64, 9), np.uint32)),
+        ("cumulative", np.zeros((9, 9), np.uint32)),
+        ("latent_0_spread", np.zeros((2, 1, 5, 1), np.int16)),
+        ("latent_0_planes", np.array([3], np.int32)),
+        ("scale_levels", np.array([0], np.int32)),
         ("weight_1", np.full((1, 600, 3, 3), 127, np.int8)),
         ("hyper_limit", np.array([0], np.int32)),
     ],
@@ -85,6 +99,66 @@ def test_tables_that_would_lead_the_coder_astray_are_refused(copy: Path, key: st
     rewrite_manifest(copy, hash=content_hash(copy, content_files(read_manifest(copy))))
     with pytest.raises(ConfigError, match="export the bundle again"):
         load_bundle(copy)
+
+
+def test_tables_of_another_size_or_with_fewer_levels_than_the_manifest_are_refused(copy: Path) -> None:
+    for changes in ({"height": 720}, {"quality_levels": [{"index": 255, "rate_bpp": 0, "miou": 0, "default": True}]}):
+        rewrite_manifest(Path(shutil.copytree(default_bundle(), copy, dirs_exist_ok=True)), **changes)
+        with pytest.raises(ConfigError, match="are not those of manifest"):
+            load_bundle(copy)
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_tables_survive_being_stored(prior: bool, tmp_path: Path) -> None:
+    save_file(coding.stored_tables(prior=prior), tmp_path / TABLES)
+    tables = tables_from(load_file(tmp_path / TABLES))
+    assert (tables.levels, tables.latents) == (coding.LEVELS, coding.LATENTS)
+    assert (tables.prior is not None, len(tables.hyper)) == (prior, coding.LEVELS * prior)
+    assert [one.channels.size for one in tables.latent] == [4, 8, 12]
+    assert tables.offsets.any() != prior
+
+
+def test_a_level_may_have_no_channels_that_are_coded(tmp_path: Path) -> None:
+    dead = coding.context(0, planes=coding.LATENTS, rows=coding.ROWS, live=0)
+    save_file({**coding.stored_tables(prior=True), **stored_context(dead, "latent_0")}, tmp_path / TABLES)
+    assert tables_from(load_file(tmp_path / TABLES)).latent[0].channels.size == 0
+
+
+OTHER = {
+    "more planes": coding.context(0, planes=coding.LATENTS + 1, rows=coding.ROWS),
+    "more rows": coding.context(0, planes=coding.LATENTS, rows=coding.ROWS + 4),
+}
+DAMAGES = {
+    "a level of another number of planes": (True, stored_context(OTHER["more planes"], "latent_1")),
+    "a level of another number of rows": (True, stored_context(OTHER["more rows"], "latent_1")),
+    "other planes than the prior's": (
+        True, {k: v for i in range(3) for k, v in stored_context(OTHER["more planes"], f"latent_{i}").items()},
+    ),
+    "other rows than the hyper latent's": (
+        True, {k: v for i in range(3) for k, v in stored_context(OTHER["more rows"], f"latent_{i}").items()},
+    ),
+    "a hyper context more than levels": (True, stored_context(coding.context(0, planes=4, rows=2), "hyper_3")),
+    "a hyper limit of zero": (True, {"hyper_limit": np.zeros(1, np.int32)}),
+    "a hyper limit of no number": (True, {"hyper_limit": np.zeros(0, np.int32)}),
+    "a scale that no byte can name": (True, {"scale_levels": np.array([257], np.int32)}),
+    "offsets of another type": (False, {"latent_offsets": np.zeros((coding.LEVELS, coding.LATENTS), np.float32)}),
+    "offsets of another shape": (False, {"latent_offsets": np.zeros((1, coding.LATENTS), np.int16)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tables_that_do_not_fit_together_are_refused(damage: str) -> None:
+    prior, arrays = DAMAGES[damage]
+    with pytest.raises(ConfigError):
+        tables_from({**coding.stored_tables(prior=prior), **arrays})
+
+
+@pytest.mark.parametrize("name", ["hyper_limit", "scale_levels", "cumulative", "sizes", "latent_0_planes", "weight_1"])
+def test_a_missing_array_of_the_tables_is_refused(name: str) -> None:
+    stored = coding.stored_tables(prior=True)
+    del stored[name]
+    with pytest.raises(ConfigError):
+        tables_from(stored)
 
 
 def test_a_missing_graph_is_named(copy: Path) -> None:

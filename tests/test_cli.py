@@ -1,18 +1,23 @@
 """The command line: what it prints, how it exits, one sentence when something is wrong."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import av
+import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.bundle import default_bundle
+from pipeline.bitstream import unpack
+from pipeline.bundle import default_bundle, read_manifest
 from pipeline.cli import app
 from pipeline.mask_image import unpack_mask
+from pipeline.streets import render_street
 from pipeline.video import sample_path
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -52,6 +57,49 @@ def test_encode_then_decode_gives_one_mask_per_frame(packets: Path, tmp_path: Pa
     assert len(np.unique(masks[0].classes)) > 3
 
 
+def test_encode_takes_the_level_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with av.open(str(sample_path())) as clip:
+        next(clip.decode(video=0)).to_image().save(tmp_path / "in" / "one.png")
+    sizes = []
+    for level in (0, 1, 2):
+        words = ("--input", tmp_path / "in", "--output", tmp_path / str(level), "--quality", level)
+        code, _, _ = maskcast("encode", *words, "--engine", "onnxruntime")
+        assert code == 0
+        file = tmp_path / str(level) / "one.mcp"
+        assert unpack(file.read_bytes()).quality == level
+        sizes.append(file.stat().st_size)
+    assert sizes == sorted(sizes)
+    assert maskcast("decode", "--input", tmp_path / "2", "--output", tmp_path / "masks")[0] == 0
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rendered frames in CamVid's layout, of the size that the bundle takes."""
+    root = tmp_path_factory.mktemp("streets")
+    (root / "splits").mkdir()
+    for at, frame in enumerate(itertools.islice(render_street(5, frames=2), 2)):
+        assert cv2.imwrite(str(root / f"image{at}.png"), frame.image[..., ::-1])
+        assert cv2.imwrite(str(root / f"labels{at}.png"), frame.labels)
+    (root / "splits" / "val.txt").write_text("image0.png labels0.png\nimage1.png labels1.png\n")
+    return root
+
+
+def test_evaluate_measures_one_level_or_all_of_them(streets: Path, tmp_path: Path) -> None:
+    words = ("evaluate", "--data", streets, "--engine", "onnxruntime", "--json", tmp_path / "figures.json")
+    code, out, _ = maskcast(*words, "--quality", 1)
+    assert code == 0
+    assert "quality 1" in out
+    one = json.loads((tmp_path / "figures.json").read_text())
+    code, out, _ = maskcast(*words, "--all-levels")
+    assert code == 0
+    levels = json.loads((tmp_path / "figures.json").read_text())
+    known = [level.index for level in read_manifest(default_bundle()).quality_levels]
+    assert [level["quality"] for level in levels] == known
+    assert {**levels[1], "stage_ms": None} == {**one, "stage_ms": None}
+    assert [int(line.split()[0]) for line in out.splitlines()[2:]] == known
+
+
 def test_inspect_shows_a_packet(packets: Path) -> None:
     code, out, _ = maskcast("inspect", next(packets.glob("*.mcp")))
     assert code == 0
@@ -87,6 +135,8 @@ def test_every_node_has_a_schema(node: str) -> None:
         (["inspect", "none"], "no such bundle folder or packet file"),
         (["evaluate", "--data", "none"], "splits"),
         (["evaluate", "--data", "none", "--dataset", "kitti"], "use camvid"),
+        (["evaluate", "--data", "none", "--quality", "1", "--all-levels"], "only one of the two"),
+        (["encode", "--input", "none.mp4", "--output", "out", "--quality", "99"], "quality 99"),
         (["encode", "--bundle", "none", "--input", "x", "--output", "y"], "no manifest.json"),
         (["camera", "--source", "none.mp4"], "cannot open none.mp4"),
         (["camera", "--name", "Bad Name"], "camera name"),

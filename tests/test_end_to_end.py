@@ -17,8 +17,10 @@ from PIL import Image
 from processes import Node, Site, site, wait_until
 from servers import Server, find_program
 
+from pipeline.bitstream import unpack
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.mask_image import unpack_mask
+from pipeline.messages import Packet
 
 FPS = 25.0
 
@@ -227,6 +229,28 @@ def test_nodes_wait_for_servers_that_are_not_there_yet(
         with Subscriber(mqtt_url) as subscriber:
             subscriber.wait_for(25, limit_s=60, here=here)
         assert all(node.process.poll() is None for node in here.nodes), here.logs()
+
+
+def test_a_camera_that_is_told_another_level_sends_it_and_masks_go_on(here: Site, subscriber: Subscriber) -> None:
+    here.start("gateway")
+    here.start("worker")
+    start_camera(here)
+    assert subscriber.client is not None
+    seen: list[Packet] = []
+    subscriber.client.message_callback_add(
+        "maskcast/cam-1/latent", lambda *given: seen.append(unpack(given[2].payload))
+    )
+    subscriber.client.subscribe("maskcast/cam-1/latent")
+    subscriber.wait_for(10, limit_s=60, here=here)
+    manifest = load_bundle(default_bundle()).manifest
+    assert {packet.quality for packet in seen} == {manifest.default_quality}
+    other = next(level.index for level in reversed(manifest.quality_levels) if not level.default)
+    subscriber.client.publish("maskcast/cam-1/control", json.dumps({"quality": other}), qos=1)
+    wait_until(lambda: seen[-1].quality == other, limit_s=20, message=here.logs())
+    first = next(packet.id.sequence for packet in seen if packet.quality == other)
+    wait_until(lambda: subscriber.arrivals[-1].sequence >= first + 25, limit_s=20, message=here.logs())
+    assert all(packet.quality == other for packet in seen if packet.id.sequence >= first)
+    assert all(node.process.poll() is None for node in here.nodes), here.logs()
 
 
 def test_hostile_packets_stop_nobody(here: Site, subscriber: Subscriber, own_mosquitto: Server) -> None:

@@ -3,16 +3,27 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import open_encoder
+from pipeline.codec import encode_latents, open_encoder
 from pipeline.datasets import Labelled
-from pipeline.entropy import ideal_bits
 from pipeline.errors import ConfigError
-from pipeline.evaluation import STAGES, Evaluation, as_json, as_text, estimated_bits, evaluate
+from pipeline.evaluation import (
+    STAGES,
+    Evaluation,
+    Measured,
+    as_json,
+    as_text,
+    estimated_bits,
+    evaluate,
+    levels_as_text,
+    measure,
+    measured_as_json,
+)
 from pipeline.streets import render_street
 
 
@@ -45,23 +56,44 @@ def test_the_rate_has_all_overhead_in(evaluation: Evaluation) -> None:
     assert evaluation.rate_bpp == pytest.approx(evaluation.payload_bpp + header_bits / (360 * 480), rel=1e-3)
 
 
-def test_the_estimate_is_the_information_under_the_integer_tables(bundle: Bundle, streets: Labelled) -> None:
-    tables = bundle.tables
-    latents = open_encoder(bundle, engine="onnxruntime").latents(streets.images[0])
-    channels = np.repeat(np.arange(len(latents.hyper), dtype=np.uint8), latents.hyper[0].size)
-    coded = ideal_bits(latents.symbols.ravel(), latents.prediction.indexes.ravel(), tables.latent)
-    coded += ideal_bits(latents.hyper.ravel(), channels, tables.hyper)
-    assert estimated_bits(latents, tables) == pytest.approx(coded, rel=0.02)
+def test_estimate_and_bytes_agree_within_two_percent_at_every_level(bundle: Bundle, streets: Labelled) -> None:
+    encoder, tables = open_encoder(bundle, engine="onnxruntime"), bundle.tables
+    drifts = {}
+    for level in bundle.manifest.quality_levels:
+        encoder.quality = level.index
+        latents = [encoder.latents(image) for image in streets.images]
+        estimate = sum(estimated_bits(one, tables, level.index) for one in latents)
+        drifts[level.index] = 8 * sum(len(encode_latents(one, tables, level.index)) for one in latents) / estimate - 1
+    assert {level: drift for level, drift in drifts.items() if abs(drift) > 0.02} == {}, drifts
 
 
 def test_figures_are_complete_and_serialisable(evaluation: Evaluation, bundle: Bundle) -> None:
     figures = json.loads(json.dumps(as_json(evaluation, bundle)))
     assert figures["frames"] == 8
+    assert figures["quality"] == bundle.manifest.default_quality
     assert set(figures["stage_ms"]) == set(STAGES)
     assert set(figures["class_iou"]) == {one.name for one in bundle.manifest.classes}
     known = [iou for iou in evaluation.class_iou if not math.isnan(iou)]
     assert evaluation.miou == pytest.approx(np.mean(known))
     assert "bits per pixel, all overhead in" in as_text(evaluation, bundle)
+
+
+def test_a_table_of_levels_has_a_row_for_each(evaluation: Evaluation, bundle: Bundle) -> None:
+    levels = [Measured(replace(evaluation, quality=level), None) for level in range(3)]
+    title, names, *rows = levels_as_text(levels, bundle).splitlines()
+    assert bundle.manifest.name in title
+    assert "mIoU" in names
+    assert [int(row.split()[0]) for row in rows] == [0, 1, 2]
+    assert f"{100 * evaluation.drift:+.2f} %" in rows[0]
+
+
+def test_what_a_bundle_does_not_make_is_not_measured(bundle: Bundle, streets: Labelled) -> None:
+    few = Labelled(streets.names[:1], streets.images[:1], streets.labels[:1])
+    measured = measure(bundle, few, split="streets", engine="onnxruntime", quality=1)
+    assert measured.masks is not None
+    assert measured.masks.quality == 1
+    assert (measured.labels is not None) == bundle.has_graph("labels")
+    assert ("labels" in measured_as_json(measured, bundle)) == bundle.has_graph("labels")
 
 
 def test_frames_of_another_size_are_refused(bundle: Bundle, streets: Labelled) -> None:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.experiment import load_experiment
+from pipeline.experiment import load_experiment, load_label_experiment
 
 TRAIN = Path(__file__).parent.parent / "configs" / "train"
 
@@ -33,9 +33,26 @@ def complaint(path: Path) -> str:
     return text
 
 
-@pytest.mark.parametrize("path", sorted(TRAIN.glob("*.yaml")), ids=lambda path: path.stem)
+LABEL_FILES = sorted(TRAIN.glob("*-labels.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(set(TRAIN.glob("*.yaml")) - set(LABEL_FILES)), ids=lambda path: path.stem)
 def test_each_experiment_of_the_repository_is_valid_and_named_as_its_file(path: Path) -> None:
     assert load_experiment(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", LABEL_FILES, ids=lambda path: path.stem)
+def test_each_experiment_on_labels_is_valid_and_names_the_experiment_of_its_network(path: Path) -> None:
+    settings = load_label_experiment(path)
+    assert settings.name == path.stem
+    assert (path.parent / settings.network).is_file()
+
+
+def test_an_experiment_on_labels_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(LABEL_FILES[0].read_text().replace("least_share: 0.001", "least_share: 1.5"))
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: least_share: "):
+        load_label_experiment(path)
 
 
 def test_repository_holds_an_experiment() -> None:
@@ -44,6 +61,19 @@ def test_repository_holds_an_experiment() -> None:
 
 def test_experiment_survives_writing_and_reading(tmp_path: Path) -> None:
     assert load_experiment(written(tmp_path, {})) == tiny.experiment()
+
+
+def test_there_are_as_many_levels_as_weights_of_the_rate() -> None:
+    assert tiny.experiment(loss={"rate": (9.0, 3.0, 1.0, 0.3)}).loss.levels == 4
+
+
+@pytest.mark.parametrize("section", ["model", "data", "teacher", "loss", "schedule"])
+def test_a_section_that_is_missing_is_named(tmp_path: Path, section: str) -> None:
+    path = written(tmp_path, {})
+    settings = yaml.safe_load(path.read_text())
+    del settings[section]
+    path.write_text(yaml.safe_dump(settings))
+    assert f" {section}: " in complaint(path)
 
 
 def test_experiment_cannot_be_changed() -> None:
@@ -58,13 +88,26 @@ def test_experiment_cannot_be_changed() -> None:
         ("schedule", {"epochs": 0}, "schedule.epochs"),
         ("schedule", {"lr": "fast"}, "schedule.lr"),
         ("schedule", {"lr": None}, "schedule.lr"),
-        ("schedule", {"label_weight": float("inf")}, "schedule.label_weight"),
+        ("schedule", {"clip_norm": float("inf")}, "schedule.clip_norm"),
         ("schedule", {"average_decay": 1.0}, "schedule.average_decay"),
+        ("schedule", {"rate_warmup": 1.5}, "schedule.rate_warmup"),
         ("data", {"crop": [32]}, "data.crop"),
-        ("data", {"dataset": "cityscapes"}, "data.dataset"),
+        ("data", {"crop": [32, 40]}, "data.crop.1"),
+        ("data", {"crop": [0, 32]}, "data.crop.0"),
+        ("data", {"scale": [0.0, 1.0]}, "data.scale.0"),
+        ("data", {"dataset": "kitti"}, "data.dataset"),
         ("data", {"class_weighting": 1.0}, "data.class_weighting"),
+        ("data", {"balanced": 1.1}, "data.balanced"),
+        ("data", {"unlabelled": -0.1}, "data.unlabelled"),
+        ("teacher", {"scales": []}, "teacher.scales"),
+        ("teacher", {"sharpness": 0.0}, "teacher.sharpness"),
+        ("loss", {"labels": -1.0}, "loss.labels"),
+        ("loss", {"rate": []}, "loss.rate"),
+        ("loss", {"rate": [1.0, "a"]}, "loss.rate.1"),
         ("model", {"prior_width": 49}, "model.prior_width"),
         ("model", {"decoder_width": 5}, "model.decoder_width"),
+        ("model", {"bottleneck": "narrow"}, "model.bottleneck"),
+        ("model", {"over_parameters": 9}, "model.over_parameters"),
     ],
 )
 def test_wrong_key_is_named(tmp_path: Path, section: str, values: dict[str, object], named: str) -> None:

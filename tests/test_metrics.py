@@ -34,3 +34,10 @@ def test_durations_from_1_to_500_ms_fall_into_different_buckets() -> None:
         if line.startswith("maskcast_stage_seconds_bucket") and "test_metrics" in line
     ]
     assert set(counts) == {1, 2, 3, 4, 5}
+
+
+def test_a_camera_that_is_forgotten_is_counted_no_longer() -> None:
+    metrics.LABELS.labels("test-metrics").inc()
+    metrics.forget("test-metrics")
+    metrics.forget("test-metrics")
+    assert "test-metrics" not in generate_latest().decode()

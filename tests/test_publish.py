@@ -1,62 +1,172 @@
-"""From a finished run to a bundle whose manifest says what was measured."""
+"""From a finished run to a bundle whose manifest says what was measured, level by level."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import test_coco
 import tiny
+import torch
 
-from pipeline.bundle import Bundle, load_bundle
+from pipeline import publish as module
+from pipeline.bundle import Bundle, QualityLevel, load_bundle
 from pipeline.datasets import camvid
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluate
-from pipeline.publish import publish
+from pipeline.export import Description
+from pipeline.models.split_segmenter import levels_like
+from pipeline.publish import Origin, mark_default, publish, publish_whole
+from pipeline.runtime import open_session
+from pipeline.training import load_trained, train
+
+COMMAND = "maskcast export --run tiny"
+
+
+def origin(data: Path, run: Path) -> Origin:
+    return Origin(tiny.experiment(), data=data, run=run, licence="CC0-1.0", command=COMMAND)
 
 
 @pytest.fixture(scope="module")
-def published(tiny_camvid: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return publish(
-        tiny.experiment(),
-        data=tiny_camvid,
-        run=tiny_run,
-        folder=tmp_path_factory.mktemp("published") / "bundle",
-        split="test",
-        licence="CC0-1.0",
-        command="maskcast export --run tiny",
-    )
+def told() -> list[int]:
+    """How many levels were measured, each time that it was said."""
+    return []
 
 
-def test_manifest_claims_what_is_measured_on_the_split(published: Bundle, tiny_camvid: Path) -> None:
-    (level,) = published.manifest.quality_levels
-    measured = evaluate(published, camvid(tiny_camvid, "test"), split="test", engine="onnxruntime")
-    assert level.default
-    assert level.rate_bpp == pytest.approx(measured.rate_bpp)
-    assert level.miou == pytest.approx(measured.miou)
-    assert level.rate_bpp > 0
+@pytest.fixture(scope="module")
+def published(tiny_camvid: Path, tiny_run: Path, told: list[int], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("published") / "bundle"
+    return publish(origin(tiny_camvid, tiny_run), folder, split="test", effort=tiny.SHORT, progress=told.append)
+
+
+@pytest.mark.parametrize("level", range(tiny.LEVELS))
+def test_manifest_claims_what_is_measured_on_the_split(published: Bundle, tiny_camvid: Path, level: int) -> None:
+    claimed = published.manifest.quality_levels[level]
+    measured = evaluate(published, camvid(tiny_camvid, "test"), split="test", engine="onnxruntime", quality=level)
+    assert claimed.index == level
+    assert claimed.rate_bpp == pytest.approx(measured.rate_bpp)
+    assert claimed.miou == pytest.approx(measured.miou)
+    assert claimed.rate_bpp > 0
+
+
+def test_every_level_is_claimed_and_one_is_the_default(published: Bundle, told: list[int]) -> None:
+    levels = published.manifest.quality_levels
+    assert [level.index for level in levels] == list(range(tiny.LEVELS))
+    assert [level.default for level in levels].count(True) == 1
+    assert list(levels) == mark_default(list(levels))
+    assert told == [1, 2, 3]
 
 
 def test_manifest_describes_run_and_data(published: Bundle) -> None:
     manifest = published.manifest
     assert (manifest.name, manifest.licence) == ("tiny", "CC0-1.0")
-    assert manifest.created_by == "maskcast export --run tiny"
-    assert "train" in manifest.dataset
-    assert "test" in manifest.dataset
+    assert manifest.created_by == COMMAND
+    assert manifest.dataset == "camvid (train); rates and mIoU measured on test"
     assert (manifest.width, manifest.height) == (tiny.WIDTH, tiny.HEIGHT)
     assert [(one.name, one.colour) for one in manifest.classes] == list(tiny.COLOURS.items())
+
+
+def test_manifest_says_how_the_network_is_built_again(published: Bundle, tiny_run: Path) -> None:
+    network = published.manifest.network
+    assert network is not None
+    experiment = tiny.experiment(model=network.model, loss={"rate": network.rate})
+    assert experiment == tiny.experiment()
+    assert network.from_cityscapes == tiny.FROM_CITYSCAPES
 
 
 def test_published_bundle_loads(published: Bundle) -> None:
     assert load_bundle(published.path).manifest == published.manifest
 
 
+@torch.no_grad()
+def test_graph_holds_the_averaged_weights_of_the_run(published: Bundle, tiny_camvid: Path, tiny_run: Path) -> None:
+    network = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES)
+    image = camvid(tiny_camvid, "test").images[0]
+    y, _ = open_session(published.graph("encode"), engine="onnxruntime").run(image[None], np.zeros(1, np.int64))
+    shown = tiny.images([tiny.Scene(image, image)])
+    own = network.prior.analyse(network.encode(shown), levels_like(shown, 0))[0].numpy()
+    assert np.abs(y - own).max() < 0.05 * np.abs(own).max()
+
+
+class Enough(Exception):
+    """Ends a publication before its bundle is made."""
+
+
+def asked_of_export(
+    monkeypatch: pytest.MonkeyPatch, made: Origin, folder: Path, *, split: str
+) -> tuple[Description, list[np.ndarray]]:
+    """What export is told, and the frames that it is to fit the tables to."""
+    seen = []
+
+    def look(_: object, described: Description, __: Path, *, frames: list[np.ndarray], **___: object) -> None:
+        seen.append((described, list(frames)))
+        raise Enough
+
+    monkeypatch.setattr(module, "export", look)
+    monkeypatch.setattr(module, "load_trained", lambda *_: None)
+    with pytest.raises(Enough):
+        publish(made, folder, split=split)
+    return seen[0]
+
+
+def test_tables_are_fitted_to_frames_of_training_alone_and_held_out_drives_are_said(
+    tiny_camvid: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = tiny.experiment(data={"without_drives": ("0006R0",)})
+    made = replace(origin(tiny_camvid, tiny_run), experiment=held_out)
+    described, frames = asked_of_export(monkeypatch, made, tmp_path / "bundle", split="0006R0")
+    expected = camvid(tiny_camvid, "train", without_drives=("0006R0",)).images
+    assert len(frames) == len(expected) == 4
+    assert all(np.array_equal(one, other) for one, other in zip(frames, expected, strict=True))
+    assert described.dataset == "camvid (train, without 0006R0); rates and mIoU measured on 0006R0"
+
+
+def levels(*figures: tuple[float, float]) -> list[QualityLevel]:
+    return [QualityLevel(index=i, rate_bpp=rate, miou=miou, default=False) for i, (rate, miou) in enumerate(figures)]
+
+
+@pytest.mark.parametrize(
+    ("figures", "chosen"),
+    [
+        ([(0.01, 0.6), (0.03, 0.65), (0.2, 0.7)], 1),
+        ([(0.01, 0.66), (0.03, 0.65)], 0),
+        ([(0.05, 0.66), (0.01, 0.65)], 0),
+        ([(0.1, 0.7), (0.06, 0.6)], 1),
+        ([(0.2, 0.5)], 0),
+    ],
+    ids=["best of the cheap", "cheaper and better", "just cheap enough", "none cheap", "alone"],
+)
+def test_default_is_the_most_accurate_of_the_cheap_levels(figures: list[tuple[float, float]], chosen: int) -> None:
+    marked = mark_default(levels(*figures))
+    assert [level.index for level in marked if level.default] == [chosen]
+    assert [(level.rate_bpp, level.miou) for level in marked] == figures
+
+
+def test_a_network_without_bottleneck_is_published_whole(tiny_camvid: Path, tmp_path: Path) -> None:
+    experiment = tiny.experiment(model={"bottleneck": "none"}, loss={"rate": (0.0,)}, schedule={"epochs": 1})
+    folders = tiny.folders(tiny_camvid, tmp_path / "home")
+    list(train(experiment, folders))
+    made = replace(origin(tiny_camvid, folders.run), experiment=experiment)
+    publish_whole(made, tmp_path / "whole.onnx")
+    image = camvid(tiny_camvid, "test").images[0]
+    (logits,) = open_session(tmp_path / "whole.onnx", engine="onnxruntime").run(image[None])
+    assert logits.shape == (1, tiny.CLASSES, tiny.HEIGHT // 4, tiny.WIDTH // 4)
+    with pytest.raises(ConfigError, match="--whole"):
+        publish(made, tmp_path / "bundle", split="test")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_run_that_is_not_there_leaves_no_bundle(tiny_camvid: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none"):
-        publish(
-            tiny.experiment(),
-            data=tiny_camvid,
-            run=tmp_path / "none",
-            folder=tmp_path / "bundle",
-            split="test",
-            licence="",
-            command="",
-        )
+        publish(origin(tiny_camvid, tmp_path / "none"), tmp_path / "bundle", split="test")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_data_set_of_frames_of_many_sizes_has_no_bundle(
+    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = test_coco.write(tmp_path / "coco", "val", test_coco.crowd(1, test_coco.CAR, columns=30))
+    experiment = tiny.experiment(data={"dataset": "coco", "split": "val"})
+    monkeypatch.setattr(module, "load_trained", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"data\.dataset coco: bundles are exported for frames of one size"):
+        publish(replace(origin(data, tiny_run), experiment=experiment), tmp_path / "bundle", split="val")

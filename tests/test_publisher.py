@@ -1,4 +1,4 @@
-"""What a worker publishes: masks that open, and statistics that only one worker at a time speaks."""
+"""What a worker publishes: masks that open, scores by name, and statistics that one worker at a time speaks."""
 
 import asyncio
 import json
@@ -6,23 +6,34 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
-from standins import PALETTE
+from standins import NAMES, PALETTE
 
-from nodes.publisher import MaskPublisher, Rendered, Rivals, StatsPublisher, render
+from nodes.publisher import FramePublisher, Looks, Rendered, Rivals, StatsPublisher, render
 from nodes.service import Lane
 from nodes.stats import Cameras, MaskFacts
 from nodes.viewer.state import Stats
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.mask_image import unpack_mask, unpack_mask_rle
-from pipeline.messages import FrameId, Mask
+from pipeline.messages import Decoded, FrameId, Mask, Scores
 from pipeline.transport import Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
+
+FRAME = FrameId(7, 1)
+LOOKS = Looks(PALETTE, NAMES)
 
 
 def mask_of(number: int = 3) -> Mask:
     classes = np.zeros((48, 64), np.uint8)
     classes[:12] = number
-    return Mask(FrameId(7, 1), 1000, bytes(4), classes)
+    return Mask(FRAME, 1000, bytes(4), classes)
+
+
+def scores_of(*values: float) -> Scores:
+    return Scores(FRAME, 1000, bytes(4), np.array(values, np.float32))
+
+
+def decoded(number: int = 3) -> Decoded:
+    return Decoded(mask_of(number), None)
 
 
 @pytest.fixture
@@ -37,17 +48,30 @@ async def take(messages: AsyncIterator[Message]) -> bytes:
 
 
 def test_a_mask_is_rendered_with_the_share_of_each_class() -> None:
-    rendered = render(mask_of(), "cam-1", PALETTE, True)
+    rendered = render(decoded(), "cam-1", Looks(PALETTE, NAMES, rle=True))
     assert isinstance(rendered, Rendered)
     assert rendered.share.tolist() == [0.75, 0, 0, 0.25, 0]
-    mask, camera = unpack_mask(rendered.png)
-    assert (camera, mask.id) == ("cam-1", FrameId(7, 1))
-    assert rendered.rle is not None
-    assert (unpack_mask_rle(rendered.rle).classes == mask_of().classes).all()
+    png, rle = rendered.parts
+    mask, camera = unpack_mask(png.payload)
+    assert (camera, mask.id) == ("cam-1", FRAME)
+    assert (unpack_mask_rle(rle.payload).classes == mask_of().classes).all()
+
+
+def test_scores_are_rendered_beside_a_mask_or_alone() -> None:
+    scores = scores_of(0.1, 0.25, 1, 0, 0.99999)
+    both = render(Decoded(mask_of(), scores), "cam-1", LOOKS)
+    alone = render(Decoded(None, scores), "cam-1", LOOKS)
+    assert isinstance(both, Rendered)
+    assert isinstance(alone, Rendered)
+    assert [part.topic for part in both.parts] == ["mask", "labels"]
+    assert [part.topic for part in alone.parts] == ["labels"]
+    assert both.parts[1] == alone.parts[0]
+    assert not alone.share.any()
+    assert [label["score"] for label in json.loads(alone.parts[0].payload)["labels"]] == [0.1, 0.25, 1.0, 0.0, 1.0]
 
 
 def test_a_class_without_a_colour_is_an_error_of_this_mask_alone() -> None:
-    assert isinstance(render(mask_of(5), "cam-1", PALETTE, False), BitstreamError)
+    assert isinstance(render(decoded(5), "cam-1", LOOKS), BitstreamError)
 
 
 async def test_masks_are_published_and_the_compact_form_where_it_is_on(lane: Lane) -> None:
@@ -55,8 +79,8 @@ async def test_masks_are_published_and_the_compact_form_where_it_is_on(lane: Lan
         broker = MemoryBroker()
         async with MemoryChannel(broker) as channel, MemoryChannel(broker) as other:
             arriving = other.subscribe("cam-1/#")
-            masks = MaskPublisher(channel, lane, palette=PALETTE, rle=rle, live=True)
-            rendered = await masks.publish("cam-1", mask_of())
+            frames = FramePublisher(channel, lane, looks=Looks(PALETTE, NAMES, rle=rle), live=True)
+            rendered = await frames.publish("cam-1", FRAME, decoded())
         topics = [message.topic async for message in arriving]
         assert topics == (["cam-1/mask", "cam-1/mask/rle"] if rle else ["cam-1/mask"])
         assert isinstance(rendered, Rendered)
@@ -64,17 +88,17 @@ async def test_masks_are_published_and_the_compact_form_where_it_is_on(lane: Lan
 
 async def test_without_a_broker_a_live_mask_is_given_up(lane: Lane) -> None:
     channel = MemoryChannel(MemoryBroker())
-    masks = MaskPublisher(channel, lane, palette=PALETTE, rle=False, live=True)
-    assert isinstance(await masks.publish("cam-1", mask_of()), TransportError)
+    frames = FramePublisher(channel, lane, looks=LOOKS, live=True)
+    assert isinstance(await frames.publish("cam-1", FRAME, decoded()), TransportError)
 
 
 async def test_without_a_broker_a_replayed_mask_waits(lane: Lane) -> None:
     broker = MemoryBroker()
     channel = MemoryChannel(broker)
-    masks = MaskPublisher(channel, lane, palette=PALETTE, rle=False, live=False)
+    frames = FramePublisher(channel, lane, looks=LOOKS, live=False)
     async with MemoryChannel(broker) as other:
         arriving = other.subscribe("cam-1/mask")
-        publishing = asyncio.create_task(masks.publish("cam-1", mask_of()))
+        publishing = asyncio.create_task(frames.publish("cam-1", FRAME, decoded()))
         await asyncio.sleep(0.05)
         assert not publishing.done()
         async with channel:

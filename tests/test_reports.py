@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.reports import LIMIT_BYTES, Legend, State, Stats, read_report
+from nodes.reports import LIMIT_BYTES, Labels, Legend, State, Stats, read_report
 from pipeline.errors import BitstreamError
 
 
@@ -19,6 +19,36 @@ def test_state_is_one_of_three() -> None:
     assert read_report(State, b'{"state": "stopped", "since": 5}').since == 5
     with pytest.raises(BitstreamError, match=r"state: state: .*'online', 'stopped' or 'offline'"):
         read_report(State, b'{"state": "on fire"}')
+
+
+def labels_of(**changed: object) -> bytes:
+    facts = {"epoch": 7, "sequence": 5, "captured_ms": 1, "bundle": "0a0b0c0d", "labels": [], **changed}
+    return json.dumps(facts).encode()
+
+
+def test_labels_are_present_from_one_half_the_surest_first() -> None:
+    scores = {"sky": 0.5, "road": 1, "car": 0.4999, "tree": 0}
+    labels = read_report(Labels, labels_of(labels=[{"name": n, "score": s} for n, s in scores.items()]))
+    assert [label.name for label in labels.present()] == ["road", "sky"]
+    assert [label.name for label in labels.labels] == list(scores)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"labels": [{"name": "sky", "score": 1.01}]},
+        {"labels": [{"name": "sky", "score": float("nan")}]},
+        {"labels": [{"name": "\u001b[2J", "score": 1}]},
+        {"labels": [{"name": "sky", "score": 1}] * 257},
+        {"labels": {"sky": 1}},
+        {"epoch": 1 << 16},
+        {"sequence": -1},
+        {"captured_ms": 1 << 48},
+    ],
+)
+def test_what_is_no_labels_is_refused(changed: dict[str, object]) -> None:
+    with pytest.raises(BitstreamError, match=r"labels: "):
+        read_report(Labels, labels_of(**changed))
 
 
 def test_legend_is_read_from_a_whole_manifest() -> None:
@@ -61,7 +91,7 @@ def test_colour_that_is_none_is_refused(colour: object) -> None:
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps))
 def test_any_bytes_give_a_report_or_a_bitstream_error(payload: bytes | str) -> None:
     data = payload if isinstance(payload, bytes) else payload.encode()
-    for kind in (Stats, State, Legend):
+    for kind in (Stats, State, Legend, Labels):
         try:
             read_report(kind, data)
         except BitstreamError:

@@ -15,23 +15,47 @@ def graph() -> Path:
     return load_bundle(default_bundle()).graph("decode")
 
 
+def latents(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Made-up latents (B, C, h, w) and their levels (B,), a level for each."""
+    y_hat = np.random.default_rng(0).normal(size=(batch, 64, 23, 30)).astype(np.float32).round()
+    return y_hat, np.arange(batch, dtype=np.int64)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_engines_agree(graph: Path, batch: int) -> None:
-    y_hat = np.random.default_rng(0).normal(size=(batch, 64, 23, 30)).astype(np.float32).round()
-    (exact,) = open_session(graph, engine="onnxruntime", threads=1).run(y_hat)
-    (other,) = open_session(graph, engine="openvino", threads=1).run(y_hat)
+    (exact,) = open_session(graph, engine="onnxruntime", threads=1).run(*latents(batch))
+    (other,) = open_session(graph, engine="openvino", threads=1).run(*latents(batch))
     assert exact.shape == other.shape == (batch, 11, 92, 120)
     # OpenVINO takes bfloat16 where the processor has it: 8 bits of mantissa.
     assert np.abs(exact - other).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_each_row_of_a_batch_is_of_its_own_level(graph: Path, engine: str) -> None:
+    session = open_session(graph, engine=engine, threads=1)
+    y_hat = np.repeat(latents(1)[0], 3, axis=0)
+    (together,) = session.run(y_hat, np.array([0, 2, 0]))
+    for row, level in enumerate((0, 2, 0)):
+        (alone,) = session.run(y_hat[:1], np.array([level]))
+        assert np.abs(together[row] - alone[0]).max() < 0.05 * np.abs(alone).max()
+    assert np.abs(together[0] - together[1]).max() > 0.2 * np.abs(together[0]).max()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_another_number_of_inputs_than_the_graph_takes_is_refused(graph: Path, engine: str) -> None:
+    session, (y_hat, quality) = open_session(graph, engine=engine, threads=1), latents(1)
+    for inputs in ((y_hat,), (y_hat, quality, quality)):
+        with pytest.raises(ValueError, match="inputs; the graph takes 2"):
+            session.run(*inputs)
+
+
 def test_openvino_compiles_for_powers_of_two_only(graph: Path) -> None:
     session = open_session(graph, engine="openvino", threads=1)
     assert isinstance(session, OpenvinoSession)
-    y_hat = np.random.default_rng(0).normal(size=(4, 64, 23, 30)).astype(np.float32).round()
-    (whole,) = session.run(y_hat)
+    y_hat, quality = latents(4)
+    (whole,) = session.run(y_hat, quality)
     for count in (3, 2, 1):
-        (part,) = session.run(y_hat[:count])
+        (part,) = session.run(y_hat[:count], quality[:count])
         assert part.shape == (count, 11, 92, 120)
         assert np.abs(part - whole[:count]).max() < 0.05 * np.abs(whole).max()
     assert sorted(session._requests) == [1, 2, 4]
@@ -45,9 +69,10 @@ def test_sizes_of_batches_are_powers_of_two_that_hold_each_of_them() -> None:
 
 def test_results_outlive_the_next_run(graph: Path) -> None:
     session = open_session(graph, engine="openvino")
-    (first,) = session.run(np.zeros((1, 64, 23, 30), np.float32))
+    y_hat, quality = latents(1)
+    (first,) = session.run(y_hat, quality)
     kept = first.copy()
-    session.run(np.ones((1, 64, 23, 30), np.float32))
+    session.run(y_hat + 1, quality)
     np.testing.assert_array_equal(first, kept)
 
 

@@ -1,53 +1,92 @@
 """The training loop on a dozen small frames: it runs, resumes as if it had not stopped, and says what went wrong."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from graphs import light_meter
 from torch import Tensor
 
-from pipeline import training
-from pipeline.datasets import camvid
+from pipeline import checkpoint, training
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
-from pipeline.models import MODELS
+from pipeline.material import Folders
+from pipeline.measuring import Measured
 from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.models.teacher import FDDWNet
-from pipeline.training import Folders, Progress, TrainingDiverged, load_trained, measure, train
+from pipeline.stepping import TrainingDiverged
+from pipeline.training import Progress, build, describe, load_trained, train
 
 SPOILT = "decoder.lift.0.weight"
+LATENTS = "analysis.source_encoder.mix.2.weight"
+FROZEN = {"lr": 1e-30, "backbone_lr": 1e-30, "weight_decay": 0.0}
 
 
-def weights_of(run: Path) -> dict[str, Tensor]:
-    return load_trained(tiny.experiment(), run, tiny.CLASSES).state_dict()
+def weights_of(run: Path, experiment: Experiment | None = None) -> dict[str, Tensor]:
+    return load_trained(experiment or tiny.experiment(), run, tiny.CLASSES).state_dict()
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def epochs(experiment: Experiment, folders: Folders) -> list[Progress]:
     return list(train(experiment, folders))
 
 
+@pytest.fixture
+def everything(tiny_camvid: Path, tmp_path: Path) -> tuple[Experiment, Folders]:
+    """All that views, teachers and frames without labels can do, and where it is read from."""
+    experiment = tiny.experiment(
+        data={"balanced": 0.5, "texture": 0.3, "mixed": 0.5, "unlabelled": 0.5},
+        teacher={"weight": 0.7, "mirrored": True, "scales": (1.0, 0.5), "sharpness": 1.3},
+        schedule={"epochs": 2, "rate_warmup": 0.5},
+    )
+    teacher = light_meter(tmp_path / "teacher.onnx", tiny.CLASSES, bright=tiny.ROAD, dark=tiny.SKY)
+    more = tiny.pictures(tmp_path / "more", 3)
+    folders = replace(tiny.folders(tiny_camvid, tmp_path / "home"), teachers=(teacher,), unlabelled=(more,))
+    return experiment, folders
+
+
 def test_two_epochs_run_and_report_finite_terms(tiny_camvid: Path, tmp_path: Path) -> None:
     found = epochs(tiny.experiment(), tiny.folders(tiny_camvid, tmp_path))
     assert [(p.epoch, p.epochs) for p in found] == [(1, 2), (2, 2)]
     for p in found:
-        assert all(map(math.isfinite, (p.segmentation, p.rate_bpp, p.gradient_norm)))
-        assert p.segmentation > 0
-        assert p.rate_bpp > 0
+        assert all(map(math.isfinite, (p.segmentation, p.lovasz, p.rate_bpp, p.gradient_norm)))
+        assert min(p.segmentation, p.lovasz, p.rate_bpp, p.gradient_norm, p.images_per_s) > 0
         assert p.distillation == 0
-        assert [one.split for one in p.measured] == ["val"]
+        assert [(one.split, one.quality) for one in p.measured] == [("val", level) for level in range(tiny.LEVELS)]
 
 
 def test_loss_falls_on_frames_seen_often(tiny_camvid: Path, tmp_path: Path) -> None:
     plain = {"scale": (1.0, 1.0), "jitter": 0.0}
-    longer = tiny.experiment(data=plain, schedule={"epochs": 8, "lr": 1e-2, "measure_every": 8})
+    longer = tiny.experiment(data=plain, schedule={"epochs": 10, "lr": 1e-2, "measure_every": 10})
     found = epochs(longer, tiny.folders(tiny_camvid, tmp_path))
-    assert found[-1].segmentation < 0.92 * found[0].segmentation
-    assert found[-1].rate_bpp < 0.9 * found[0].rate_bpp
+    assert found[-1].segmentation < 0.85 * found[0].segmentation
+    assert found[-1].lovasz < found[0].lovasz
+    assert found[-1].rate_bpp < 0.8 * found[0].rate_bpp
+
+
+def test_the_gains_of_a_level_fall_where_its_rate_weighs_more(tiny_camvid: Path, tmp_path: Path) -> None:
+    gains = []
+    for weights in ((32.0, 4.0, 0.5), (0.5, 0.5, 32.0)):
+        experiment = tiny.experiment(
+            loss={"rate": weights}, schedule={"epochs": 6, "lr": 1e-2, "measure_every": 6, "average_decay": 0.5}
+        )
+        folders = tiny.folders(tiny_camvid, tmp_path / str(weights[0]))
+        (*_, last) = train(experiment, folders)
+        rates = [one.rate_bpp for one in last.measured]
+        assert rates == sorted(rates)
+        gains.append(weights_of(folders.run, experiment)["prior.gains.log_gain"].mean(1))
+    lowest, _, highest = (gains[0] - gains[1]).tolist()
+    assert lowest < -0.005
+    assert highest > 0.02
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
@@ -56,63 +95,131 @@ def test_measured_when_due_and_after_the_last_epoch(tiny_camvid: Path, tmp_path:
     assert [bool(p.measured) for p in found] == [every == 1, every <= 2, True]
 
 
-def test_resuming_equals_not_having_stopped(tiny_camvid: Path, tiny_run: Path, tmp_path: Path) -> None:
-    folders = tiny.folders(tiny_camvid, tmp_path)
-    stopped = train(tiny.experiment(), folders)
+def interrupted(experiment: Experiment, folders: Folders) -> int:
+    """Train for one epoch, then go on; the epochs of the second part."""
+    stopped = train(experiment, folders)
     assert next(stopped).epoch == 1
     assert isinstance(stopped, Iterator)
     del stopped
     torch.manual_seed(99)  # whatever happened in between
-    resumed = epochs(tiny.experiment(), folders)
-    assert [p.epoch for p in resumed] == [2]
-    expected, found = weights_of(tiny_run), weights_of(folders.run)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    return len(epochs(experiment, folders))
+
+
+def test_resuming_equals_not_having_stopped(tiny_camvid: Path, tiny_run: Path, tmp_path: Path) -> None:
+    folders = tiny.folders(tiny_camvid, tmp_path)
+    assert interrupted(tiny.experiment(), folders) == 1
+    assert equal(weights_of(folders.run), weights_of(tiny_run))
+
+
+def test_resuming_equals_not_having_stopped_with_everything_on(everything: tuple[Experiment, Folders]) -> None:
+    experiment, folders = everything
+    whole = replace(folders, run=folders.run.with_name("whole"))
+    epochs(experiment, whole)
+    assert interrupted(experiment, folders) == 1
+    assert equal(weights_of(folders.run, experiment), weights_of(whole.run, experiment))
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_begins_again(tiny_camvid: Path, tmp_path: Path) -> None:
+    experiment, folders = tiny.experiment(schedule={"measure_every": 5}), tiny.folders(tiny_camvid, tmp_path)
+    next(train(experiment, folders))
+    assert not (folders.run / checkpoint.FILE).exists()
+    assert [p.epoch for p in epochs(experiment, folders)] == [1, 2]
+
+
+def test_a_long_epoch_is_saved_without_being_measured(
+    tiny_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", -1)
+    experiment, folders = tiny.experiment(schedule={"measure_every": 5}), tiny.folders(tiny_camvid, tmp_path)
+    assert not next(train(experiment, folders)).measured
+    assert [p.epoch for p in epochs(experiment, folders)] == [2]
 
 
 def test_same_seed_gives_the_same_weights_and_another_seed_others(
     tiny_camvid: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    name = "source_encoder.mix.2.weight"
     for seed in (1, 2):
-        folders = tiny.folders(tiny_camvid, tmp_path / str(seed))
-        epochs(tiny.experiment(schedule={"seed": seed}), folders)
-        assert torch.equal(weights_of(folders.run)[name], weights_of(tiny_run)[name]) == (seed == 1)
+        folders, experiment = tiny.folders(tiny_camvid, tmp_path / str(seed)), tiny.experiment(schedule={"seed": seed})
+        epochs(experiment, folders)
+        assert equal(weights_of(folders.run, experiment), weights_of(tiny_run)) == (seed == 1)
 
 
 def test_finished_run_is_not_trained_again(tiny_camvid: Path, tiny_run: Path, tmp_path: Path) -> None:
     folders = replace(tiny.folders(tiny_camvid, tmp_path), run=tiny_run)
-    before = (tiny_run / "checkpoint.pt").read_bytes()
+    before = (tiny_run / checkpoint.FILE).read_bytes()
     assert epochs(tiny.experiment(), folders) == []
-    assert (tiny_run / "checkpoint.pt").read_bytes() == before
+    assert (tiny_run / checkpoint.FILE).read_bytes() == before
 
 
 def test_average_is_kept_and_differs_from_the_newest_weights(tiny_run: Path) -> None:
-    state = torch.load(tiny_run / "checkpoint.pt", weights_only=True)
-    name = "source_encoder.mix.2.weight"
-    assert not torch.equal(state["average"][name], state["network"][name])
-    assert torch.equal(weights_of(tiny_run)[name], state["average"][name])
+    state = torch.load(tiny_run / checkpoint.FILE, weights_only=True)
+    assert not torch.equal(state["average"][LATENTS], state["network"][LATENTS])
+    assert torch.equal(weights_of(tiny_run)[LATENTS], state["average"][LATENTS])
 
 
-def test_trained_network_is_in_eval_mode(tiny_run: Path) -> None:
-    assert not any(m.training for m in load_trained(tiny.experiment(), tiny_run, tiny.CLASSES).modules())
+def test_what_is_measured_is_the_average(tiny_camvid: Path, tmp_path: Path) -> None:
+    """An average that hardly moves measures what the network began with."""
+    folders = tiny.folders(tiny_camvid, tmp_path)
+    schedule = {"epochs": 1, "average_decay": 0.0}
+    (moved,) = epochs(tiny.experiment(schedule={**schedule, "lr": 0.1}), folders)
+    begun = replace(folders, run=tmp_path / "still")
+    (still,) = epochs(tiny.experiment(schedule={**schedule, **FROZEN}), begun)
+    assert [m.rate_bpp for m in moved.measured] != pytest.approx([m.rate_bpp for m in still.measured], rel=0.05)
+
+
+def test_trained_network_is_in_eval_mode_and_has_its_levels(tiny_run: Path) -> None:
+    network = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES)
+    assert not any(m.training for m in network.modules())
+    assert network.levels == tiny.LEVELS
 
 
 def test_held_out_drives_are_not_learned_from(tiny_camvid: Path, tmp_path: Path) -> None:
-    """Half of the frames: half of the steps, seen by the optimiser's count."""
-    folders = tiny.folders(tiny_camvid, tmp_path)
-    data = {"without_drives": ("0006R0",), "choose_by": ("0006R0", "val")}
-    found = epochs(tiny.experiment(data=data), folders)
-    assert [one.split for one in found[-1].measured] == ["0006R0", "val"]
-    state = torch.load(folders.run / "checkpoint.pt", weights_only=True)
-    assert {int(one["step"]) for one in state["optimiser"]["state"].values()} == {2}
+    """Their frames may be any: the weights are the same."""
+    data = shutil.copytree(tiny_camvid, tmp_path / "data")
+    for path in [*data.glob("images/*/0006R0*"), *data.glob("labels/*/0006R0*")]:
+        assert cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[::-1])
+    experiment = tiny.experiment(data={"without_drives": ("0006R0",), "choose_by": ("0006R0", "val")})
+    found = []
+    for name, root in (("one", tiny_camvid), ("other", data)):
+        folders = tiny.folders(root, tmp_path / name)
+        last = epochs(experiment, folders)[-1]
+        assert [one.split for one in last.measured] == ["0006R0"] * tiny.LEVELS + ["val"] * tiny.LEVELS
+        state = torch.load(folders.run / checkpoint.FILE, weights_only=True)
+        assert {int(one["step"]) for one in state["optimiser"]["state"].values()} == {2}  # half of the frames
+        found.append((weights_of(folders.run, experiment), [one.rate_bpp for one in last.measured]))
+    assert equal(found[0][0], found[1][0])
+    assert found[0][1][: tiny.LEVELS] != found[1][1][: tiny.LEVELS]  # but they are measured
 
 
-def test_teacher_gives_a_distillation_term_and_its_labels_are_kept(tiny_camvid: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    save_file(FDDWNet().state_dict(), tmp_path / "teacher.safetensors")
-    folders = replace(tiny.folders(tiny_camvid, tmp_path), teacher=tmp_path / "teacher.safetensors")
-    found = epochs(tiny.experiment(teacher={"weight": 0.5}, schedule={"epochs": 1}), folders)
-    assert found[0].distillation > 0
+def with_other_labels(data: Path, copy: Path) -> Path:
+    """A copy whose training labels are noise."""
+    shutil.copytree(data, copy)
+    rng = np.random.default_rng(0)
+    for path in sorted((copy / "labels" / "train").iterdir()):
+        noise = rng.integers(0, tiny.CLASSES, (tiny.HEIGHT, tiny.WIDTH)).astype(np.uint8)
+        assert cv2.imwrite(str(path), noise)
+    return copy
+
+
+@pytest.mark.parametrize("labels", [0.0, 0.5], ids=["label-free", "with labels"])
+def test_label_free_training_never_looks_at_the_labels(
+    everything: tuple[Experiment, Folders], tmp_path: Path, labels: float
+) -> None:
+    experiment, folders = everything
+    loss = experiment.loss.model_copy(update={"labels": labels, "lovasz": 0.0})
+    experiment = experiment.model_copy(update={"loss": loss})
+    runs = []
+    for data in (folders.data, with_other_labels(folders.data, tmp_path / "other")):
+        one = replace(folders, data=data, run=tmp_path / f"run-of-{data.name}")
+        assert epochs(experiment, one)[-1].distillation > 0
+        runs.append(weights_of(one.run, experiment))
+    assert equal(runs[0], runs[1]) == (labels == 0)
+
+
+def test_teacher_gives_a_distillation_term_and_its_labels_are_kept(everything: tuple[Experiment, Folders]) -> None:
+    experiment, folders = everything
+    found = epochs(experiment, folders)
+    assert all(p.distillation > 0 for p in found)
     assert (folders.run / "soft_labels.npy").is_file()
 
 
@@ -121,31 +228,90 @@ def test_teacher_that_is_not_named_is_asked_for(tiny_camvid: Path, tmp_path: Pat
         epochs(tiny.experiment(teacher={"weight": 0.5}), tiny.folders(tiny_camvid, tmp_path))
 
 
-def with_spoilt_gradient(classes: int, **sizes: int) -> SplitSegmenter:
-    """A network whose gradient is not a number at one place, halfway through."""
-    network = SplitSegmenter(classes, **sizes)
-    network.get_parameter(SPOILT).register_hook(lambda gradient: gradient * float("nan"))
-    return network
+def test_frames_without_labels_that_are_not_named_are_asked_for(everything: tuple[Experiment, Folders]) -> None:
+    experiment, folders = everything
+    with pytest.raises(ConfigError, match="--unlabelled"):
+        epochs(experiment, replace(folders, unlabelled=()))
+
+
+def parameters_of(network: SplitSegmenter) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+def test_a_run_can_begin_with_the_weights_of_another(tiny_camvid: Path, tiny_run: Path, tmp_path: Path) -> None:
+    folders = replace(tiny.folders(tiny_camvid, tmp_path), start=tiny_run, backbone=None)
+    frozen = tiny.experiment(schedule={"epochs": 1, **FROZEN})
+    epochs(frozen, folders)
+    found = parameters_of(load_trained(frozen, folders.run, tiny.CLASSES))
+    expected = parameters_of(load_trained(tiny.experiment(), tiny_run, tiny.CLASSES))
+    assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in found.items())
+
+
+def test_a_run_cannot_begin_with_the_weights_of_another_network(
+    tiny_camvid: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    folders = replace(tiny.folders(tiny_camvid, tmp_path), start=tiny_run)
+    with pytest.raises(ConfigError, match=str(tiny_run)):
+        epochs(tiny.experiment(model={"latents": 8}), folders)
+
+
+@pytest.mark.parametrize("levels", [(5.0,), (9.0, 6.0, 3.0, 1.0, 0.5)], ids=len)
+def test_networks_of_any_number_of_levels_are_trained(tiny_camvid: Path, tmp_path: Path, levels: tuple[float]) -> None:
+    (found,) = epochs(
+        tiny.experiment(loss={"rate": levels}, schedule={"epochs": 1}), tiny.folders(tiny_camvid, tmp_path)
+    )
+    assert [one.quality for one in found.measured] == list(range(len(levels)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"bottleneck": "none"}, {"over_parameters": 2}, {"decoder": "source_task"}, {"backbone": "mobilenet_edgetpu"}],
+    ids=lambda model: next(iter(model.values())),
+)
+def test_other_networks_are_trained_by_the_same_code(
+    tiny_camvid: Path, tmp_path: Path, model: dict[str, object]
+) -> None:
+    folders = replace(tiny.folders(tiny_camvid, tmp_path), backbone=None)
+    experiment = tiny.experiment(model=model, schedule={"epochs": 1})
+    (found,) = epochs(experiment, folders)
+    assert math.isfinite(found.segmentation)
+    assert (found.rate_bpp == 0) == (model.get("bottleneck") == "none")
+    assert load_trained(experiment, folders.run, tiny.CLASSES).levels == len({one.quality for one in found.measured})
 
 
 def test_gradient_that_is_not_finite_names_its_parameter(
     tiny_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODELS, "spoilt", with_spoilt_gradient)
+    def spoilt(experiment: Experiment, classes: int) -> SplitSegmenter:
+        network = build(experiment, classes)
+        network.get_parameter(SPOILT).register_hook(lambda gradient: gradient * float("nan"))
+        return network
+
+    monkeypatch.setattr(training, "build", spoilt)
     folders = tiny.folders(tiny_camvid, tmp_path)
     with pytest.raises(TrainingDiverged, match=SPOILT):
-        epochs(tiny.experiment(model={"name": "spoilt"}), folders)
-    assert not (folders.run / "checkpoint.pt").exists()
+        epochs(tiny.experiment(), folders)
+    assert not (folders.run / checkpoint.FILE).exists()
 
 
 def test_unknown_model_is_named(tiny_camvid: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'resnet'.*joint_mobilenet_v2"):
-        epochs(tiny.experiment(model={"name": "resnet"}), tiny.folders(tiny_camvid, tmp_path))
+    with pytest.raises(ConfigError, match=r"'vgg'.*mobilenet_v2"):
+        epochs(tiny.experiment(model={"backbone": "vgg"}), tiny.folders(tiny_camvid, tmp_path))
 
 
 def test_fewer_frames_than_a_batch_are_an_error(tiny_camvid: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch"):
         epochs(tiny.experiment(schedule={"batch": 9}), tiny.folders(tiny_camvid, tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, b"no weights"], ids=["missing", "damaged"])
+def test_backbone_that_cannot_be_read_is_named(tiny_camvid: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"backbone weights {path}") as caught:
+        epochs(tiny.experiment(), replace(tiny.folders(tiny_camvid, tmp_path), backbone=path))
+    assert "\n" not in str(caught.value)
 
 
 def test_run_without_checkpoint_is_named(tmp_path: Path) -> None:
@@ -154,31 +320,39 @@ def test_run_without_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_run_of_another_experiment_is_named(tiny_run: Path) -> None:
-    other = tiny.experiment(model={"latents": 16})
     with pytest.raises(ConfigError, match=str(tiny_run)) as caught:
-        load_trained(other, tiny_run, tiny.CLASSES)
+        load_trained(tiny.experiment(model={"latents": 8}), tiny_run, tiny.CLASSES)
     assert "\n" not in str(caught.value)
 
 
 def test_run_of_another_experiment_is_not_resumed(tiny_camvid: Path, tiny_run: Path, tmp_path: Path) -> None:
     folders = replace(tiny.folders(tiny_camvid, tmp_path), run=tiny_run)
     with pytest.raises(ConfigError, match=str(tiny_run)):
-        epochs(tiny.experiment(model={"latents": 16}), folders)
+        epochs(tiny.experiment(loss={"lovasz": 0.1}), folders)
 
 
-def test_measured_rate_is_that_of_all_pixels(tiny_network: SplitSegmenter, tiny_camvid: Path) -> None:
-    data = camvid(tiny_camvid, "val")
-    found = measure(tiny_network, data, "val")
-    with torch.no_grad():
-        coded = tiny_network(torch.cat([tiny.images([tiny.Scene(i, i)]) for i in data.images])).coded
-    expected = float((coded.y_bits + coded.z_bits).sum()) / (2 * tiny.WIDTH * tiny.HEIGHT)
-    assert found.split == "val"
-    assert found.rate_bpp == pytest.approx(expected, rel=0.05)  # measured with bfloat16 sums
-    assert 0 <= found.miou <= 1
+def progress(*measured: Measured) -> Progress:
+    return Progress(
+        epoch=3,
+        epochs=70,
+        segmentation=1.0,
+        lovasz=0.5,
+        distillation=0.25,
+        rate_bpp=0.123,
+        gradient_norm=2.0,
+        images_per_s=88.2,
+        measured=measured,
+    )
 
 
-def test_line_of_the_log_names_epoch_terms_and_measurements() -> None:
-    measured = (training.Measured("val", 0.5, 0.1),)
-    line = training.describe(Progress(3, 70, 1.0, 0.5, 0.123, 2.0, measured))
+def test_line_of_the_log_names_epoch_and_terms() -> None:
+    line = describe(progress())
     assert "\n" not in line
-    assert all(part in line for part in ("3/70", "0.1230 bpp", "val: 50.00 mIoU"))
+    assert all(part in line for part in ("3/70", "labels 1.000", "teacher 0.250", "0.1230 bpp", "2.00", "88 images/s"))
+
+
+def test_each_split_that_was_measured_has_a_line_of_its_levels() -> None:
+    measured = (Measured("val", 0, 0.5, 0.1), Measured("val", 1, 0.625, 0.2), Measured("0006R0", 0, 0.25, 0.3))
+    _, first, second = describe(progress(*measured)).splitlines()
+    assert first.strip() == "val: mIoU 50.00 at 0.1000, 62.50 at 0.2000 bpp"
+    assert second.strip() == "0006R0: mIoU 25.00 at 0.3000 bpp"

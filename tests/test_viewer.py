@@ -53,6 +53,12 @@ def mask_png(camera: str = "cam-1", sequence: int = 1, *, epoch: int = 7, captur
     return pack_mask(mask, camera, PALETTE)
 
 
+def labels_of(sequence: int = 1, *, epoch: int = 7) -> dict[str, Any]:
+    labels = [{"name": "sky", "score": 0.25}, {"name": "road", "score": 1.0}]
+    identity = {"epoch": epoch, "sequence": sequence, "captured_ms": 1_000_000, "bundle": "0a0b0c0d"}
+    return {**identity, "labels": labels}
+
+
 def preview_jpeg(value: int = 90) -> bytes:
     return cv2.imencode(".jpg", np.full((24, 32, 3), value, np.uint8))[1].tobytes()
 
@@ -142,7 +148,17 @@ async def test_stats_are_given_as_json(viewer: Viewer) -> None:
     assert json.loads(body) == STATS
 
 
-@pytest.mark.parametrize("path", ["nobody/mask.png", "nobody/stats", "cam-1/mask.png", "cam-1/stats", "..%2f/stats"])
+async def test_labels_are_given_as_json(viewer: Viewer) -> None:
+    await viewer.publish("cam-1/labels", {**labels_of(), "of a newer version": 1})
+    answer, body = await viewer.get("/api/cameras/cam-1/labels")
+    assert answer.content_type == "application/json"
+    assert json.loads(body) == labels_of()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"{name}/{what}" for name in ("nobody", "cam-1") for what in ("mask.png", "stats", "labels")] + ["..%2f/stats"],
+)
 async def test_what_is_not_there_is_not_found(viewer: Viewer, path: str) -> None:
     await viewer.publish("cam-1/state", {"state": "online"})
     answer, body = await viewer.get(f"/api/cameras/{path}")
@@ -197,15 +213,18 @@ async def test_browser_that_comes_late_is_told_everything(viewer: Viewer) -> Non
     await viewer.publish("cam-1/state", {"state": "online", "since": 999_000})
     await viewer.publish("cam-1/stats", STATS)
     await viewer.publish("cam-1/preview", preview_jpeg())
+    await viewer.publish("cam-1/labels", labels_of(4))
     await viewer.publish("cam-1/mask", mask_png(sequence=4))
     async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
-        told = [parsed(await socket.receive()) for _ in range(6)]
-    assert [header["type"] for header, _ in told] == ["viewer", "bundle", "state", "stats", "preview", "mask"]
+        told = [parsed(await socket.receive()) for _ in range(7)]
+    kinds = ["viewer", "bundle", "state", "stats", "preview", "labels", "mask"]
+    assert [header["type"] for header, _ in told] == kinds
     assert told[0][0] == {"type": "viewer", "now_ms": 1_000_250, "connected": True}
     assert told[1][0]["bundle"]["classes"] == [{"name": "sky", "colour": [128, 128, 128]}]
     assert told[3][0]["stats"] == STATS
     assert told[4][1] == preview_jpeg()
-    assert (told[5][0]["sequence"], told[5][0]["captured_ms"], told[5][1]) == (
+    assert told[5][0] == {"type": "labels", "camera": "cam-1", "labels": labels_of(4)}
+    assert (told[6][0]["sequence"], told[6][0]["captured_ms"], told[6][1]) == (
         4,
         1_000_000,
         mask_png(sequence=4),
@@ -291,6 +310,8 @@ HOSTILE = [
     ("preview", b"\xff\xd8\xff\xe0"),
     ("preview", b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff" + bytes(20)),
     ("preview", preview_jpeg() + bytes(2 << 20)),
+    ("labels", b"{}"),
+    ("labels", json.dumps({**labels_of(), "labels": [{"name": "<b>", "score": 2}]}).encode()),
     ("stats", b"{"),
     ("stats", b'{"fps": NaN}'),
     ("stats", b'{"fps": "<script>"}'),
@@ -345,6 +366,16 @@ def test_mask_that_is_late_or_repeated_is_not_shown() -> None:
     assert not wall.take(Message("cam-1/mask", mask_png(sequence=5)))
     assert not wall.take(Message("cam-1/mask", mask_png(sequence=4)))
     assert wall.take(Message("cam-1/mask", mask_png(sequence=1, epoch=8)))
+    assert dropped("late") == before + 2
+
+
+def test_labels_that_are_late_or_repeated_are_not_shown() -> None:
+    wall, before = Wall(), dropped("late")
+    taken = [
+        bool(wall.take(Message("cam-1/labels", json.dumps(labels_of(sequence, epoch=epoch)).encode())))
+        for sequence, epoch in ((5, 7), (5, 7), (4, 7), (1, 8))
+    ]
+    assert taken == [True, False, False, True]
     assert dropped("late") == before + 2
 
 

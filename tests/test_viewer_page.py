@@ -209,6 +209,36 @@ async def test_class_under_the_pointer_is_named(tmp_path: Path, screenshots: Pat
         assert page.complaints == []
 
 
+async def test_what_is_in_the_picture_is_listed_in_the_order_of_the_classes(tmp_path: Path, screenshots: Path) -> None:
+    chips = f"[...{part('high-street', '.labels')}.children].map(chip => chip.textContent).join(', ')"
+    scores = dict.fromkeys(NAMES, 0.1) | {"car": 0.82, "road": 0.994, "tree": 0.5}
+    labels = [{"name": name, "score": score} for name, score in scores.items()]
+    identity = {"epoch": 7, "sequence": 1, "captured_ms": now_ms(), "bundle": HASH[:8]}
+    async with shown(tmp_path) as (page, channel):
+        camera = StreetCamera(channel, "high-street", 2)
+        async with running(camera):
+            await page.resize(DESKTOP)
+            await page.open()
+            await page.until(f"{COLOURED} === 1")
+            assert await page.value(f"{part('high-street', '.labels')}.hidden")
+            await channel.publish("high-street/labels", json.dumps({**identity, "labels": labels}).encode())
+            await page.until(f"!{part('high-street', '.labels')}.hidden")
+            assert await page.value(chips) == "road 99 %, tree 50 %, car 82 %"
+            await page.screenshot(screenshots / "labels.png")
+        assert page.complaints == []
+
+
+async def test_labels_are_shown_where_there_is_no_mask(tmp_path: Path) -> None:
+    labels = [{"name": "road", "score": 1.0}]
+    identity = {"epoch": 7, "sequence": 1, "captured_ms": now_ms(), "bundle": HASH[:8]}
+    async with shown(tmp_path) as (page, channel):
+        await page.open()
+        await channel.publish("quiet-lane/labels", json.dumps({**identity, "labels": labels}).encode())
+        await page.until("document.querySelector('[data-camera=quiet-lane] .label')?.textContent === 'road 100 %'")
+        await page.until(f"{part('quiet-lane', '.age')}.textContent.endsWith('ago')")
+        assert page.complaints == []
+
+
 async def test_camera_opens_full_size_by_keyboard_and_escape_returns(tmp_path: Path, screenshots: Path) -> None:
     async with shown(tmp_path) as (page, channel):
         one, two = StreetCamera(channel, "high-street", 2), StreetCamera(channel, "station-road", 3)

@@ -172,6 +172,7 @@ async def test_picture_that_cannot_be_written_ends_the_watch(tmp_path: Path) -> 
         ("cam-1/mask", b"no mask"),
         ("cam-1/mask", mask_png("cam-2")),
         ("cam-1/mask", mask_png()[:-3]),
+        ("cam-1/labels", b'{"labels": []}'),
         ("cam-1/stats", b'{"share": {"\\u001b[31m": 1}}'),
         ("cam-1/state", b"{}"),
         ("Cam 1/state", b'{"state": "online"}'),
@@ -227,6 +228,32 @@ async def test_everything_fits_into_80_columns(watch: Watch) -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(table(watch, now_ms=1_099_900, size=console.size))
     words = ("station-road", "offline", "25.0", "34.2", "21/40 ms", "3", "99.9s", "75% pedestrian")
+    assert all(word in written(console) for word in words)
+
+
+LABELS = {
+    "epoch": 7, "sequence": 1, "captured_ms": 1_000_000, "bundle": "0a0b0c0d",
+    "labels": [{"name": "sky", "score": 0.5}, {"name": "road", "score": 0.98}, {"name": "car", "score": 0.49}],
+}  # fmt: skip
+
+
+async def test_labels_are_told_the_surest_first_and_only_what_is_likely(watch: Watch) -> None:
+    await take(watch, "cam-1/labels", LABELS)
+    assert (await take(watch, "cam-1/stats", STATS) or "").endswith("  in the picture: road 98%, sky 50%")
+    console = terminal()
+    console.print(table(watch, now_ms=1_012_300, size=console.size))
+    assert all(words in written(console) for words in ("in the picture", "road, sky", "12.3s"))
+
+
+async def test_where_there_is_no_mask_labels_fit_into_80_columns(watch: Watch) -> None:
+    names = ["sky", "building", "pavement", "pedestrian", "bicyclist"]
+    labels = {**LABELS, "labels": [{"name": name, "score": 0.9} for name in names]}
+    await take(watch, "cam-1/state", {"state": "offline"})
+    await take(watch, "cam-1/stats", {**STATS, "share": {"sky": 0.0}})
+    await take(watch, "cam-1/labels", labels)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(watch, now_ms=1_099_900, size=console.size))
+    words = ("cam-1", "offline", "25.0", "34.2", "21/40 ms", "3", "99.9s", *names)
     assert all(word in written(console) for word in words)
 
 

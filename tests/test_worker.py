@@ -7,23 +7,28 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from channels import ready
+from queues import RedisBench
 from servers import Server
-from standins import BUNDLE, PALETTE, StandinDecoder, packet_of
+from standins import BUNDLE, NAMES, PALETTE, StandinDecoder, packet_of
 
 from nodes import worker as node
-from nodes.publisher import MaskPublisher
+from nodes.publisher import FramePublisher, Looks
+from nodes.reports import Labels, read_report
 from nodes.service import Health, Lane
 from nodes.stats import Cameras
-from nodes.worker import Worker, work, worker_name
+from nodes.worker import Worker, opening, work, worker_name
 from pipeline.bitstream import pack
-from pipeline.config import WorkerSection, WorkerSettings, load_settings
+from pipeline.config import DecoderSection, WorkerSection, WorkerSettings, load_settings
 from pipeline.errors import ConfigError
 from pipeline.mask_image import unpack_mask, unpack_mask_rle
 from pipeline.messages import FrameId, Kind, Packet, Region
 from pipeline.redis_queue import RedisWorkQueue
-from pipeline.transport import Message
+from pipeline.transport import Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue, preferred_shards, shard_of
 
@@ -79,7 +84,7 @@ class Bench:
                 decoder=self.decoder,  # type: ignore[arg-type]
                 lane=lane,
                 cameras=self.cameras,
-                masks=MaskPublisher(channel, png, palette=PALETTE, rle=False, live=True),
+                frames=FramePublisher(channel, png, looks=Looks(PALETTE, NAMES), live=True),
                 **options,  # type: ignore[arg-type]
             )
             task = asyncio.create_task(self.worker.run())
@@ -196,8 +201,8 @@ async def test_at_normal_load_nothing_is_dropped(bench: Bench) -> None:
 
 async def test_a_worker_without_a_broker_leaves_the_packets_to_others(bench: Bench) -> None:
     async with bench.running() as masks:
-        bench.worker._masks = MaskPublisher(
-            MemoryChannel(bench.broker), Lane("never"), palette=PALETTE, rle=False, live=True
+        bench.worker._frames = FramePublisher(
+            MemoryChannel(bench.broker), Lane("never"), looks=Looks(PALETTE, NAMES), live=True
         )
         await asyncio.sleep(0.25)  # the claim that was under way is over
         await bench.put("cam-1", *(live(1, sequence) for sequence in range(5)))
@@ -291,7 +296,7 @@ async def test_packets_of_another_bundle_are_counted_and_told_once(
 
 async def test_the_next_batch_is_decoded_while_the_last_is_published(bench: Bench) -> None:
     async with bench.running() as masks, asyncio.timeout(LIMIT_S):
-        bench.worker._masks = SlowPublisher(bench.worker._masks)  # type: ignore[assignment]
+        bench.worker._frames = SlowPublisher(bench.worker._frames)  # type: ignore[assignment]
         await bench.put("cam-1", live(1, 0))
         await bench.put("cam-1", live(1, 1))
         await until(lambda: sum(bench.decoder.batches) == 2)
@@ -302,7 +307,7 @@ async def test_the_next_batch_is_decoded_while_the_last_is_published(bench: Benc
 async def test_no_more_is_claimed_than_can_be_worked_on_at_once(bench: Bench) -> None:
     bench.options.update(batch=1, deadline_ms=0)
     async with bench.running() as masks, asyncio.timeout(LIMIT_S):
-        bench.worker._masks = SlowPublisher(bench.worker._masks)  # type: ignore[assignment]
+        bench.worker._frames = SlowPublisher(bench.worker._frames)  # type: ignore[assignment]
         await bench.put("cam-1", *(live(1, sequence) for sequence in range(6)))
         await until(lambda: len(bench.decoder.batches) == 2)
         await asyncio.sleep(0.02)
@@ -314,13 +319,13 @@ async def test_no_more_is_claimed_than_can_be_worked_on_at_once(bench: Bench) ->
 class SlowPublisher:
     """Publishes, each time a little later."""
 
-    def __init__(self, masks: MaskPublisher) -> None:
-        self._masks = masks
+    def __init__(self, frames: FramePublisher) -> None:
+        self._frames = frames
         self.ready = True
 
     async def publish(self, *args: object) -> object:
         await asyncio.sleep(0.1)
-        return await self._masks.publish(*args)  # type: ignore[arg-type]
+        return await self._frames.publish(*args)  # type: ignore[arg-type]
 
 
 async def test_redis_may_go_away_and_come_back(bench: Bench, own_redis: Server) -> None:
@@ -380,6 +385,62 @@ async def test_masks_statistics_and_the_compact_form_are_on_their_topics() -> No
     assert stats["share"] == {f"class-{k}": float(k == 2) for k in range(5)}
     assert (stats["key_share"], stats["drops"], stats["worker"]) == (1.0, {}, "w")
     assert 0 <= stats["latency_p50_ms"] <= stats["latency_p95_ms"] < 5000
+
+
+async def test_scores_go_to_the_labels_topic_beside_the_masks_or_alone(bench: Bench) -> None:
+    async with MemoryChannel(bench.broker) as other:
+        arriving = other.subscribe("cam-1/#")
+        for sequence, masks in enumerate((True, False)):
+            bench.decoder = StandinDecoder(masks=masks, scores=True)
+            async with bench.running():
+                await bench.put("cam-1", live(2, sequence))
+                await bench.empty()
+    found = [(message.topic, message.payload) async for message in arriving]
+    assert [topic for topic, _ in found] == ["cam-1/mask", "cam-1/labels", "cam-1/labels"]
+    said = json.loads(found[2][1])
+    assert (said["epoch"], said["sequence"], said["bundle"]) == (7, 1, "abababab")
+    assert said["labels"] == [{"name": f"class-{k}", "score": float(k == 2)} for k in range(5)]
+    assert bench.cameras.of("cam-1").stats.masks == 2  # frames are counted, whatever was made of them
+    assert not bench.worker.losses.total
+
+
+async def test_labels_go_over_a_real_queue_and_broker(mqtt_url: str, redis_bench: RedisBench) -> None:
+    root = "labels-test"
+    async with (
+        open_channel(mqtt_url, root=root) as channel,
+        open_channel(mqtt_url, root=root) as other,
+        RedisWorkQueue(redis_bench.url, "w") as queue,
+        RedisWorkQueue(redis_bench.url) as gateway,
+        Lane("decoder") as lane,
+    ):
+        arriving = other.subscribe("cam-1/labels")
+        await ready(other)
+        task = asyncio.create_task(
+            work(
+                "w",
+                WorkerSection(),
+                bundle=BUNDLE,
+                decoder=StandinDecoder(scores=True),  # type: ignore[arg-type]
+                lane=lane,
+                queue=queue,
+                channel=channel,
+                health=Health(),
+            )
+        )
+        await gateway.put("cam-1", pack(live(3, 4)))
+        async with asyncio.timeout(LIMIT_S):
+            labels = read_report(Labels, (await anext(arriving)).payload)
+        task.cancel()
+        await asyncio.wait({task}, timeout=LIMIT_S)
+    assert (labels.epoch, labels.sequence) == (7, 4)
+    assert [label.name for label in labels.present()] == ["class-3"]
+
+
+def test_what_is_opened_is_what_the_settings_ask_for(tmp_path: Path) -> None:
+    graphs = {"labels": "labels.onnx"}
+    bundle = SimpleNamespace(path=tmp_path, has_graph=graphs.__contains__)
+    with pytest.raises(ConfigError, match="labels are off"):
+        opening(bundle, WorkerSection(labels="off"), DecoderSection())()  # type: ignore[arg-type]
 
 
 def test_a_worker_without_a_given_name_makes_one_of_its_own() -> None:

@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.bundle import Bundle, ClassInfo
+from pipeline.context_fitting import Effort
 from pipeline.experiment import Experiment
 from pipeline.export import Description, export
-from pipeline.models.backbone import MobileNetV2
+from pipeline.material import Folders
+from pipeline.models.assembly import assemble
+from pipeline.models.backbone import Folded, MobileNetV2
 from pipeline.models.entropy_model import MeanScaleHyperprior
-from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.training import Folders
+from pipeline.models.split_segmenter import SplitSegmenter, levels_like
 
 torch.set_num_threads(1)  # these networks are too small to share out; waiting for a busy core costs more
 
@@ -43,17 +45,22 @@ PALETTE = np.array(list(COLOURS.values()), np.uint8)
 FROM_CITYSCAPES = (3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10)
 SKY, BUILDING, ROAD, CAR, VOID = 0, 1, 3, 8, 255
 
-MODEL = {
-    "name": "joint_mobilenet_v2",
-    "latents": 32,
+MODEL: dict[str, object] = {
+    "backbone": "mobilenet_v2",
+    "decoder": "joint",
+    "bottleneck": "hyperprior",
+    "latents": 16,
     "hyper_latents": 4,
     "encoder_width": 8,
     "prior_width": 4,
     "decoder_width": 8,
     "branch": 4,
     "dilations": (1, 2),
+    "over_parameters": 0,
 }
-SIZES = {key: value for key, value in MODEL.items() if key != "name"}
+RATE = (8.0, 2.0, 0.5)
+LEVELS = len(RATE)
+SHORT = Effort(steps=20, batch=4)
 # Drive, split and number of frames.
 DRIVES = (("0001TP", "train", 4), ("0006R0", "train", 4), ("0001TP", "val", 2), ("0006R0", "test", 2))
 
@@ -109,6 +116,13 @@ def camvid(root: Path) -> Path:
     return root
 
 
+def pictures(folder: Path, count: int, seed: int = 7) -> Path:
+    """Write frames without labels, as a folder of images; returns the folder."""
+    for number, one in enumerate(scenes(count, seed)):
+        _write(folder / f"{number:03}.png", one.image[..., ::-1])
+    return folder
+
+
 def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), pixels):
@@ -117,15 +131,20 @@ def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 def backbone_weights(path: Path, seed: int = 0) -> Path:
     """Write made-up ImageNet weights, batch norms folded in, under the names that the real ones have."""
+    save_file(folded_weights(MobileNetV2(), seed), path)
+    return path
+
+
+def folded_weights(network: Folded, seed: int = 0) -> dict[str, Tensor]:
+    """Made-up weights of a network whose batch norms are folded in."""
     generator = torch.Generator().manual_seed(seed)
     stored: dict[str, Tensor] = {}
-    for name, unit in MobileNetV2().units().items():
+    for name, unit in network.units().items():
         shape = unit[0].weight.shape
         gain = (2 / shape[1:].numel()) ** 0.5
-        stored[f"MobileNetV2.{name}.weight"] = gain * torch.randn(shape, generator=generator)
-        stored[f"MobileNetV2.{name}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
-    save_file(stored, path)
-    return path
+        stored[f"{network.prefix}.{name}.weight"] = gain * torch.randn(shape, generator=generator)
+        stored[f"{network.prefix}.{name}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
+    return stored
 
 
 def experiment(**changed: dict[str, object]) -> Experiment:
@@ -141,8 +160,20 @@ def experiment(**changed: dict[str, object]) -> Experiment:
             "scale": (0.75, 1.5),
             "jitter": 0.2,
             "class_weighting": 1.12,
+            "balanced": 0.0,
+            "texture": 0.0,
+            "mixed": 0.0,
+            "unlabelled": 0.0,
         },
-        "teacher": {"size": (96, 64), "weight": 0.0},
+        "teacher": {
+            "size": (WIDTH, HEIGHT),
+            "scales": (1.0,),
+            "mirrored": False,
+            "acquaintance": 0.0,
+            "sharpness": 1.0,
+            "weight": 0.0,
+        },
+        "loss": {"labels": 1.0, "lovasz": 0.5, "rate": RATE},
         "schedule": {
             "seed": 1,
             "epochs": 2,
@@ -150,11 +181,10 @@ def experiment(**changed: dict[str, object]) -> Experiment:
             "backbone_lr": 1e-4,
             "lr": 1e-3,
             "warmup_steps": 1,
+            "rate_warmup": 0.0,
             "weight_decay": 1e-4,
             "clip_norm": 5.0,
             "average_decay": 0.9,
-            "label_weight": 1.0,
-            "rate_weight": 0.5,
             "measure_every": 1,
         },
     }
@@ -165,7 +195,7 @@ def experiment(**changed: dict[str, object]) -> Experiment:
 def folders(data: Path, home: Path) -> Folders:
     """A run in `home`, from made-up backbone weights."""
     home.mkdir(parents=True, exist_ok=True)
-    return Folders(data=data, backbone=backbone_weights(home / "backbone.safetensors"), teacher=None, run=home / "run")
+    return Folders(data=data, backbone=backbone_weights(home / "backbone.safetensors"), run=home / "run")
 
 
 def description() -> Description:
@@ -186,18 +216,19 @@ def images(made: list[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([one.image for one in made])).permute(0, 3, 1, 2).float()
 
 
-def network(seed: int = 0) -> SplitSegmenter:
+def network(seed: int = 0, **changed: object) -> SplitSegmenter:
     """Untrained but for its prior, in eval mode; its latents spread over some units, as a trained one's do."""
     torch.manual_seed(seed)
-    made = SplitSegmenter(CLASSES, **SIZES)
+    made = assemble(CLASSES, LEVELS, **{**MODEL, **changed})
     seen = images(scenes(12))
     settle_batch_norms(made, seen)
-    with torch.no_grad():
-        y = made.encode(seen)
-        made.source_encoder.mix[-1].weight.mul_(3 / y.std())
-        y = made.encode(seen)
-        made.prior.hyper_encoder.down[-1].weight.mul_(4 / made.prior.hyper_encoder(y).std())
-    _fit_prior(made.prior, y)
+    if isinstance(made.prior, MeanScaleHyperprior):
+        with torch.no_grad():
+            made.analysis.source_encoder.mix[-1].weight.mul_(3 / made.encode(seen).std())
+            y = made.encode(seen)
+            _, z = made.prior.analyse(y, levels_like(y, LEVELS - 1))
+            made.prior.hyper_encoder.down[-1].weight.mul_(4 / z.std())
+        _fit_prior(made.prior, y)
     return made.eval()
 
 
@@ -207,26 +238,26 @@ def settle_batch_norms(made: SplitSegmenter, seen: Tensor) -> None:
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        made.train()(seen)
+        made.train()(seen, levels_like(seen, made.levels - 1))
     for norm in norms:
         norm.momentum = 0.1
     made.eval()
 
 
-def _fit_prior(prior: MeanScaleHyperprior, y: Tensor, steps: int = 150) -> None:
-    """Train the prior on y (B, C, h, w), then widen its Gaussians: scales are of all sizes, escapes are rare."""
-    prior.hyper_encoder.requires_grad_(False)
-    optimiser = torch.optim.Adam([*prior.hyper_decoder.parameters(), *prior.factorised.parameters()], lr=0.01)
-    for _ in range(steps):
-        coded = prior.train()(y)
+@torch.enable_grad()
+def _fit_prior(prior: MeanScaleHyperprior, y: Tensor, steps: int = 100) -> None:
+    """Teach the prior y (B, C, h, w) at all levels in turn; the encoders and gains stay."""
+    learning = [*prior.hyper_decoder.parameters(), *prior.factorised.parameters()]
+    optimiser = torch.optim.Adam([p for p in learning if p.requires_grad], lr=0.01)
+    for step in range(steps):
+        coded = prior.train()(y, (torch.arange(len(y)) + step) % LEVELS)
         optimiser.zero_grad()
         (coded.y_bits + coded.z_bits).mean().backward()
         optimiser.step()
-    prior.hyper_encoder.requires_grad_(True)
-    with torch.no_grad():
-        prior.hyper_decoder.predict.bias[y.shape[1] :] += 0.25  # four steps of the scale table
+    prior.zero_grad()
 
 
-def bundle(made: SplitSegmenter, folder: Path) -> Bundle:
+def bundle(made: SplitSegmenter, folder: Path, *, hyper: bool = True) -> Bundle:
     """Export the network."""
-    return export(made, description(), folder)
+    frames = [one.image for one in scenes(12)]
+    return export(made, description(), folder, frames=frames, hyper=hyper, effort=SHORT)

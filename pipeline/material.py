@@ -1,0 +1,200 @@
+"""What an experiment learns from: frames, labels and soft labels, on the device that trains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import datasets, distillation
+from pipeline.accuracy import VOID
+from pipeline.batches import Batches, ClassPixels, Pool, Resident, Streamed, class_pixels
+from pipeline.datasets import Labelled, Stored
+from pipeline.errors import ConfigError
+from pipeline.experiment import Experiment
+from pipeline.layouts import LAYOUTS
+from pipeline.views import Augmentation
+
+_COUNTED = 300  # frames of a data set on disk whose pixels are counted by class
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where a run reads from and writes to."""
+
+    data: Path
+    backbone: Path | None  # pretrained weights; not needed where the network has no pretrained part
+    run: Path
+    teachers: tuple[Path, ...] = ()
+    unlabelled: tuple[Path, ...] = ()  # folders of images, or clips
+    start: Path | None = None  # the run whose averaged weights are begun with, instead of the backbone's alone
+    cache: Path | None = None  # where soft labels are kept; the run's folder if not named
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """Batches to learn from, frames to measure on by name, and how much each class counts (K,)."""
+
+    batches: Batches
+    held: Mapping[str, datasets.Frames]
+    class_weights: Tensor
+    calibration: Tensor  # (N, 3, h, w) in 0..255: a few frames to take statistics from
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    """Frames to draw views from, and what is known of their classes: shares (K,) of all pixels, and where they lie."""
+
+    pool: Pool
+    share: NDArray[np.float64]
+    pixels: ClassPixels
+
+
+def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> Material:
+    """Read everything; ConfigError names the folder or the setting that is wrong."""
+    settings, schedule, loss = experiment.data, experiment.schedule, experiment.loss
+    if loss.labels + loss.lovasz + experiment.teacher.weight == 0:
+        raise ConfigError("loss.labels, loss.lovasz and teacher.weight are all 0: there is nothing to learn from")
+    layout = LAYOUTS[settings.dataset]
+    described = layout.classes(folders.data)
+    data = layout.frames(folders.data, settings.split, without_drives=settings.without_drives)
+    held = {name: layout.frames(folders.data, name) for name in settings.choose_by}
+    classes, unlabelled = len(described.classes), round(schedule.batch * settings.unlabelled)
+    if unlabelled == schedule.batch:
+        raise ConfigError(f"data.unlabelled {settings.unlabelled}: no frame of the data set is left; lower it")
+    if len(data) < schedule.batch - unlabelled:
+        raise ConfigError(f"schedule.batch {schedule.batch}: only {len(data)} frames; lower it")
+    if isinstance(data, Labelled):
+        drawn = _resident(experiment, folders, data, described, device)
+    else:
+        data = datasets.fitted(data, *layout.size)
+        drawn = _streamed(experiment, data, classes, layout.size, device)
+    batches = Batches(
+        pool=drawn.pool,
+        labelled=len(data),
+        pixels=drawn.pixels,
+        levels=loss.levels,
+        size=schedule.batch,
+        unlabelled=unlabelled,
+        balanced=settings.balanced,
+        mixed=settings.mixed,
+        texture=settings.texture,
+        classes=classes,
+        crop=settings.crop,
+        augmentation=Augmentation(*settings.scale, settings.jitter),
+        seed=schedule.seed,
+    )
+    weights = datasets.class_weights(drawn.share, strength=settings.class_weighting)
+    return Material(batches, held, torch.from_numpy(weights).to(device), _calibration_images(data))
+
+
+def _resident(
+    experiment: Experiment, folders: Folders, data: Labelled, described: datasets.Classes, device: torch.device
+) -> _Drawn:
+    """All frames in the device's memory, those without labels behind the others."""
+    classes = len(described.classes)
+    extra = _extra_frames(experiment, folders, data.labels[0].shape)
+    images = [*data.images, *extra]
+    soft = _soft_labels(experiment, folders, images, described, device, labelled=len(data))
+    void = np.full(data.labels[0].shape, VOID, np.uint8)
+    labels = torch.from_numpy(np.stack([*data.labels, *[void] * len(extra)]))
+    pool = Resident(
+        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device),
+        labels.to(device),
+        None if soft is None else torch.from_numpy(soft).permute(0, 3, 1, 2).to(device),
+    )
+    if soft is None or experiment.loss.labels + experiment.loss.lovasz > 0:
+        return _Drawn(pool, _label_share(labels, classes), class_pixels(labels, classes))
+    # Nobody's labels may be looked at: the teacher says which classes there are, and where.
+    unseen = replace(pool, labels=torch.full_like(pool.labels, VOID))
+    guessed = torch.from_numpy(soft[: len(data)]).argmax(3)
+    return _Drawn(unseen, _soft_share(soft), class_pixels(guessed, classes))
+
+
+def _streamed(
+    experiment: Experiment, data: Stored, classes: int, size: tuple[int, int], device: torch.device
+) -> _Drawn:
+    """Frames that stay on disk; the classes' shares are those of some of them."""
+    settings = experiment.data
+    if experiment.teacher.weight > 0 or settings.balanced > 0 or settings.unlabelled > 0:
+        raise ConfigError(f"data.dataset {settings.dataset}: teacher.weight, balanced and unlabelled must be 0")
+    some = [data.read(i).labels for i in range(0, len(data), max(1, len(data) // _COUNTED))]
+    share = _label_share(torch.from_numpy(np.stack(some)), classes)
+    return _Drawn(Streamed(data, size, device), share, ClassPixels(()))
+
+
+def _extra_frames(experiment: Experiment, folders: Folders, size: tuple[int, ...]) -> list[NDArray[np.uint8]]:
+    """Frames without labels, their middle cut to the shape of the labelled ones and brought to their size."""
+    if experiment.data.unlabelled == 0:
+        return []
+    if not folders.unlabelled:
+        raise ConfigError("data.unlabelled is above 0, but no frames are named; add --unlabelled FOLDER")
+    if experiment.teacher.weight == 0:
+        raise ConfigError("data.unlabelled is above 0, but teacher.weight is 0: nothing would be learned from them")
+    found = [image for path in folders.unlabelled for image in datasets.unlabelled_frames(path)]
+    return [_middle(image, size[0], size[1]) for image in found]
+
+
+def _middle(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    rows, columns = image.shape[:2]
+    scale = min(rows / height, columns / width)
+    tall, wide = round(height * scale), round(width * scale)
+    top, left = (rows - tall) // 2, (columns - wide) // 2
+    cut = image[top : top + tall, left : left + wide]
+    return cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def _soft_labels(
+    experiment: Experiment,
+    folders: Folders,
+    images: Sequence[NDArray[np.uint8]],
+    described: datasets.Classes,
+    device: torch.device,
+    *,
+    labelled: int,
+) -> NDArray[np.uint8] | None:
+    """(N, h, w, K) in 1/255, or None where no teacher is asked for; the first `labelled` images are of the data set."""
+    settings = experiment.teacher
+    if settings.weight == 0:
+        return None
+    if not folders.teachers:
+        raise ConfigError("teacher.weight is above 0, but no teacher weights are named; add --teacher FILE")
+    teacher = distillation.load_teachers(
+        folders.teachers,
+        size=settings.size,
+        mirrored=settings.mirrored,
+        scales=settings.scales,
+        described=described,
+        device=device,
+    )
+    if settings.acquaintance > 0:
+        teacher = teacher.acquainted(images[:labelled], share=settings.acquaintance)
+    return distillation.soft_label_file((folders.cache or folders.run) / "soft_labels.npy", images, teacher)
+
+
+def _label_share(labels: Tensor, classes: int) -> NDArray[np.float64]:
+    """Pixels of each class (K,), as shares of all that have one; ConfigError on what is neither a class nor void."""
+    counts = torch.bincount(labels.flatten().long(), minlength=VOID + 1).double().numpy()
+    strange = np.flatnonzero(counts[classes:VOID])
+    if strange.size:
+        raise ConfigError(f"labels: {classes + strange[0]} is none of {classes} classes; take the data set's own")
+    share: NDArray[np.float64] = counts[:classes] / counts[:classes].sum()
+    return share
+
+
+def _soft_share(soft: NDArray[np.uint8]) -> NDArray[np.float64]:
+    counts = soft.sum((0, 1, 2), dtype=np.float64)
+    share: NDArray[np.float64] = counts / counts.sum()
+    return share
+
+
+def _calibration_images(data: datasets.Frames, count: int = 16) -> Tensor:
+    """A few frames spread over the data set, cropped to a size divisible by 16: (N, 3, h, w)."""
+    chosen = [data.read(i).image for i in range(0, len(data), max(1, len(data) // count))][:count]
+    height, width = (size // 16 * 16 for size in chosen[0].shape[:2])
+    stacked = np.stack([image[:height, :width] for image in chosen])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float()

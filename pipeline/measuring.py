@@ -1,0 +1,72 @@
+"""Accuracy and estimated rate of a network while it trains, on whole frames; `evaluation` measures what is deployed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.accuracy import VOID, mean_iou
+from pipeline.datasets import Frames
+from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
+
+_TOGETHER = 16  # frames of one size that are measured at once on a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Accuracy (0..1) and estimated rate of a network on one split at one quality level."""
+
+    split: str
+    quality: int
+    miou: float
+    rate_bpp: float
+
+
+@torch.no_grad()
+def measure(network: SplitSegmenter, data: Frames, split: str, *, classes: int) -> list[Measured]:
+    """One entry per quality level; the network must be in eval mode."""
+    matrices = np.zeros((network.levels, classes, classes), np.int64)
+    bits, pixels = torch.zeros(network.levels), 0
+    for images, labels in _groups(data, next(network.parameters()).device):
+        pixels += labels.numel()
+        height, width = labels.shape[-2:]
+        with torch.autocast(images.device.type, torch.bfloat16):
+            y = network.encode(images.contiguous(memory_format=torch.channels_last))
+            for level in range(network.levels):
+                coded = network.prior(y, levels_like(images, level))
+                logits = upsample(network.decoder(coded.y_hat), height, width)
+                matrices[level] += _confusion(labels, logits.argmax(1), classes)
+                bits[level] += (coded.y_bits + coded.z_bits).sum().cpu()
+    return [
+        Measured(split, level, mean_iou(matrix), float(bits[level]) / pixels) for level, matrix in enumerate(matrices)
+    ]
+
+
+def _groups(data: Frames, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (B, 3, H, W) in 0..255 and labels (B, H, W), frames of one size together; one by one on a CPU."""
+    waiting: list[tuple[Tensor, Tensor]] = []
+    most = _TOGETHER if device.type == "cuda" else 1
+    for index in range(len(data)):
+        frame = data.read(index)
+        one = torch.from_numpy(frame.image).permute(2, 0, 1), torch.from_numpy(frame.labels)
+        if waiting and (len(waiting) == most or waiting[0][1].shape != one[1].shape):
+            yield _stacked(waiting, device)
+            waiting = []
+        waiting.append(one)
+    if waiting:
+        yield _stacked(waiting, device)
+
+
+def _stacked(frames: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
+    images, labels = (torch.stack(parts).to(device) for parts in zip(*frames, strict=True))
+    return images.float(), labels
+
+
+def _confusion(labels: Tensor, guess: Tensor, classes: int) -> NDArray[np.int64]:
+    counted = labels != VOID
+    pairs = labels[counted].long() * classes + guess[counted]
+    counts: NDArray[np.int64] = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).cpu().numpy()
+    return counts

@@ -1,0 +1,136 @@
+"""The commands that need torch: train, export, adapt, train-labels. What is heavy is imported when one is called."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.bundle_table import print_manifest
+from pipeline.errors import ConfigError
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="file of configs/train/")]
+Data = Annotated[Path, typer.Option(help="folder of the data set")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command line its training commands."""
+    app.command()(train)
+    app.command()(export)
+    app.command()(adapt)
+    app.command("train-labels")(train_labels)
+
+
+def train(
+    config_file: ConfigFile,
+    data: Data,
+    run: Annotated[Path, typer.Option(help="folder for checkpoints; resumes what is there")],
+    backbone: Annotated[Path | None, typer.Option(help="safetensors file of the backbone's published weights")] = None,
+    teacher: Annotated[list[Path] | None, typer.Option(help="a teacher's safetensors or ONNX file; repeatable")] = None,
+    unlabelled: Annotated[list[Path] | None, typer.Option(help="images or a clip without labels; repeatable")] = None,
+    start: Annotated[Path | None, typer.Option(help="run whose weights to begin with")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder that keeps soft labels for several runs")] = None,
+) -> None:
+    """Train the network of an experiment; goes on from its last checkpoint."""
+    _need_torch()
+    from pipeline import training
+    from pipeline.experiment import load_experiment
+    from pipeline.material import Folders
+
+    folders = Folders(
+        data=data,
+        backbone=backbone,
+        run=run,
+        teachers=tuple(teacher or ()),
+        unlabelled=tuple(unlabelled or ()),
+        start=start,
+        cache=cache,
+    )
+    for progress in training.train(load_experiment(config_file), folders):
+        print(training.describe(progress), flush=True)
+
+
+def export(
+    config_file: ConfigFile,
+    data: Data,
+    run: Annotated[Path, typer.Option(help="folder of the training run")],
+    bundle: Annotated[Path | None, typer.Option(help="folder to write the bundle to")] = None,
+    licence: Annotated[str, typer.Option(help="licence of the weights, which may differ from that of the code")] = "",
+    measure_on: Annotated[str, typer.Option(help="split that the manifest's rates and mIoU are measured on")] = "val",
+    hyper: Annotated[bool, typer.Option(help="send the hyper latent; without it neighbours alone predict")] = True,
+    whole: Annotated[Path | None, typer.Option(help="instead: one ONNX file of a network without bottleneck")] = None,
+) -> None:
+    """Write the bundle of a trained network, and measure what its manifest says."""
+    _need_torch()
+    from pipeline.experiment import load_experiment
+    from pipeline.publish import Origin, publish, publish_whole
+
+    command = f"maskcast train, then maskcast export, with {config_file}, whose head has the whole commands"
+    origin = Origin(load_experiment(config_file), data=data, run=run, licence=licence, command=command)
+    if whole is not None:
+        publish_whole(origin, whole)
+        print(f"{whole}: {whole.stat().st_size} bytes")
+        return
+    if bundle is None or not licence:
+        raise ConfigError("export needs --bundle FOLDER and --licence TEXT, or --whole FILE")
+    print_manifest(publish(origin, bundle, split=measure_on, hyper=hyper, progress=_say_measured))
+
+
+def adapt(
+    bundle: Annotated[Path, typer.Option(help="folder of the trained model to begin with")],
+    source: Annotated[Path, typer.Option(help="the site's video, or a folder of its images in the order of time")],
+    teacher: Annotated[list[Path], typer.Option(help="a teacher's safetensors or ONNX file; repeatable")],
+    output: Annotated[Path, typer.Option(help="folder to write the tuned bundle to")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="how long to train")] = 10.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+) -> None:
+    """Tune a bundle to one site's video without labels; shows agreement with the teachers and bits, before and after.
+
+    A fifth of the video, in two stretches, is not trained on but measured on.
+    """
+    _need_torch()
+    from rich.console import Console
+
+    from pipeline import adapting
+    from pipeline.agreement import as_table
+
+    site = adapting.Site(bundle=bundle, source=source, teachers=tuple(teacher), output=output)
+    result = adapting.adapt(site, budget=adapting.Budget(minutes=minutes), progress=_say)
+    title = f"{source.name}, with its teachers, on {result.held} frames not trained on"
+    Console().print(as_table(result.before, result.after, title))
+    print(f"{output}: {result.bundle.manifest.hash}, after {result.steps} steps on {result.learned} frames")
+    if json_file is not None:
+        json_file.write_text(json.dumps(adapting.as_json(result), indent=2) + "\n")
+
+
+def train_labels(
+    config_file: ConfigFile,
+    data: Data,
+    network: Annotated[Path, typer.Option(help="run of the trained segmentation network")],
+    bundle: Annotated[Path, typer.Option(help="bundle that was exported from that run; gets a graph for labels")],
+    run: Annotated[Path, typer.Option(help="folder for the label decoder's weights")],
+    output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
+) -> None:
+    """Train what says which classes are in a picture, from the latents of a trained network, into its bundle."""
+    _need_torch()
+    from pipeline.label_export import train_into_bundle
+
+    for line in train_into_bundle(config_file, data=data, network=network, run=run, bundle=bundle, output=output):
+        print(line, flush=True)
+
+
+def _say_measured(levels: int) -> None:
+    _say(f"quality levels measured: {levels}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _need_torch() -> None:
+    """ConfigError where the package was installed without what training needs."""
+    missing = next((name for name in ("torch", "compressai") if importlib.util.find_spec(name) is None), None)
+    if missing:
+        raise ConfigError(f"training needs {missing}; pip install 'maskcast[train]'")

@@ -1,0 +1,96 @@
+"""Measuring while training: accuracy and estimated rate of whole frames, at every quality level."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.accuracy import confusion, mean_iou
+from pipeline.datasets import Labelled
+from pipeline.measuring import measure
+from pipeline.models.entropy_model import NoBottleneck
+from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
+
+PALETTE = torch.from_numpy(tiny.PALETTE).float()
+
+
+class Quarter(nn.Module):
+    """An analysis that shows the image at a quarter of its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.avg_pool2d(image, 4) + self.nothing
+
+
+class Nearest(nn.Module):
+    """A decoder that knows the colours of the classes; shifted by one, it is always wrong."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        apart = (y_hat[:, None] - PALETTE[None, :, :, None, None]).square().sum(2)
+        return -apart.roll(self.shift, 1)
+
+
+def painted(*sizes: tuple[int, int]) -> Labelled:
+    """Frames of squares in the colours of their classes, each 32 pixels wide, void where the last row is."""
+    rng, images, labels = np.random.default_rng(0), [], []
+    for height, width in sizes:
+        coarse = rng.integers(0, tiny.CLASSES, (-(-height // 32), -(-width // 32))).astype(np.uint8)
+        classes = coarse.repeat(32, 0).repeat(32, 1)[:height, :width].copy()
+        images.append(tiny.PALETTE[classes])
+        classes[-1] = tiny.VOID
+        labels.append(classes)
+    return Labelled(tuple(map(str, range(len(sizes)))), tuple(images), tuple(labels))
+
+
+def network(shift: int) -> SplitSegmenter:
+    return SplitSegmenter(Quarter(), NoBottleneck(), Nearest(shift)).eval()
+
+
+def test_a_network_that_knows_everything_is_right_on_frames_of_any_size() -> None:
+    (found,) = measure(network(0), painted((64, 96), (64, 96), (50, 70), (16, 16)), "all", classes=tiny.CLASSES)
+    assert found.miou > 0.9  # edges are smoothed over four pixels
+    assert (found.split, found.quality, found.rate_bpp) == ("all", 0, 0.0)
+
+
+def test_a_network_that_mistakes_every_class_is_wrong() -> None:
+    (found,) = measure(network(1), painted((64, 96)), "all", classes=tiny.CLASSES)
+    assert found.miou < 0.06
+
+
+def test_there_is_one_figure_per_level_and_higher_levels_cost_more(tiny_network: SplitSegmenter) -> None:
+    scenes = tiny.scenes(3)
+    data = Labelled(("a", "b", "c"), tuple(s.image for s in scenes), tuple(s.labels for s in scenes))
+    found = measure(tiny_network, data, "val", classes=tiny.CLASSES)
+    assert [(one.split, one.quality) for one in found] == [("val", level) for level in range(tiny.LEVELS)]
+    assert found[0].rate_bpp < found[1].rate_bpp < found[2].rate_bpp
+
+
+@pytest.mark.parametrize("level", range(tiny.LEVELS))
+def test_figures_are_those_of_the_network_at_that_level(tiny_network: SplitSegmenter, level: int) -> None:
+    """Accuracy over the pixels of all frames together, bits over all pixels."""
+    scenes = tiny.scenes(3, seed=4)
+    data = Labelled(("a", "b", "c"), tuple(s.image for s in scenes), tuple(s.labels for s in scenes))
+    images = tiny.images(scenes)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = [tiny_network(images[i : i + 1], levels_like(images[:1], level)) for i in range(3)]
+    guesses = [upsample(one.logits, tiny.HEIGHT, tiny.WIDTH).argmax(1)[0].byte().numpy() for one in seen]
+    matrix = sum(confusion(s.labels, guess, tiny.CLASSES) for s, guess in zip(scenes, guesses, strict=True))
+    bits = sum(float(one.coded.y_bits + one.coded.z_bits) for one in seen)
+    found = measure(tiny_network, data, "val", classes=tiny.CLASSES)[level]
+    assert found.miou == pytest.approx(mean_iou(matrix), rel=0.02)
+    assert found.rate_bpp == pytest.approx(bits / (3 * tiny.WIDTH * tiny.HEIGHT), rel=0.02)
+
+
+def test_measuring_leaves_the_chance_of_the_training_alone(tiny_network: SplitSegmenter) -> None:
+    before = torch.get_rng_state()
+    measure(tiny_network, painted((64, 96)), "val", classes=tiny.CLASSES)
+    assert torch.equal(torch.get_rng_state(), before)

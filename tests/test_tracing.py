@@ -1,0 +1,92 @@
+"""A traced network: the same answers for any batch size, by the names that were given, in half the bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from pipeline.runtime import open_session
+from pipeline.tracing import halve_weights, trace
+
+
+class Scaled(nn.Module):
+    """x (B, 8, h, w) and levels (B,) -> (B, 32): a convolution, its mean times the level's factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(8, 32, 3, padding=1)
+        self.factors = nn.Parameter(torch.tensor([0.5, 1.0, 2.0]))
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        mean: Tensor = self.conv(x).mean((2, 3)) * self.factors[quality][:, None]
+        return mean
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traced") / "graph.onnx"
+    examples = torch.zeros(1, 8, 5, 6), torch.zeros(1, dtype=torch.int64)
+    trace(Scaled(), examples, path, inputs=["x", "quality"], outputs=["scaled"])
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_a_batch_of_any_size_gives_what_torch_gives(graph: Path, batch: int) -> None:
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    x, quality = torch.randn(batch, 8, 5, 6), torch.arange(batch) % 3
+    (found,) = session.run(["scaled"], {"x": x.numpy(), "quality": quality.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, Scaled()(x, quality).numpy(), atol=2e-3)
+
+
+def test_large_weights_are_stored_in_half_and_small_ones_are_not(graph: Path) -> None:
+    kinds = {tensor.data_type for tensor in onnx.load(graph).graph.initializer if np.prod(tensor.dims) >= 256}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    small = [tensor for tensor in onnx.load(graph).graph.initializer if np.prod(tensor.dims) == 32]
+    assert {tensor.data_type for tensor in small} == {onnx.TensorProto.FLOAT}
+
+
+def small_graph() -> onnx.ModelProto:
+    """y = (x A) B with A (16, 16), which is halved, and B (16, 4), which is not."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(16, 16)).astype(np.float32), rng.normal(size=(16, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(a, "a"), numpy_helper.from_array(b, "b")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_halving_changes_outputs_little_and_small_weights_not_at_all(tmp_path: Path) -> None:
+    model = small_graph()
+    halved = halve_weights(model)
+    onnx.checker.check_model(halved)
+    kinds = {tensor.name: tensor.data_type for tensor in halved.graph.initializer}
+    assert kinds == {"a.half": TensorProto.FLOAT16, "b": TensorProto.FLOAT}
+    onnx.save(model, tmp_path / "full.onnx")
+    onnx.save(halved, tmp_path / "half.onnx")
+    x = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
+    full, half = (open_session(tmp_path / f"{name}.onnx", engine="onnxruntime").run(x)[0] for name in ("full", "half"))
+    assert 0 < np.abs(half - full).max() < 1e-2 * full.std()
+
+
+def test_halving_leaves_the_original_untouched() -> None:
+    model = small_graph()
+    before = model.SerializeToString()
+    halve_weights(model)
+    assert model.SerializeToString() == before
+
+
+def test_names_of_inputs_and_outputs_are_those_given(graph: Path) -> None:
+    traced = onnx.load(graph).graph
+    assert [one.name for one in traced.input] == ["x", "quality"]
+    assert [one.name for one in traced.output] == ["scaled"]
