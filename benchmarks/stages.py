@@ -1,16 +1,20 @@
 """Time of each stage of a frame's way, per engine, beside plain torch float32 in the same run.
 
-    python benchmarks/stages.py [--bundle B] [--source CLIP] [--frames N] [--threads 2] [--json FILE]
+    python benchmarks/stages.py [--bundle B] [--source CLIP] [--frames N] [--threads 2] [--level 0 ...] [--json FILE]
 
-Whole paths are timed, bytes in to bytes out. Encode: image in, packet out. Decode: packet in, class map out.
-The torch row is the same network with fresh weights (time does not depend on them), eager, float32.
+Whole paths are timed, bytes in to bytes out. Encode: image in, packet out. Decode: packet in, class map out. Entropy
+coding is a part of both: from integers to bytes and back, the integer prior with it each time. Without --level the
+default level is measured, the lowest and the highest; limits hold at the default one and below.
+The torch row is the same network with fresh weights (time does not depend on them), eager, float32, its parallel
+branches merged as they are in the bundle.
 Engines take turns frame by frame, so that a busy machine slows all of them alike.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,40 +27,74 @@ from rich.table import Table
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.class_map import class_map
-from pipeline.codec import decode_latents, dequantise, encode_latents, open_decoder, open_encoder, packet_of, quantise
+from pipeline.codec import (
+    Latents,
+    decode_latents,
+    dequantise,
+    encode_latents,
+    open_decoder,
+    open_encoder,
+    packet_of,
+    quantise,
+)
 from pipeline.experiment import load_experiment
+from pipeline.export import DecodeGraph, EncodeGraph
 from pipeline.messages import Frame, FrameId, Packet
+from pipeline.models.entropy_model import MeanScaleHyperprior
+from pipeline.models.over_parameterised import merge_branches
 from pipeline.sources import fit, open_source
 from pipeline.training import build
 from pipeline.video import sample_path
 
 ENGINES = ("openvino", "onnxruntime")
+TORCH = "torch float32"
 LIMITS_MS = {"encode": 15.0, "decode": 8.0, "entropy encode": 1.0, "entropy decode": 1.0}
 Times = dict[str, dict[str, list[float]]]
+Medians = dict[str, dict[str, float]]
 
 
 class TorchCodec:
     """The experiment's network in plain torch, with the bundle's entropy coding around it."""
 
     def __init__(self, bundle: Bundle, experiment: Path) -> None:
+        network = merge_branches(build(load_experiment(experiment), len(bundle.palette))).eval()
+        if not isinstance(network.prior, MeanScaleHyperprior):
+            raise typer.BadParameter(f"{experiment}: its network codes nothing; name the bundle's own experiment")
         self._bundle = bundle
-        self._network = build(load_experiment(experiment), len(bundle.palette)).eval()
+        self._encode = EncodeGraph(network, network.prior, hyper=bool(bundle.tables.hyper))
+        self._decode = DecodeGraph(network.prior, network.decoder)
+        self.quality = bundle.manifest.default_quality
 
     @torch.no_grad()
     def encode(self, frame: Frame) -> Packet:
-        image = torch.from_numpy(frame.image).permute(2, 0, 1)[None].float()
-        y = self._network.encode(image)
-        z = self._network.prior.hyper_encoder(y)
-        latents = quantise(y[0].numpy(), z[0].numpy(), self._bundle.tables)
-        body = encode_latents(latents, self._bundle.tables)
-        return packet_of(frame, body, bundle=self._bundle.id, quality=0)
+        y, *z = self._encode(torch.from_numpy(frame.image)[None], torch.tensor([self.quality]))
+        hyper = z[0][0].numpy() if z else np.zeros((0, -(-y.shape[2] // 4), -(-y.shape[3] // 4)), np.float32)
+        latents = quantise(y[0].numpy(), hyper, self._bundle.tables, self.quality)
+        body = encode_latents(latents, self._bundle.tables, self.quality)
+        return packet_of(frame, body, bundle=self._bundle.id, quality=self.quality)
 
     @torch.no_grad()
     def decode(self, packets: list[Packet]) -> list[Any]:
-        body = packets[0].regions[0].body
-        y_hat = dequantise(decode_latents(body, self._bundle.tables, self._bundle.latent_size))
-        logits = self._network.decoder(torch.from_numpy(y_hat)[None])[0].numpy()
+        quality, body = packets[0].quality, packets[0].regions[0].body
+        y_hat = dequantise(decode_latents(body, self._bundle.tables, self._bundle.latent_size, quality))
+        logits = self._decode(torch.from_numpy(y_hat)[None], torch.tensor([quality]))[0].numpy()
         return [class_map(logits, self._bundle.manifest.height, self._bundle.manifest.width)]
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """An encoder and a decoder of each engine, and of torch."""
+
+    encoders: Mapping[str, Any]
+    decoders: Mapping[str, Any]
+
+
+def open_codecs(bundle: Bundle, *, experiment: Path, threads: int) -> Codecs:
+    plain = TorchCodec(bundle, experiment)
+    return Codecs(
+        {**{e: open_encoder(bundle, engine=e, threads=threads) for e in ENGINES}, TORCH: plain},
+        {**{e: open_decoder(bundle, engine=e, threads=threads, labels=False) for e in ENGINES}, TORCH: plain},
+    )
 
 
 def timed(times: list[float], work: Callable[[], Any]) -> Any:
@@ -72,26 +110,51 @@ def images_of(source: Path, bundle: Bundle, count: int) -> list[np.ndarray]:
         return [fit(picture.image, size) for picture, _ in zip(opened.pictures, range(count), strict=False)]
 
 
-def measure(bundle: Bundle, images: list[np.ndarray], *, experiment: Path, threads: int) -> Times:
+def measure(bundle: Bundle, codecs: Codecs, images: list[np.ndarray], quality: int) -> Times:
     """Milliseconds of each stage by engine; the first frames, which warm caches, are left out."""
-    encoders: dict[str, Any] = {e: open_encoder(bundle, engine=e, threads=threads) for e in ENGINES}
-    decoders: dict[str, Any] = {e: open_decoder(bundle, engine=e, threads=threads) for e in ENGINES}
-    encoders["torch float32"] = decoders["torch float32"] = TorchCodec(bundle, experiment)
-    times: Times = {e: {stage: [] for stage in LIMITS_MS} for e in encoders}
+    times: Times = {e: {stage: [] for stage in LIMITS_MS} for e in codecs.encoders}
+    for encoder in codecs.encoders.values():
+        encoder.quality = quality
     for sequence, image in enumerate(images):
         frame = Frame(FrameId(0, sequence), 0, image)
         for engine, row in times.items():
-            data = timed(row["encode"], lambda encoder=encoders[engine], frame=frame: pack(encoder.encode(frame)))
-            timed(row["decode"], lambda decoder=decoders[engine], data=data: decoder.decode([unpack(data)]))
+            encoder, decoder = codecs.encoders[engine], codecs.decoders[engine]
+            data = timed(row["encode"], lambda encoder=encoder, frame=frame: pack(encoder.encode(frame)))
+            timed(row["decode"], lambda decoder=decoder, data=data: decoder.decode([unpack(data)]))
             if engine in ENGINES:
-                latents = encoders[engine].latents(image)
-                body = timed(row["entropy encode"], lambda latents=latents: encode_latents(latents, bundle.tables))
-                timed(
-                    row["entropy decode"],
-                    lambda body=body: decode_latents(body, bundle.tables, bundle.latent_size),
-                )
+                measure_coding(row, bundle, encoder.latents(image), quality)
     warm = min(5, len(images) // 4)
     return {engine: {stage: ms[warm:] for stage, ms in row.items()} for engine, row in times.items()}
+
+
+def measure_coding(row: dict[str, list[float]], bundle: Bundle, latents: Latents, quality: int) -> None:
+    tables, size = bundle.tables, bundle.latent_size
+
+    def encode() -> bytes:
+        if tables.prior is not None:  # the encoder's is within `latents`
+            tables.prior.predict(latents.hyper, size)
+        return encode_latents(latents, tables, quality)
+
+    body = timed(row["entropy encode"], encode)
+    timed(row["entropy decode"], lambda: decode_latents(body, tables, size, quality))
+
+
+def levels_of(bundle: Bundle) -> list[int]:
+    """The default level, that of the lowest rate and that of the highest."""
+    ranked = sorted(bundle.manifest.quality_levels, key=lambda level: level.rate_bpp)
+    return list(dict.fromkeys([bundle.manifest.default_quality, ranked[0].index, ranked[-1].index]))
+
+
+def table_of(medians: Medians, title: str) -> Table:
+    table = Table("stage", *medians, "limit", title=title)
+    for stage, limit in LIMITS_MS.items():
+        base = medians[TORCH].get(stage)
+        cells = [
+            "" if stage not in row else f"{row[stage]:.2f}" + (f"  ({base / row[stage]:.1f}x)" if base else "")
+            for row in medians.values()
+        ]
+        table.add_row(stage, *cells, f"{limit:.0f}")
+    return table
 
 
 def main(
@@ -100,28 +163,27 @@ def main(
     experiment: Annotated[Path, typer.Option(help="the bundle's experiment")] = Path("configs/train/camvid.yaml"),
     frames: Annotated[int, typer.Option(min=8)] = 100,
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    level: Annotated[list[int] | None, typer.Option(help="quality level; may be given more than once")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     torch.set_num_threads(threads)
     loaded = load_bundle(bundle or default_bundle())
     images = images_of(source or sample_path(), loaded, frames)
-    times = measure(loaded, images, experiment=experiment, threads=threads)
-    medians = {
-        engine: {stage: statistics.median(ms) for stage, ms in row.items() if ms} for engine, row in times.items()
-    }
-    size = f"{loaded.manifest.width}x{loaded.manifest.height}"
-    table = Table("stage", *medians, "limit", title=f"median ms, {size}, {threads} threads, {len(images)} frames")
-    for stage, limit in LIMITS_MS.items():
-        base = medians["torch float32"].get(stage)
-        cells = [
-            "" if stage not in row else f"{row[stage]:.2f}" + (f"  ({base / row[stage]:.1f}x)" if base else "")
-            for row in medians.values()
-        ]
-        table.add_row(stage, *cells, f"{limit:.0f}")
-    Console(width=110).print(table)
+    codecs = open_codecs(loaded, experiment=experiment, threads=threads)
+    size = f"{loaded.manifest.width}x{loaded.manifest.height}, {threads} threads, {len(images)} frames"
+    known = [one.index for one in loaded.manifest.quality_levels]
+    if unknown := set(level or ()) - set(known):
+        raise typer.BadParameter(f"level {min(unknown)}: the bundle has {', '.join(map(str, known))}")
+    found: dict[str, Medians] = {}
+    for quality in level or levels_of(loaded):
+        times = measure(loaded, codecs, images, quality)
+        medians = {e: {stage: statistics.median(ms) for stage, ms in row.items() if ms} for e, row in times.items()}
+        mark = ", the default" if quality == loaded.manifest.default_quality else ""
+        Console(width=110).print(table_of(medians, f"level {quality}{mark}: median ms, {size}"))
+        found[str(quality)] = medians
     print("(n x): times faster than plain torch float32 in this run; the limits are for openvino on two cores")
     if json_file is not None:
-        json_file.write_text(json.dumps(medians, indent=2) + "\n")
+        json_file.write_text(json.dumps({"bundle": loaded.manifest.hash, "levels": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
