@@ -13,9 +13,9 @@ from nodes import viewer
 from nodes.camera import Camera, open_preview, open_video, presence_of, stream
 from nodes.gateway import Gateway
 from nodes.service import Health, Lane
-from nodes.worker import work
+from nodes.worker import opening, work
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import open_decoder, open_encoder
+from pipeline.codec import open_encoder
 from pipeline.config import DemoSettings, SourceSection
 from pipeline.sources import kind_of
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
@@ -46,8 +46,7 @@ async def main(settings: DemoSettings) -> None:
         ) as address,
         asyncio.TaskGroup() as tasks,
     ):
-        opening = partial(open_decoder, bundle, batch=settings.worker.batch, **settings.decoder.model_dump())
-        decoder = await lane.run(opening)
+        decoder = await lane.run(opening(bundle, settings.worker, settings.decoder))
         working = work(
             _WORKER,
             settings.worker,

@@ -1,4 +1,4 @@
-"""What a worker publishes: masks, and once a second the statistics of each camera.
+"""What a worker publishes: masks, class scores, and once a second the statistics of each camera.
 
 Several workers may serve one camera. Each says in its statistics who it is and how many masks it made; of two, the
 one that made more goes on publishing, the other is silent. So `<camera>/stats` is the word of one worker at a time.
@@ -7,7 +7,7 @@ one that made more goes on publishing, the other is silent. So `<camera>/stats` 
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from nodes.service import Lane, until_connected
 from nodes.stats import Cameras, Served
 from pipeline.errors import PipelineError, TransportError
+from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask, pack_mask_rle
-from pipeline.messages import Mask
+from pipeline.messages import Decoded, FrameId
 from pipeline.transport import Channel, Delivery
 
 _LIVE_EXPIRY_S = 2
@@ -26,48 +27,73 @@ _STATS = Delivery(expiry_s=5, content_type="application/json")
 _RIVAL_S = 2.5  # a rival that is silent for longer is gone
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the things that are published of a frame: what follows the camera's name in its topic, and the bytes."""
+
+    topic: str
+    content_type: str
+    payload: bytes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rendered:
-    """A mask as it is published; `share` (K,) is the part of the pixels per class."""
+    """A frame as it is published; `share` (K,) is the part of the mask's pixels per class, zero without a mask."""
 
-    png: bytes
-    rle: bytes | None
+    parts: tuple[Part, ...]
     share: NDArray[np.float64]
 
 
-def render(mask: Mask, camera: str, palette: NDArray[np.uint8], with_rle: bool) -> Rendered | PipelineError:
-    """The mask as bytes, and the share of each class of the palette (K, 3)."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Looks:
+    """How masks and scores are published: colours (K, 3) and names of the classes, and whether in compact form too."""
+
+    palette: NDArray[np.uint8]
+    names: Sequence[str]
+    rle: bool = False
+
+
+def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineError:
+    """What was decoded as bytes, and the share of each class."""
+    mask, share, parts = decoded.mask, np.zeros(len(looks.palette)), []
     try:
-        png = pack_mask(mask, camera, palette)
-        rle = pack_mask_rle(mask) if with_rle else None
+        if mask is not None:
+            parts.append(Part("mask", "image/png", pack_mask(mask, camera, looks.palette)))
+            if looks.rle:
+                parts.append(Part("mask/rle", "application/octet-stream", pack_mask_rle(mask)))
+            share = np.bincount(mask.classes.ravel(), minlength=len(share)) / mask.classes.size  # (K,)
+        if decoded.scores is not None:
+            parts.append(Part("labels", "application/json", pack_labels(decoded.scores, looks.names)))
     except PipelineError as error:
         return error
-    counts = np.bincount(mask.classes.ravel(), minlength=len(palette))  # (K,)
-    return Rendered(png, rle, counts / mask.classes.size)
+    return Rendered(tuple(parts), share)
 
 
-class MaskPublisher:
-    """Puts masks on their cameras' topics; `live`: while the broker is away masks are given up, else they wait."""
+class FramePublisher:
+    """Puts masks and scores on their cameras' topics.
 
-    def __init__(self, channel: Channel, lane: Lane, *, palette: NDArray[np.uint8], rle: bool, live: bool) -> None:
+    `live`: while the broker is away they are given up, else they wait.
+    """
+
+    def __init__(self, channel: Channel, lane: Lane, *, looks: Looks, live: bool) -> None:
         self._channel, self._lane = channel, lane
-        self._palette, self._rle, self._live = palette, rle, live
+        self._looks, self._live = looks, live
 
     @property
     def ready(self) -> bool:
-        """Whether masks can leave right now."""
+        """Whether anything can leave right now."""
         return self._channel.connected
 
     async def until_ready(self) -> None:
-        """Wait until masks can leave, as long as it takes."""
+        """Wait until something can leave, as long as it takes."""
         await until_connected(self._channel)
 
-    async def publish(self, camera: str, mask: Mask) -> Rendered | PipelineError:
-        """Publish a mask; returns what was published, or the error that stood in the way."""
-        rendered = await self._lane.run(render, mask, camera, self._palette, self._rle)
+    async def publish(self, camera: str, id: FrameId, decoded: Decoded) -> Rendered | PipelineError:
+        """Publish what a frame was decoded to; returns what was published, or the error that stood in the way."""
+        rendered = await self._lane.run(render, decoded, camera, self._looks)
         while not isinstance(rendered, PipelineError):
             try:
-                await self._send(camera, mask, rendered)
+                await self._send(camera, id, rendered)
             except TransportError as error:
                 if self._live:
                     return error
@@ -76,14 +102,12 @@ class MaskPublisher:
                 break
         return rendered
 
-    async def _send(self, camera: str, mask: Mask, rendered: Rendered) -> None:
-        frame = {"epoch": str(mask.id.epoch), "sequence": str(mask.id.sequence)}
+    async def _send(self, camera: str, id: FrameId, rendered: Rendered) -> None:
+        frame = {"epoch": str(id.epoch), "sequence": str(id.sequence)}
         expiry_s = _LIVE_EXPIRY_S if self._live else None
-        png = Delivery(expiry_s=expiry_s, content_type="image/png", properties=frame)
-        await self._channel.publish(f"{camera}/mask", rendered.png, png)
-        if rendered.rle is not None:
-            rle = Delivery(expiry_s=expiry_s, content_type="application/octet-stream", properties=frame)
-            await self._channel.publish(f"{camera}/mask/rle", rendered.rle, rle)
+        for part in rendered.parts:
+            delivery = Delivery(expiry_s=expiry_s, content_type=part.content_type, properties=frame)
+            await self._channel.publish(f"{camera}/{part.topic}", part.payload, delivery)
 
 
 class Rivals:

@@ -49,6 +49,27 @@ class State(_Report):
     since: NonNegativeInt | None = None
 
 
+class Label(_Report):
+    """How sure a worker is that one class is in the picture."""
+
+    name: Name
+    score: Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class Labels(_Report):
+    """What `<camera>/labels` says of one frame: the score of every class, in the order of their indexes."""
+
+    epoch: Annotated[int, Field(ge=0, lt=1 << 16)]
+    sequence: Annotated[int, Field(ge=0, lt=1 << 32)]
+    captured_ms: Annotated[int, Field(ge=0, lt=1 << 48)]
+    bundle: Name = ""
+    labels: Annotated[tuple[Label, ...], Field(max_length=256)]
+
+    def present(self, *, least_score: float = 0.5) -> list[Label]:
+        """The classes that are more likely in the picture than not, the surest first."""
+        return sorted((label for label in self.labels if label.score >= least_score), key=lambda label: -label.score)
+
+
 class ClassLook(_Report):
     """How one class is called and coloured (RGB)."""
 

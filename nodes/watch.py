@@ -1,4 +1,4 @@
-"""`maskcast watch`: masks and stats of the cameras in a terminal, or masks saved as PNG.
+"""`maskcast watch`: masks, labels and stats of the cameras in a terminal, or masks saved as PNG.
 
 Message -> Watch.take -> Seen, per camera -> a table that is drawn again and again, or a line per report
 """
@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nodes.reports import Legend, State, Stats, read_report
+from nodes.reports import Labels, Legend, State, Stats, read_report
 from nodes.service import Lane, now_ms
 from pipeline.config import ViewerSettings
 from pipeline.errors import BitstreamError, ConfigError
@@ -33,6 +33,7 @@ _SHARES_SHOWN = 5
 _PICTURE_COLUMNS = 36
 _HEADING_ROWS = 5
 _FACTS_COLUMNS = 84
+_LABELS_COLUMNS = 26
 _STALE_MS = 5000
 _STYLES = {"online": "green", "stopped": "yellow", "offline": "bold red"}
 
@@ -44,8 +45,16 @@ class Seen:
     name: str
     masks: int = 0
     mask: Mask | None = None
+    labels: Labels | None = None
     stats: Stats = field(default_factory=Stats)
     state: str = "unknown"
+
+    @property
+    def bundle(self) -> str | None:
+        """The beginning of the hash of the bundle that its masks or labels are of, if there were any."""
+        if self.mask is not None:
+            return self.mask.bundle.hex()
+        return None if self.labels is None else self.labels.bundle
 
 
 class Watch:
@@ -61,7 +70,7 @@ class Watch:
     def filters(self) -> tuple[str, ...]:
         """What must be subscribed to."""
         name = self._camera or "+"
-        return (f"{name}/mask", f"{name}/stats", f"{name}/state", "bundle/+")
+        return (f"{name}/mask", f"{name}/labels", f"{name}/stats", f"{name}/state", "bundle/+")
 
     async def take(self, message: Message) -> str | None:
         """Note one message; gives a line where there is something to say of it. What is wrong is counted."""
@@ -69,6 +78,8 @@ class Watch:
         try:
             if last == "mask":
                 await self._take_mask(first, message.payload)
+            elif last == "labels":
+                self._seen(first).labels = read_report(Labels, message.payload)
             elif last == "stats":
                 seen = self._seen(first)
                 seen.stats = read_report(Stats, message.payload)
@@ -78,7 +89,7 @@ class Watch:
             else:
                 self._take_legend(last, message.payload)
         except BitstreamError:
-            drop("watch", last if last in ("mask", "stats", "state") else "bundle")
+            drop("watch", last if last in ("mask", "labels", "stats", "state") else "bundle")
         return None
 
     async def _take_mask(self, name: str, payload: bytes) -> None:
@@ -108,9 +119,9 @@ class Watch:
 
     def colours(self, seen: Seen) -> dict[str, str]:
         """Class name -> colour as a terminal takes it, in the order of the class indexes; empty if not known."""
-        if seen.mask is None:
+        begin = seen.bundle
+        if not begin:
             return {}
-        begin = seen.mask.bundle.hex()
         legend = next((legend for bundle, legend in self.legends.items() if bundle.startswith(begin)), None)
         looks = legend.classes if legend else ()
         return {look.name: "rgb({},{},{})".format(*look.colour) for look in looks}
@@ -190,7 +201,7 @@ async def _redraw(live: Live, draw: Callable[[], Table]) -> None:
 
 
 def table(watch: Watch, *, now_ms: int, size: ConsoleDimensions) -> Table:
-    """All cameras, one row each; with small pictures where the terminal is large enough."""
+    """All cameras, one row each; with labels and small pictures where the terminal is large enough for them."""
     shown = Table(box=SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0), leading=1)
     shown.add_column("camera", overflow="fold")
     shown.add_column("state", no_wrap=True)
@@ -198,13 +209,20 @@ def table(watch: Watch, *, now_ms: int, size: ConsoleDimensions) -> Table:
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("share", no_wrap=True)
     cameras = [watch.cameras[name] for name in sorted(watch.cameras)]
+    room = size.width - _FACTS_COLUMNS
+    crowded = room < _LABELS_COLUMNS and any(largest(seen.stats.share) for seen in cameras)
+    labelled = any(seen.labels for seen in cameras) and not crowded
+    if labelled:
+        shown.add_column("in the picture", max_width=_LABELS_COLUMNS - 2)
+        room -= _LABELS_COLUMNS
     pictures = [picture(seen.mask, watch.colours(seen)) for seen in cameras]
     high = sum(1 + len(each.split()) for each in pictures) + _HEADING_ROWS <= size.height
-    fits = high and size.width >= _FACTS_COLUMNS + _PICTURE_COLUMNS
+    fits = high and room >= _PICTURE_COLUMNS
     if fits:
         shown.add_column("mask", no_wrap=True)
     for seen, small in zip(cameras, pictures, strict=True):
-        shown.add_row(*row(seen, watch.colours(seen), now_ms=now_ms), *([small] if fits else []))
+        labels = [Text(", ".join(present(seen)))] if labelled else []
+        shown.add_row(*row(seen, watch.colours(seen), now_ms=now_ms), *labels, *([small] if fits else []))
     if not cameras:
         shown.caption = "no camera has been heard of yet; waiting"
     return shown
@@ -213,7 +231,8 @@ def table(watch: Watch, *, now_ms: int, size: ConsoleDimensions) -> Table:
 def row(seen: Seen, colours: Mapping[str, str], *, now_ms: int) -> list[Text]:
     """The cells of one camera, but for its picture."""
     stats = seen.stats
-    age_ms = None if seen.mask is None else max(0, now_ms - seen.mask.captured_ms)
+    newest = seen.mask or seen.labels
+    age_ms = None if newest is None else max(0, now_ms - newest.captured_ms)
     age = "-" if age_ms is None else f"{age_ms / 1000:.1f}s"
     latency = f"{number(stats.latency_p50_ms)}/{number(stats.latency_p95_ms)} ms"
     drops = sum(stats.drops.values())
@@ -236,10 +255,11 @@ def stats_line(seen: Seen) -> str:
     """One report as a line for logs and pipes."""
     stats = seen.stats
     shares = "  ".join(f"{name} {share:.0%}" for name, share in largest(stats.share))
+    labels = ", ".join(f"{name} {score:.0%}" for name, score in present(seen).items())
     return (
         f"{seen.name}  {seen.state}  {number(stats.fps, 1)} fps  {number(stats.kbit_s, 1)} kbit/s  "
         f"p50 {number(stats.latency_p50_ms)} ms  p95 {number(stats.latency_p95_ms)} ms  "
-        f"drops {sum(stats.drops.values())}  {shares}"
+        f"drops {sum(stats.drops.values())}  {shares}{'  in the picture: ' * bool(labels)}{labels}"
     ).rstrip()
 
 
@@ -263,6 +283,12 @@ def largest(share: Mapping[str, float]) -> list[tuple[str, float]]:
     """The classes that cover most of the picture, the largest first."""
     seen = [(name, part) for name, part in share.items() if part >= 0.005]
     return sorted(seen, key=lambda each: -each[1])[:_SHARES_SHOWN]
+
+
+def present(seen: Seen) -> dict[str, float]:
+    """The classes that are said to be in the picture and their scores, the surest first."""
+    labels = seen.labels.present() if seen.labels is not None else []
+    return {label.name: label.score for label in labels}
 
 
 def number(value: float | None, digits: int = 0) -> str:

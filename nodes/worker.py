@@ -1,6 +1,6 @@
-"""The worker node: packets from the queue -> masks on their topics, decoded in batches across cameras.
+"""The worker node: packets from the queue -> masks and labels on their topics, decoded in batches across cameras.
 
-claim -> admit -> [lane: Decoder] -> [lane: PNG] -> mask topic -> done
+claim -> admit -> [lane: Decoder] -> [lane: PNG] -> mask topic, labels topic -> done
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from functools import partial
 import structlog
 
 from nodes.buffer import Losses
-from nodes.publisher import MaskPublisher, StatsPublisher
+from nodes.publisher import FramePublisher, Looks, StatsPublisher
 from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell
 from nodes.stats import Cameras, MaskFacts
 from pipeline import metrics
 from pipeline.bitstream import unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, open_decoder
-from pipeline.config import WorkerSection, WorkerSettings
+from pipeline.config import DecoderSection, WorkerSection, WorkerSettings
 from pipeline.errors import BitstreamError, BundleMismatch, MissingKey, PipelineError, TransportError
-from pipeline.messages import Kind, Mask, Packet, check_camera_name
+from pipeline.messages import Decoded, Kind, Packet, check_camera_name
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Channel, open_channel
 from pipeline.work_queue import Job, WorkQueue
@@ -54,7 +54,7 @@ class Batch:
     """Packets and, in the same order, what became of them."""
 
     tickets: Sequence[Ticket]
-    results: Sequence[Mask | PipelineError]
+    results: Sequence[Decoded | PipelineError]
 
 
 class Worker:
@@ -68,7 +68,7 @@ class Worker:
         decoder: Decoder,
         lane: Lane,
         cameras: Cameras,
-        masks: MaskPublisher,
+        frames: FramePublisher,
         batch: int = 8,
         wait_s: float = 1.0,
         deadline_ms: int = 2000,
@@ -78,7 +78,7 @@ class Worker:
     ) -> None:
         self._name, self._queue = name, queue
         self._decoder, self._lane = decoder, lane
-        self._cameras, self._masks = cameras, masks
+        self._cameras, self._frames = cameras, frames
         self._batch, self._wait_s, self._deadline_ms = batch, wait_s, deadline_ms
         self._rng, self._clock, self._wall_ms = rng or random.Random(), clock, wall_ms
         self.losses = Losses("worker")
@@ -122,12 +122,12 @@ class Worker:
 
     async def _until_ready(self) -> None:
         """Wait for the broker; a worker that cannot publish leaves its cameras to others."""
-        if not self._masks.ready:
+        if not self._frames.ready:
             try:
                 await self._queue.rest()
             except TransportError as error:
                 self._lost_queue(error)
-            await self._masks.until_ready()
+            await self._frames.until_ready()
 
     async def _claim(self, batch: int | None = None, *, at_once: bool = False) -> list[Job]:
         """The next jobs, a batch of them; while the queue is away, tries again and again."""
@@ -214,7 +214,7 @@ class Worker:
             batch = await self._decoded.get()
             settled: list[Job] = []
             for ticket, result in zip(batch.tickets, batch.results, strict=True):
-                error = await self._finish(ticket.job, result)
+                error = await self._finish(ticket, result)
                 if isinstance(error, BitstreamError):
                     await self._bury(ticket.job, str(error))
                 else:
@@ -222,21 +222,24 @@ class Worker:
             await self._acknowledge(settled)
             self._room.release()
 
-    async def _finish(self, job: Job, result: Mask | PipelineError) -> PipelineError | None:
+    async def _finish(self, ticket: Ticket, result: Decoded | PipelineError) -> PipelineError | None:
         """Publish one result; returns the error that stood in the way."""
+        name, packet = ticket.job.camera, ticket.packet
         if isinstance(result, PipelineError):
-            return self._failed(job.camera, result)
+            return self._failed(name, result)
         with metrics.STAGE_SECONDS.labels("publish").time():
-            rendered = await self._masks.publish(job.camera, result)
+            rendered = await self._frames.publish(name, packet.id, result)
         if isinstance(rendered, PipelineError):
-            return self._failed(job.camera, rendered)
-        camera = self._cameras.of(job.camera)
-        latency_ms = camera.clock.age_ms(result.captured_ms, now_ms=self._wall_ms())
+            return self._failed(name, rendered)
+        camera = self._cameras.of(name)
+        latency_ms = camera.clock.age_ms(packet.captured_ms, now_ms=self._wall_ms())
         camera.stats.mask(MaskFacts(latency_ms, rendered.share))
         metrics.LATENCY_SECONDS.observe(latency_ms / 1000)
-        metrics.MASKS.labels(job.camera).inc()
+        for counter, made in ((metrics.MASKS, result.mask), (metrics.LABELS, result.scores)):
+            if made is not None:
+                counter.labels(name).inc()
         metrics.PACKETS.labels("worker").inc()
-        metrics.PACKET_BYTES.labels("worker").inc(len(job.packet))
+        metrics.PACKET_BYTES.labels("worker").inc(len(ticket.job.packet))
         return None
 
     def _failed(self, name: str, error: PipelineError) -> PipelineError:
@@ -305,7 +308,8 @@ async def work(
 ) -> None:
     """Run a worker over an open queue and channel until cancelled."""
     deadline_ms = settings.deadline_ms
-    cameras = Cameras([each.name for each in bundle.manifest.classes], deadline_ms=deadline_ms)
+    names = [each.name for each in bundle.manifest.classes]
+    cameras = Cameras(names, deadline_ms=deadline_ms)
     async with Lane("png") as png, asyncio.TaskGroup() as tasks:
         worker = Worker(
             name,
@@ -313,7 +317,9 @@ async def work(
             decoder=decoder,
             lane=lane,
             cameras=cameras,
-            masks=MaskPublisher(channel, png, palette=bundle.palette, rle=settings.rle, live=deadline_ms > 0),
+            frames=FramePublisher(
+                channel, png, looks=Looks(bundle.palette, names, rle=settings.rle), live=deadline_ms > 0
+            ),
             batch=settings.batch,
             wait_s=settings.wait_s,
             deadline_ms=deadline_ms,
@@ -321,6 +327,12 @@ async def work(
         health.need(worker.reason)
         tasks.create_task(worker.run())
         tasks.create_task(StatsPublisher(name, channel, cameras, interval_s=settings.stats_s).run())
+
+
+def opening(bundle: Bundle, settings: WorkerSection, decoder: DecoderSection) -> Callable[[], Decoder]:
+    """What opens the decoder that these settings ask for."""
+    labels = settings.labels == "auto"
+    return partial(open_decoder, bundle, batch=settings.batch, labels=labels, **decoder.model_dump())
 
 
 def presence_of(name: str, *, bundle: Bundle, transport: str) -> Presence:
@@ -353,9 +365,7 @@ async def main(settings: WorkerSettings) -> None:
         open_channel(settings.mqtt_url, root=root, will=presence.will, client_id=presence.client_id(root)) as channel,
         announced(channel, presence),
     ):
-        decoder = await lane.run(
-            partial(open_decoder, bundle, batch=settings.worker.batch, **settings.decoder.model_dump())
-        )
+        decoder = await lane.run(opening(bundle, settings.worker, settings.decoder))
         await tell(channel, f"bundle/{manifest.hash}", manifest.model_dump_json().encode())
         health.need_broker(channel)
         health.complete()  # `work` names the last need before it first waits

@@ -62,6 +62,7 @@ class Site:
                 web.get("/ws", self.live),
                 web.get("/api/cameras", self.cameras),
                 web.get("/api/cameras/{camera}/mask.png", self.mask),
+                web.get("/api/cameras/{camera}/labels", self.labels),
                 web.get("/api/cameras/{camera}/stats", self.stats),
                 *health_routes(self._health),
             ]
@@ -83,6 +84,13 @@ class Site:
         if mask is None:
             raise web.HTTPNotFound(text="this camera has sent no mask yet\n")
         return web.Response(body=mask.png, content_type="image/png")
+
+    async def labels(self, request: web.Request) -> web.Response:
+        """The newest labels of a camera."""
+        labels = self._camera(request).labels
+        if labels is None:
+            raise web.HTTPNotFound(text="this camera has sent no labels yet\n")
+        return web.json_response(text=labels.model_dump_json())
 
     async def stats(self, request: web.Request) -> web.Response:
         """The newest stats of a camera."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from nodes.reports import Legend, State, Stats, read_report
+from nodes.reports import Labels, Legend, State, Stats, read_report
 from nodes.service import now_ms
 from nodes.viewer.pictures import MaskPicture, check_preview, read_mask
 from pipeline.errors import BitstreamError, ConfigError
@@ -18,7 +18,7 @@ from pipeline.messages import check_camera_name
 from pipeline.metrics import drop
 from pipeline.transport import Message
 
-FILTERS = ("+/mask", "+/stats", "+/state", "+/preview", "bundle/+")
+FILTERS = ("+/mask", "+/labels", "+/stats", "+/state", "+/preview", "bundle/+")
 _BINARY_HEAD = struct.Struct("!I")  # bytes of the JSON header that follows
 
 
@@ -44,6 +44,7 @@ class CameraView:
 
     name: str
     mask: MaskPicture | None = None
+    labels: Labels | None = None
     preview: bytes | None = None
     stats: Stats | None = None
     state: State | None = None
@@ -66,6 +67,7 @@ class Wall:
         self._now_ms = now_ms
         self._takers: Mapping[str, Callable[[str, bytes], list[Update]]] = {
             "mask": self._take_mask,
+            "labels": self._take_labels,
             "preview": self._take_preview,
             "stats": self._take_stats,
             "state": self._take_state,
@@ -91,6 +93,8 @@ class Wall:
             updates += [state_update(camera), stats_update(camera)]
             if camera.preview is not None:
                 updates.append(preview_update(camera.name, camera.preview))
+            if camera.labels is not None:
+                updates.append(labels_update(camera.name, camera.labels))
             if camera.mask is not None:
                 updates.append(mask_update(camera.mask))
         return updates
@@ -106,6 +110,16 @@ class Wall:
             return []
         camera.mask = mask
         return [mask_update(mask)]
+
+    def _take_labels(self, name: str, payload: bytes) -> list[Update]:
+        labels = read_report(Labels, payload)
+        camera = self._heard(name)
+        newest = camera.labels
+        if newest and newest.epoch == labels.epoch and newest.sequence >= labels.sequence:
+            drop("viewer", "late")
+            return []
+        camera.labels = labels
+        return [labels_update(name, labels)]
 
     def _take_preview(self, name: str, payload: bytes) -> list[Update]:
         check_preview(payload)
@@ -170,6 +184,10 @@ def mask_update(mask: MaskPicture) -> Update:
         "bundle": mask.bundle,
     }
     return Update(Slot("mask", mask.camera), _binary(header, mask.png))
+
+
+def labels_update(camera: str, labels: Labels) -> Update:
+    return _text("labels", camera, {"camera": camera, "labels": _plain(labels)})
 
 
 def preview_update(camera: str, jpeg: bytes) -> Update:

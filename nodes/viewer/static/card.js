@@ -6,6 +6,7 @@ const STALE_MS = { late: 1500, old: 5000 };
 const SILENT_MS = 5000; // statistics come once a second; those of a camera that sends no more say nothing of now
 const HISTORY = 120; // data rates kept for the small curve, one a second
 const LEGEND_ROWS = 6;
+const LEAST_SCORE = 0.5; // of a class that is said to be in the picture
 
 const number = (value, digits = 0) => (value == null ? "–" : value.toFixed(digits));
 const clockTime = (ms) => new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
@@ -40,6 +41,7 @@ export class Card {
     this.masks = new NewestPicture((image, picture) => this.showMask(image, picture));
     this.previews = new NewestPicture((image) => this.showImage("preview", image));
     this.palette = new Map();
+    this.labels = null; // those not shown yet
     this.rates = [];
     this.allClasses = false;
     this.part(".name").textContent = name;
@@ -81,6 +83,7 @@ export class Card {
     if (message.type === "mask") this.masks.take(message);
     else if (message.type === "preview") this.previews.take(message);
     else if (message.type === "stats") this.showStats(message.stats);
+    else if (message.type === "labels") this.takeLabels(message.labels);
     else this.showState(message.state, message.since_ms);
   }
 
@@ -209,20 +212,48 @@ export class Card {
     more.setAttribute("aria-expanded", this.allClasses);
   }
 
+  // A camera without masks tells its age and bundle by its labels. They come with every frame; tick shows them.
+  takeLabels(labels) {
+    this.labels = labels;
+    if (!this.images.mask) [this.bundle, this.captured] = [labels.bundle, labels.captured_ms];
+  }
+
+  showLabels() {
+    if (!this.labels) return;
+    const present = this.labels.labels.filter(({ score }) => score >= LEAST_SCORE);
+    const classes = this.page.classesOf(this.bundle);
+    this.part(".labels").replaceChildren(...present.map((label) => this.labelChip(label, classes)));
+    this.part(".labels").hidden = !present.length;
+    this.labels = null;
+  }
+
+  labelChip({ name, score }, classes) {
+    const chip = element("li", "label", `${name} `);
+    chip.prepend(this.swatch(name, classes));
+    chip.append(element("small", "", percent(score)));
+    return chip;
+  }
+
+  swatch(name, classes) {
+    const made = element("i", "swatch");
+    const [red, green, blue] = classes.find((known) => known.name === name)?.colour ?? [128, 128, 128];
+    made.style.background = `rgb(${red} ${green} ${blue})`;
+    return made;
+  }
+
   legendRow(name, share, classes) {
     const row = element("li", "class");
-    const swatch = element("i", "swatch");
-    const [red, green, blue] = classes.find((known) => known.name === name)?.colour ?? [128, 128, 128];
-    swatch.style.background = `rgb(${red} ${green} ${blue})`;
+    const swatch = this.swatch(name, classes);
     const bar = element("span", "share");
     bar.style.setProperty("--share", share);
-    bar.style.setProperty("--colour", `rgb(${red} ${green} ${blue})`);
+    bar.style.setProperty("--colour", swatch.style.background);
     row.append(swatch, element("span", "", name), bar, element("span", "percent", percent(share)));
     return row;
   }
 
   // Once in a while: the picture grows older even when nothing arrives.
   tick() {
+    this.showLabels();
     if (this.counted && Date.now() - this.counted > SILENT_MS) this.showNumbers({});
     const age = this.part(".age");
     if (!this.captured) return;
