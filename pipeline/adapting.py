@@ -98,6 +98,8 @@ def adapt(
         raise ConfigError(f"output {site.output}: that is the bundle itself; name another folder")
     restored, device = restore(bundle), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     material = _material(site, bundle, device, teller)
+    if bundle.has_graph("labels"):
+        teller.tell("the labels graph is left out: it was trained on other latents")
     site.output.mkdir(parents=True, exist_ok=True)
     before = agreement(bundle, material.held, material.maps)
     restored.network.to(memory_format=torch.channels_last).to(device)
