@@ -21,12 +21,14 @@ from pipeline.datasets import Classes, Image, LabelledClass
 from pipeline.distillation import STRIDE as SOFT_STRIDE
 from pipeline.errors import ConfigError
 from pipeline.export import Description, export, write_manifest
-from pipeline.restoring import fit_fresh, network_of, restore
+from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.restoring import class_offsets, fit_fresh, network_of, restore
 from pipeline.site_frames import class_maps, opinions, read_shots, soft_labels, split_in_time
 from pipeline.site_training import ACQUAINTANCE, Steps, Taught, experiment_of, tune
 from pipeline.teachers import load_teachers
 
 _SAY_EVERY_S = 5.0
+_NOISE, _DEARER = 0.002, 0.02  # of the pixels that agree; of the rate, as a share of it
 _TABLES = Effort(steps=100, batch=8, learning_rate=0.001, penalty=0.05)
 
 
@@ -59,6 +61,28 @@ class Adapted:
     steps: int
     before: tuple[Agreement, ...]
     after: tuple[Agreement, ...]
+
+    @property
+    def fault(self) -> str | None:
+        """Why the new bundle is no better than the old one at its default level, or None."""
+        default = self.bundle.manifest.default_quality
+        old, new = (next(one for one in levels if one.quality == default) for levels in (self.before, self.after))
+        return None if is_better(old, new) else _in_words(old, new)
+
+
+def is_better(old: Agreement, new: Agreement) -> bool:
+    """Whether agreement rose or bits fell, and what the other lost is within the noise or well paid for."""
+    gained, dearer = new.pixels - old.pixels, new.rate_bpp / old.rate_bpp - 1
+    if dearer > _DEARER:
+        return gained > _NOISE
+    return gained >= -_NOISE and (gained > 0 or dearer < 0)
+
+
+def _in_words(old: Agreement, new: Agreement) -> str:
+    return (
+        f"at quality {new.quality} {100 * new.pixels:.2f} % of the pixels agree with the teachers, before "
+        f"{100 * old.pixels:.2f} %, for {new.rate_bpp:.4f} bits per pixel, before {old.rate_bpp:.4f}"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,28 +124,33 @@ def adapt(
     material = _material(site, bundle, device, teller)
     if bundle.has_graph("labels"):
         teller.tell("the labels graph is left out: it was trained on other latents")
+    learned = material.taught.images
+    experiment = experiment_of(bundle, frames=len(learned))
     site.output.mkdir(parents=True, exist_ok=True)
     before = agreement(bundle, material.held, material.maps)
     restored.network.to(memory_format=torch.channels_last).to(device)
-    learned = material.taught.images
     fit_fresh(restored, learned)
-    experiment = experiment_of(bundle, frames=len(learned))
     steps = Steps(minutes=budget.minutes, most=budget.steps, clock=clock, tell=teller.now_and_then)
     tuned = tune(restored.network, experiment, material.taught, steps)
     teller.tell(f"{tuned.steps} steps; fitting tables and writing the bundle")
-    described = _described(site, bundle)
-    made = export(
-        tuned.network,
-        described,
+    made = _exported(tuned.network, site, bundle, frames=learned, effort=budget.tables)
+    after = agreement(made, material.held, material.maps)
+    write_manifest(site.output, _described(site, bundle), _levels(bundle, after))
+    return Adapted(load_bundle(site.output), len(learned), len(material.held), tuned.steps, before, after)
+
+
+def _exported(network: SplitSegmenter, site: Site, bundle: Bundle, *, frames: list[Image], effort: Effort) -> Bundle:
+    """The tuned network as a bundle; what is not tuned is as it was in the old one."""
+    return export(
+        network,
+        _described(site, bundle),
         site.output,
-        frames=learned,
+        frames=frames,
         hyper=bool(bundle.tables.hyper),
-        effort=budget.tables,
+        class_offsets=class_offsets(bundle),
+        effort=effort,
         start=bundle.tables,
     )
-    after = agreement(made, material.held, material.maps)
-    write_manifest(site.output, described, _levels(bundle, after))
-    return Adapted(load_bundle(site.output), len(learned), len(material.held), tuned.steps, before, after)
 
 
 def as_json(result: Adapted) -> dict[str, object]:
@@ -131,6 +160,7 @@ def as_json(result: Adapted) -> dict[str, object]:
         "frames_learned": result.learned,
         "frames_held_out": result.held,
         "steps": result.steps,
+        "fault": result.fault,
         "before": [asdict(level) for level in result.before],
         "after": [asdict(level) for level in result.after],
     }

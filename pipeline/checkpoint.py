@@ -1,8 +1,10 @@
 """The state of a training run on disk: everything that resuming needs to equal not having stopped."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from pipeline.experiment import Experiment
 from pipeline.models.split_segmenter import SplitSegmenter
 
 FILE = "checkpoint.pt"
+_CAMERA, _GAINS, _CLOUD = "analysis.", "prior.gains.", "decoder."  # of a SplitSegmenter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,10 +60,42 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
 
 def load_average(run: Path, network: nn.Module) -> None:
     """Load the averaged weights of a run; ConfigError when there are none or they are another network's."""
-    if not (run / FILE).is_file():
-        raise ConfigError(f"run {run}: no {FILE} in it; train first, or name another run")
-    state = torch.load(run / FILE, map_location="cpu", weights_only=True)
+    state = _state(run)
     try:
         network.load_state_dict(state["average"])
     except RuntimeError as error:
         raise ConfigError(f"run {run}: its checkpoint is not of this experiment; name another run") from error
+
+
+def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> None:
+    """Load what a run learned in front of the cloud, as far as the network has it: the decoder is left as it is.
+
+    A network that sends features as they are has the backbone of it, and no more. `rate` is what bits weigh by level:
+    where a run had more or fewer levels, each begins with the gains of the one whose bits weighed about as much there.
+    ConfigError where the run's camera has nothing that fits.
+    """
+    state, own = _state(run), network.state_dict()
+    found = {name: value for name, value in state["average"].items() if name in own and not name.startswith(_CLOUD)}
+    if not any(name.startswith(_CAMERA) for name in found):
+        raise ConfigError(f"run {run}: its camera has nothing that this experiment's has; name another run")
+    theirs = state["experiment"]["loss"]["rate"]
+    if len(theirs) != len(rate):
+        rows = [_nearest(weight, theirs) for weight in rate]
+        found |= {name: value[rows] for name, value in found.items() if name.startswith(_GAINS)}
+    strange = next((name for name, value in found.items() if value.shape != own[name].shape), None)
+    if strange:
+        raise ConfigError(f"run {run}: its {strange} is of another size than this experiment's; name another run")
+    network.load_state_dict({**own, **found})
+
+
+def _nearest(weight: float, weights: Sequence[float]) -> int:
+    """The place of the weight that is least apart by its ratio; a weight may be 0."""
+    apart = [abs(math.log((one + 1e-9) / (weight + 1e-9))) for one in weights]
+    return apart.index(min(apart))
+
+
+def _state(run: Path) -> dict[str, Any]:
+    if not (run / FILE).is_file():
+        raise ConfigError(f"run {run}: no {FILE} in it; train first, or name another run")
+    state: dict[str, Any] = torch.load(run / FILE, map_location="cpu", weights_only=True)
+    return state

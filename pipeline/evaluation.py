@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import context
-from pipeline.accuracy import LabelAccuracy, class_iou, confusion, label_accuracy, mean_iou, shares_of
+from pipeline.accuracy import VOID, LabelAccuracy, class_iou, confusion, label_accuracy, mean_iou, shares_of
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, Tables
 from pipeline.codec import (
@@ -112,31 +112,27 @@ def evaluate(
     quality: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Encode, pack, unpack and decode every frame; ConfigError when the frames are not of the bundle's size."""
-    _check_size(bundle, data)
+    """Encode, pack, unpack and decode every frame; ConfigError on frames of another size and labels of no class."""
+    _check(bundle, data)
     encoder = open_encoder(bundle, engine=engine, quality=quality)
     decoder = open_decoder(bundle, engine=engine)
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    total = _Scores(np.zeros((len(bundle.palette),) * 2, np.int64), 0, 0, 0.0)
-    for i, one in enumerate(_scores(encoder, decoder, bundle, data, times), start=1):
-        total = _Scores(
-            total.matrix + one.matrix,
-            total.packet_bytes + one.packet_bytes,
-            total.payload_bytes + one.payload_bytes,
-            total.estimated_bits + one.estimated_bits,
-        )
-        progress(i)
+    found: list[_Scores] = []
+    for one in _scores(encoder, decoder, bundle, data, times):
+        found.append(one)
+        progress(len(found))
+    matrix = np.sum([one.matrix for one in found], axis=0)
     pixels = len(data.images) * bundle.manifest.height * bundle.manifest.width
     return Evaluation(
         split=split,
         engine=engine,
         quality=encoder.quality,
         frames=len(data.images),
-        miou=mean_iou(total.matrix),
-        class_iou=class_iou(total.matrix),
-        rate_bpp=8 * total.packet_bytes / pixels,
-        payload_bpp=8 * total.payload_bytes / pixels,
-        estimated_bpp=total.estimated_bits / pixels,
+        miou=mean_iou(matrix),
+        class_iou=class_iou(matrix),
+        rate_bpp=8 * sum(one.packet_bytes for one in found) / pixels,
+        payload_bpp=8 * sum(one.payload_bytes for one in found) / pixels,
+        estimated_bpp=sum(one.estimated_bits for one in found) / pixels,
         stage_ms={stage: float(np.median(ms)) for stage, ms in times.items()},
     )
 
@@ -169,12 +165,12 @@ def evaluate_labels(
 ) -> LabelEvaluation:
     """Encode, pack, unpack and decode every frame, and hold the scores against what its labels show.
 
-    ConfigError when the bundle gives no scores or the frames are not of its size.
+    ConfigError when the bundle gives no scores, on frames of another size and on labels of no class.
     """
     least_share, classes = bundle.manifest.presence_share, len(bundle.manifest.classes)
     if least_share is None or not bundle.has_graph("labels"):
         raise ConfigError(f"bundle {bundle.path}: it does not say which classes are in a picture; use another")
-    _check_size(bundle, data)
+    _check(bundle, data)
     encoder, decoder = open_encoder(bundle, engine=engine, quality=quality), open_decoder(bundle, engine=engine)
     scores, total_bytes = [], 0
     for i, image in enumerate(data.images):
@@ -203,12 +199,17 @@ def _scores_of(decoder: Decoder, sent: bytes) -> NDArray[np.float32]:
     return decoded.scores.values
 
 
-def _check_size(bundle: Bundle, data: Labelled) -> None:
+def _check(bundle: Bundle, data: Labelled) -> None:
     size = (bundle.manifest.height, bundle.manifest.width)
     wrong = next((i for i, image in enumerate(data.images) if image.shape[:2] != size), None)
     if wrong is not None:
         shape = data.images[wrong].shape
         raise ConfigError(f"frame {data.names[wrong]} is {shape[1]}x{shape[0]}; the bundle takes {size[1]}x{size[0]}")
+    classes = len(bundle.manifest.classes)
+    for name, labels in zip(data.names, data.labels, strict=True):
+        strange = labels[(labels >= classes) & (labels != VOID)]
+        if strange.size:
+            raise ConfigError(f"labels of {name}: {strange[0]} is none of {classes} classes; take the data set's own")
 
 
 def _timed(times: list[float], work: Callable[[], _T]) -> _T:
@@ -227,31 +228,26 @@ def estimated_bits(latents: Latents, tables: Tables, quality: int) -> float:
 
 def as_json(result: Evaluation, bundle: Bundle) -> dict[str, object]:
     """The figures as plain values for a JSON file; classes that do not occur are null."""
-    names = [one.name for one in bundle.manifest.classes]
-    per_class = {n: None if math.isnan(v) else float(v) for n, v in zip(names, result.class_iou, strict=True)}
-    figures = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "class_iou"}
-    return {"bundle": bundle.manifest.hash, **figures, "class_iou": per_class}
+    figures = {f.name: getattr(result, f.name) for f in fields(result)}
+    return {"bundle": bundle.manifest.hash, **figures, "class_iou": _by_class(result.class_iou, bundle)}
 
 
 def as_text(result: Evaluation, bundle: Bundle) -> str:
     """The figures for a person."""
-    names = [one.name for one in bundle.manifest.classes]
     lines = [
         f"{_title(result, bundle)}, quality {result.quality}",
         f"mIoU           {100 * result.miou:.2f} %",
         f"rate           {result.rate_bpp:.4f} bits per pixel, all overhead in",
         f"payload        {result.payload_bpp:.4f} bits per pixel, {100 * result.drift:+.2f} % of the estimate",
         *(f"{stage:<14} {ms:.2f} ms (median)" for stage, ms in result.stage_ms.items()),
-        *(f"IoU {name:<12} {100 * iou:5.1f} %" for name, iou in zip(names, result.class_iou, strict=True)),
+        *(f"IoU {name:<12} {100 * iou:5.1f} %" for name, iou in zip(_names(bundle), result.class_iou, strict=True)),
     ]
     return "\n".join(lines)
 
 
 def labels_as_json(result: LabelEvaluation, bundle: Bundle) -> dict[str, object]:
     """The figures as plain values for a JSON file; null for classes that never occur."""
-    names, figures = [one.name for one in bundle.manifest.classes], result.accuracy
-    precision = {n: None if math.isnan(v) else float(v) for n, v in zip(names, figures.class_precision, strict=True)}
-    varied = figures.varied_precision
+    figures, varied = result.accuracy, result.accuracy.varied_precision
     return {
         "bundle": bundle.manifest.hash,
         **{name: getattr(result, name) for name in ("split", "engine", "quality", "frames", "rate_bpp")},
@@ -259,15 +255,15 @@ def labels_as_json(result: LabelEvaluation, bundle: Bundle) -> dict[str, object]
         "map": figures.mean_precision,
         "map_varied": None if math.isnan(varied) else varied,
         "micro_f1": figures.f1,
-        "class_precision": precision,
-        "prevalence": dict(zip(names, figures.prevalence.tolist(), strict=True)),
+        "class_precision": _by_class(figures.class_precision, bundle),
+        "prevalence": _by_class(figures.prevalence, bundle),
     }
 
 
 def labels_as_text(result: LabelEvaluation, bundle: Bundle) -> str:
     """The figures for a person."""
-    names, figures = [one.name for one in bundle.manifest.classes], result.accuracy
-    rows = zip(names, figures.class_precision, figures.prevalence, strict=True)
+    figures = result.accuracy
+    rows = zip(_names(bundle), figures.class_precision, figures.prevalence, strict=True)
     lines = [
         f"{_title(result, bundle)}, quality {result.quality}, labels",
         f"mAP            {100 * figures.mean_precision:.2f} % over the classes that occur",
@@ -307,6 +303,15 @@ def levels_as_text(measured: Sequence[Measured], bundle: Bundle) -> str:
         precision = f"{100 * label.accuracy.mean_precision:5.2f} %  {100 * label.accuracy.f1:6.2f} %"
         lines.append(f"{label.quality:5}  {label.rate_bpp:8.4f}  {precision}")
     return "\n".join(lines)
+
+
+def _names(bundle: Bundle) -> list[str]:
+    return [one.name for one in bundle.manifest.classes]
+
+
+def _by_class(values: NDArray[np.float64], bundle: Bundle) -> dict[str, float | None]:
+    """Values (K,) by the name of the class; NaN, of a class that does not occur, becomes None."""
+    return {n: None if math.isnan(v) else float(v) for n, v in zip(_names(bundle), values, strict=True)}
 
 
 def _title(result: Evaluation | LabelEvaluation, bundle: Bundle) -> str:

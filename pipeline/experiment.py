@@ -1,10 +1,11 @@
 """Settings of one training experiment: complete, checked and frozen; `configs/train/*.yaml` hold them."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 
@@ -29,8 +30,24 @@ class ModelSettings(_Section):
     over_parameters: int = Field(ge=0, le=8, description="K: parallel copies of each ASPP convolution in training")
 
 
+def _rising(scales: tuple[float, float]) -> tuple[float, float]:
+    if scales[0] > scales[1]:
+        raise ValueError(f"the smallest comes first, but {scales[0]} is above {scales[1]}")
+    return scales
+
+
+def _falling(weights: tuple[float, ...]) -> tuple[float, ...]:
+    for lower, higher in pairwise(weights):
+        if lower < higher:
+            raise ValueError(f"level 0 is the cheapest and weighs most, but {lower} comes before {higher}")
+    return weights
+
+
 _Side = Annotated[int, Field(ge=16, multiple_of=16)]
 _Scale = Annotated[float, Field(gt=0)]
+_Weight = Annotated[float, Field(ge=0)]
+_Scales = Annotated[tuple[_Scale, _Scale], AfterValidator(_rising)]
+_Weights = Annotated[tuple[_Weight, ...], Field(min_length=1), AfterValidator(_falling)]
 
 
 class DataSettings(_Section):
@@ -41,7 +58,7 @@ class DataSettings(_Section):
     without_drives: tuple[str, ...] = Field(description="drives taken out of the split, to choose by")
     choose_by: tuple[str, ...] = Field(description="splits or drives measured during training")
     crop: tuple[_Side, _Side] = Field(description="height and width of a training view, divisible by 16")
-    scale: tuple[_Scale, _Scale] = Field(description="smallest and largest scale of a view")
+    scale: _Scales = Field(description="smallest and largest scale of a view")
     jitter: float = Field(ge=0, lt=1, description="change of light and colour, as a fraction")
     class_weighting: float = Field(gt=1, description="c in the class weight 1 / ln(c + share)")
     balanced: float = Field(ge=0, le=1, description="share of views centred on a pixel of a class drawn evenly")
@@ -66,7 +83,7 @@ class LossSettings(_Section):
 
     labels: float = Field(ge=0, description="weight of the labels' cross entropy; 0: the labels are not looked at")
     lovasz: float = Field(ge=0, description="weight of the Lovasz softmax term, a surrogate of mIoU")
-    rate: tuple[float, ...] = Field(min_length=1, description="lambda, the weight of one bit per pixel, by level")
+    rate: _Weights = Field(description="lambda, the weight of one bit per pixel, by level; it never rises")
 
     @property
     def levels(self) -> int:
@@ -77,7 +94,7 @@ class LossSettings(_Section):
 class ScheduleSettings(_Section):
     """Steps and learning rates."""
 
-    seed: int
+    seed: int = Field(ge=0)
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
     backbone_lr: float = Field(gt=0, description="peak learning rate of what is pretrained")
@@ -88,6 +105,7 @@ class ScheduleSettings(_Section):
     clip_norm: float = Field(gt=0, description="largest gradient norm; a larger one is scaled down")
     average_decay: float = Field(ge=0, lt=1, description="decay of the moving average of the weights")
     measure_every: int = Field(ge=1, description="epochs between two measurements on choose_by")
+    trained: Literal["all", "decoder"] = Field(description="decoder: camera and entropy model stay as they begin")
 
 
 class Experiment(_Section):
@@ -100,11 +118,15 @@ class Experiment(_Section):
     loss: LossSettings
     schedule: ScheduleSettings
 
+    def with_seed(self, seed: int) -> "Experiment":
+        """The same, repeated with other chances."""
+        return self.model_copy(update={"schedule": self.schedule.model_copy(update={"seed": seed})})
+
 
 class LabelSchedule(_Section):
     """Steps and learning rate of a label decoder."""
 
-    seed: int
+    seed: int = Field(ge=0)
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
     lr: float = Field(gt=0, description="peak learning rate")
@@ -146,6 +168,11 @@ def _load(path: Path, kind: type[S]) -> S:
     except yaml.YAMLError as error:
         raise ConfigError(f"experiment {path}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(f"experiment {path}: {key}: {first['msg']}") from error
+        raise ConfigError(f"experiment {path}: {first_fault(error)}") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The key that is wrong, and what is wrong with it."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.accuracy import VOID, mean_iou
 from pipeline.datasets import Frames
+from pipeline.errors import ConfigError
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 
 _TOGETHER = 16  # frames of one size that are measured at once on a GPU
@@ -27,10 +28,11 @@ class Measured:
 
 @torch.no_grad()
 def measure(network: SplitSegmenter, data: Frames, split: str, *, classes: int) -> list[Measured]:
-    """One entry per quality level; the network must be in eval mode."""
+    """One entry per quality level; the network must be in eval mode. ConfigError on labels that are no class."""
     matrices = np.zeros((network.levels, classes, classes), np.int64)
     bits, pixels = torch.zeros(network.levels), 0
     for images, labels in _groups(data, next(network.parameters()).device):
+        _check(labels, split, classes)
         pixels += labels.numel()
         height, width = labels.shape[-2:]
         with torch.autocast(images.device.type, torch.bfloat16):
@@ -63,6 +65,12 @@ def _groups(data: Frames, device: torch.device) -> Iterator[tuple[Tensor, Tensor
 def _stacked(frames: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
     images, labels = (torch.stack(parts).to(device) for parts in zip(*frames, strict=True))
     return images.float(), labels
+
+
+def _check(labels: Tensor, split: str, classes: int) -> None:
+    strange = labels[(labels >= classes) & (labels != VOID)]
+    if len(strange):
+        raise ConfigError(f"labels of {split}: {strange[0]} is none of {classes} classes; take the data set's own")
 
 
 def _confusion(labels: Tensor, guess: Tensor, classes: int) -> NDArray[np.int64]:

@@ -9,16 +9,24 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline import datasets
 from pipeline.accuracy import VOID
 from pipeline.batches import Batches, Resident, class_pixels
-from pipeline.bundle import Bundle
+from pipeline.bundle import MANIFEST, Bundle
 from pipeline.checkpoint import Trainee
 from pipeline.datasets import Image
 from pipeline.errors import ConfigError
-from pipeline.experiment import DataSettings, Experiment, LossSettings, ScheduleSettings, TeacherSettings
+from pipeline.experiment import (
+    DataSettings,
+    Experiment,
+    LossSettings,
+    ScheduleSettings,
+    TeacherSettings,
+    first_fault,
+)
 from pipeline.models.entropy_model import MeanScaleHyperprior
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import model_settings, network_of
@@ -60,7 +68,10 @@ class Tuned:
 
 
 def experiment_of(bundle: Bundle, *, frames: int) -> Experiment:
-    """How the steps are taken: distillation and the bundle's own weights of the rate."""
+    """How the steps are taken: distillation and the bundle's own weights of the rate.
+
+    ConfigError where the manifest's settings of the network are none.
+    """
     manifest = bundle.manifest
     height, width = (-(-length // _STRIDE) * _STRIDE for length in (manifest.height, manifest.width))
     return Experiment(
@@ -88,9 +99,16 @@ def experiment_of(bundle: Bundle, *, frames: int) -> Experiment:
             sharpness=1.0,
             weight=1.0,
         ),
-        loss=LossSettings(labels=0.0, lovasz=0.0, rate=network_of(bundle).rate),
+        loss=_loss(bundle),
         schedule=_schedule(frames),
     )
+
+
+def _loss(bundle: Bundle) -> LossSettings:
+    try:
+        return LossSettings(labels=0.0, lovasz=0.0, rate=network_of(bundle).rate)
+    except ValidationError as error:
+        raise ConfigError(f"bundle {bundle.path}: {MANIFEST}: network.{first_fault(error)}; export it again") from error
 
 
 def _schedule(frames: int) -> ScheduleSettings:
@@ -106,6 +124,7 @@ def _schedule(frames: int) -> ScheduleSettings:
         clip_norm=5.0,
         average_decay=0.98,
         measure_every=1,
+        trained="all",
     )
 
 

@@ -30,11 +30,12 @@ def optimiser_of(network: SplitSegmenter, experiment: Experiment) -> torch.optim
     """AdamW, pretrained parts in slower groups; vectors (biases, batch norms) and gains do not decay."""
     device = next(network.parameters()).device
     slow = {id(p) for part in pretrained(network) for p in part.parameters()}
+    learning = [p for p in network.parameters() if p.requires_grad]
     groups = []
     for pretrained_part in (True, False):
         peak = experiment.schedule.backbone_lr if pretrained_part else experiment.schedule.lr
         for decays in (True, False):
-            chosen = [p for p in network.parameters() if (id(p) in slow) == pretrained_part and _decays(p) == decays]
+            chosen = [p for p in learning if (id(p) in slow) == pretrained_part and _decays(p) == decays]
             decay = experiment.schedule.weight_decay if decays else 0.0
             groups.append({"params": chosen, "peak": peak, "weight_decay": decay, "lr": torch.zeros((), device=device)})
     on_gpu = device.type == "cuda"

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment, ScheduleSettings
 from pipeline.material import Folders, Material, prepare
 from pipeline.measuring import Measured, measure
-from pipeline.models.assembly import assemble, load_pretrained
+from pipeline.models.assembly import assemble, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.stepping import Step, optimiser_of
 
@@ -108,13 +108,38 @@ def _set_up(experiment: Experiment, folders: Folders) -> torch.device:
 def _trainee(experiment: Experiment, folders: Folders, material: Material, device: torch.device) -> Trainee:
     network = build(experiment, len(material.class_weights))
     network = network.to(memory_format=torch.channels_last).to(device)
+    _begin(network, experiment, folders, material.calibration.to(device))
+    average = deepcopy(network).eval().requires_grad_(False)
+    network.train()
+    if experiment.schedule.trained == "decoder":
+        for part in (network.analysis, network.prior):
+            part.eval().requires_grad_(False)
+    return Trainee(network, average, optimiser_of(network, experiment))
+
+
+def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, images: Tensor) -> None:
+    """Load what the folders name to begin with; ConfigError where chance would stand in for something learned."""
+    if folders.start is None and not (folders.run / checkpoint.FILE).is_file():
+        _check_begun(network, experiment, folders)
     if folders.backbone is not None:
-        weights = _read_weights(folders.backbone)
-        load_pretrained(network, experiment.model.backbone, weights, material.calibration.to(device))
+        load_pretrained(network, experiment.model.backbone, _read_weights(folders.backbone), images)
     if folders.start is not None:
         checkpoint.load_average(folders.start, network)
-    average = deepcopy(network).eval().requires_grad_(False)
-    return Trainee(network.train(), average, optimiser_of(network, experiment))
+    if folders.camera is not None:
+        checkpoint.load_camera(folders.camera, network, experiment.loss.rate)
+
+
+def _check_begun(network: SplitSegmenter, experiment: Experiment, folders: Folders) -> None:
+    """ConfigError where a part of the backbone has no weights, or a camera that is to stay as it is has not learned."""
+    if experiment.schedule.trained == "decoder" and folders.camera is None:
+        raise ConfigError("schedule.trained is decoder, but no run has trained the camera; add --camera RUN")
+    lacking = pretrained(network)
+    if folders.camera is not None:
+        cloud = set(network.decoder.modules())
+        lacking = [part for part in lacking if part in cloud]
+    if lacking and folders.backbone is None:
+        ways = "--backbone FILE, or --start RUN" + (" or --camera RUN" if folders.camera is None else "")
+        raise ConfigError(f"backbone {experiment.model.backbone}: no weights to begin with; add {ways}")
 
 
 def keep_freed_memory() -> None:

@@ -31,7 +31,9 @@ def train(
     teacher: Annotated[list[Path] | None, typer.Option(help="a teacher's safetensors or ONNX file; repeatable")] = None,
     unlabelled: Annotated[list[Path] | None, typer.Option(help="images or a clip without labels; repeatable")] = None,
     start: Annotated[Path | None, typer.Option(help="run whose weights to begin with")] = None,
+    camera: Annotated[Path | None, typer.Option(help="run to begin with but for its decoder, which may differ")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder that keeps soft labels for several runs")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="in place of the experiment's schedule.seed")] = None,
 ) -> None:
     """Train the network of an experiment; goes on from its last checkpoint."""
     _need_torch()
@@ -46,9 +48,11 @@ def train(
         teachers=tuple(teacher or ()),
         unlabelled=tuple(unlabelled or ()),
         start=start,
+        camera=camera,
         cache=cache,
     )
-    for progress in training.train(load_experiment(config_file), folders):
+    experiment = load_experiment(config_file)
+    for progress in training.train(experiment if seed is None else experiment.with_seed(seed), folders):
         print(training.describe(progress), flush=True)
 
 
@@ -88,7 +92,7 @@ def adapt(
 ) -> None:
     """Tune a bundle to one site's video without labels; shows agreement with the teachers and bits, before and after.
 
-    A fifth of the video, in two stretches, is not trained on but measured on.
+    A fifth of the video, in two stretches, is not trained on but measured on. Ends with 1 where that shows no gain.
     """
     _need_torch()
     from rich.console import Console
@@ -103,6 +107,9 @@ def adapt(
     print(f"{output}: {result.bundle.manifest.hash}, after {result.steps} steps on {result.learned} frames")
     if json_file is not None:
         json_file.write_text(json.dumps(adapting.as_json(result), indent=2) + "\n")
+    if result.fault is not None:
+        _say(f"maskcast: {output} is no better than {bundle}: {result.fault}; give --minutes more")
+        raise typer.Exit(1)
 
 
 def train_labels(

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.checkpoint import FILE, Trainee, load_average, resume, save
+from pipeline.checkpoint import FILE, Trainee, load_average, load_camera, resume, save
 from pipeline.errors import ConfigError
+from pipeline.experiment import Experiment
+from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.training import build
 
 
 def trainee() -> Trainee:
@@ -87,3 +90,91 @@ def test_the_average_is_what_is_loaded_for_use(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=FILE):
         load_average(tmp_path, nn.Linear(3, 2))
+
+
+def fresh(experiment: Experiment, seed: int) -> SplitSegmenter:
+    """A network of this experiment, all of its tensors other than those of another seed."""
+    torch.manual_seed(seed)
+    network = build(experiment, tiny.CLASSES)
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.01 * seed)
+    return network
+
+
+def begun(run: Path, experiment: Experiment) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a network of this experiment before and after it took the run's camera."""
+    network = fresh(experiment, seed=2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    load_camera(run, network, experiment.loss.rate)
+    return before, network.state_dict()
+
+
+@pytest.fixture
+def joint_run(tmp_path: Path) -> Path:
+    """A run whose average is fresh(tiny.experiment(), seed=1)."""
+    network = fresh(tiny.experiment(), seed=1)
+    optimiser = torch.optim.AdamW(network.parameters())
+    save(tmp_path, Trainee(network, network, optimiser), tiny.experiment(), epochs_done=1)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model", "taken"),
+    [
+        ({"decoder": "source_task"}, ("analysis.", "prior.")),
+        ({"over_parameters": 3}, ("analysis.", "prior.")),
+        ({"bottleneck": "none"}, ("analysis.",)),
+        ({"decoder": "task", "bottleneck": "none"}, ("analysis.backbone.",)),
+    ],
+    ids=["another decoder", "over-parameterised", "uncoded", "untouched"],
+)
+def test_a_camera_is_taken_as_far_as_the_network_has_it_and_the_decoder_left(
+    joint_run: Path, model: dict[str, object], taken: tuple[str, ...]
+) -> None:
+    before, after = begun(joint_run, tiny.experiment(model=model))
+    theirs = fresh(tiny.experiment(), seed=1).state_dict()
+    for name, value in after.items():
+        if name.startswith("decoder."):
+            assert torch.equal(value, before[name]), name
+        else:
+            assert name.startswith(taken)
+            assert torch.equal(value, theirs[name]), name
+    floats = [name for name, value in before.items() if value.is_floating_point() and value.numel() > 0]
+    assert not any(torch.equal(before[name], theirs[name]) for name in floats if not name.startswith("decoder."))
+
+
+def test_levels_begin_with_the_gains_of_those_that_weighed_as_much(joint_run: Path) -> None:
+    """The run has levels at 8, 2 and 0.5."""
+    gains = fresh(tiny.experiment(), seed=1).prior.gains
+    for rate, rows in (((1.7,), [1]), ((30.0, 9.0, 0.6, 0.0), [0, 0, 2, 2]), ((3.0, 2.0, 1.0), [0, 1, 2])):
+        _, after = begun(joint_run, tiny.experiment(loss={"rate": rate}))
+        for name, value in gains.state_dict().items():
+            assert torch.equal(after[f"prior.gains.{name}"], value[rows]), rate
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"decoder": "latent_task"}, "its camera has nothing that this experiment's has"),
+        ({"latents": 8}, "its analysis.source_encoder.mix.2.weight is of another size than this experiment's"),
+        ({"backbone": "mobilenet_edgetpu"}, "is of another size than this experiment's"),
+    ],
+    ids=["image codec", "fewer latents", "another backbone"],
+)
+def test_a_camera_that_does_not_fit_is_refused_in_one_sentence(
+    joint_run: Path, model: dict[str, object], said: str
+) -> None:
+    network = fresh(tiny.experiment(model=model), seed=2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ConfigError, match=f"run {joint_run}: .*; name another run") as caught:
+        load_camera(joint_run, network, tiny.RATE)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_camera_of_a_run_without_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"run {tmp_path}: no {FILE} in it"):
+        load_camera(tmp_path, fresh(tiny.experiment(), seed=2), tiny.RATE)

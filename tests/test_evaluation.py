@@ -96,6 +96,14 @@ def test_what_a_bundle_does_not_make_is_not_measured(bundle: Bundle, streets: La
     assert ("labels" in measured_as_json(measured, bundle)) == bundle.has_graph("labels")
 
 
+@pytest.mark.parametrize("strange", [32, 254])
+def test_labels_that_are_no_class_are_refused(bundle: Bundle, streets: Labelled, strange: int) -> None:
+    labels = np.where(streets.labels[0] == streets.labels[0][0, 0], np.uint8(strange), streets.labels[0])
+    odd = Labelled(("odd",), streets.images[:1], (labels,))
+    with pytest.raises(ConfigError, match=f"labels of odd: {strange} is none of 11 classes"):
+        evaluate(bundle, odd, split="odd", engine="onnxruntime")
+
+
 def test_frames_of_another_size_are_refused(bundle: Bundle, streets: Labelled) -> None:
     small = Labelled(("odd",), (streets.images[0][:100],), (streets.labels[0][:100],))
     with pytest.raises(ConfigError, match="frame odd is 480x100; the bundle takes 480x360"):

@@ -33,12 +33,33 @@ def complaint(path: Path) -> str:
     return text
 
 
-LABEL_FILES = sorted(TRAIN.glob("*-labels.yaml"))
+LABEL_FILES = sorted(TRAIN.rglob("*-labels.yaml"))
+FILES = sorted(set(TRAIN.rglob("*.yaml")) - set(LABEL_FILES))
 
 
-@pytest.mark.parametrize("path", sorted(set(TRAIN.glob("*.yaml")) - set(LABEL_FILES)), ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    """Its folders below configs/train and its own name: compare/task.yaml is compare-task."""
+    return "-".join(path.relative_to(TRAIN).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_each_experiment_of_the_repository_is_valid_and_named_as_its_file(path: Path) -> None:
-    assert load_experiment(path).name == path.stem
+    assert load_experiment(path).name == name_of(path)
+
+
+def test_experiments_to_compare_differ_in_what_is_compared_alone() -> None:
+    """The same data, teachers, losses and steps; `trained` is for those that hold the camera still."""
+    compared = [load_experiment(path) for path in FILES if path.parent.name == "compare"]
+    assert {one.model.decoder for one in compared} == {"joint", "source_task", "task"}
+    for one in compared:
+        schedule = one.schedule.model_copy(update={"trained": "all"})
+        loss = one.loss.model_copy(update={"rate": ()})
+        assert (one.data, one.teacher, loss, schedule) == (
+            compared[0].data,
+            compared[0].teacher,
+            compared[0].loss.model_copy(update={"rate": ()}),
+            compared[0].schedule.model_copy(update={"trained": "all"}),
+        )
 
 
 @pytest.mark.parametrize("path", LABEL_FILES, ids=lambda path: path.stem)
@@ -67,6 +88,30 @@ def test_there_are_as_many_levels_as_weights_of_the_rate() -> None:
     assert tiny.experiment(loss={"rate": (9.0, 3.0, 1.0, 0.3)}).loss.levels == 4
 
 
+def test_levels_may_weigh_the_same() -> None:
+    assert tiny.experiment(loss={"rate": (2.0, 2.0, 0.0)}).loss.rate == (2.0, 2.0, 0.0)
+
+
+def test_another_seed_is_all_that_is_changed() -> None:
+    experiment = tiny.experiment()
+    changed = experiment.with_seed(7)
+    assert changed == tiny.experiment(schedule={"seed": 7})
+    assert experiment.schedule.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("loss", {"rate": [1.0, 2.0]}, "loss.rate: level 0 is the cheapest and weighs most, but 1.0 comes before 2.0"),
+        ("data", {"scale": [2.0, 0.5]}, "data.scale: the smallest comes first, but 2.0 is above 0.5"),
+    ],
+)
+def test_what_stands_in_the_wrong_order_is_said(
+    tmp_path: Path, section: str, values: dict[str, object], said: str
+) -> None:
+    assert complaint(written(tmp_path, {section: values})).endswith(said)
+
+
 @pytest.mark.parametrize("section", ["model", "data", "teacher", "loss", "schedule"])
 def test_a_section_that_is_missing_is_named(tmp_path: Path, section: str) -> None:
     path = written(tmp_path, {})
@@ -91,6 +136,8 @@ def test_experiment_cannot_be_changed() -> None:
         ("schedule", {"clip_norm": float("inf")}, "schedule.clip_norm"),
         ("schedule", {"average_decay": 1.0}, "schedule.average_decay"),
         ("schedule", {"rate_warmup": 1.5}, "schedule.rate_warmup"),
+        ("schedule", {"seed": -1}, "schedule.seed"),
+        ("schedule", {"trained": "camera"}, "schedule.trained"),
         ("data", {"crop": [32]}, "data.crop"),
         ("data", {"crop": [32, 40]}, "data.crop.1"),
         ("data", {"crop": [0, 32]}, "data.crop.0"),
@@ -104,6 +151,7 @@ def test_experiment_cannot_be_changed() -> None:
         ("loss", {"labels": -1.0}, "loss.labels"),
         ("loss", {"rate": []}, "loss.rate"),
         ("loss", {"rate": [1.0, "a"]}, "loss.rate.1"),
+        ("loss", {"rate": [1.0, -1.0]}, "loss.rate.1"),
         ("model", {"prior_width": 49}, "model.prior_width"),
         ("model", {"decoder_width": 5}, "model.decoder_width"),
         ("model", {"bottleneck": "narrow"}, "model.bottleneck"),

@@ -178,16 +178,6 @@ def test_a_folder_in_which_nothing_is_to_be_seen_is_named(tiny_camvid: Path, tmp
         unlabelled(tmp_path / "empty", data=tiny_camvid, run=tmp_path / "run", teacher=teacher)
 
 
-def with_other_labels(data: Path, copy: Path) -> Path:
-    """A copy whose training labels are noise."""
-    shutil.copytree(data, copy)
-    rng = np.random.default_rng(0)
-    for path in sorted((copy / "labels" / "train").iterdir()):
-        noise = rng.integers(0, tiny.CLASSES, (tiny.HEIGHT, tiny.WIDTH)).astype(np.uint8)
-        assert cv2.imwrite(str(path), noise)
-    return copy
-
-
 def drawn(made: Material) -> list[Tensor]:
     batches = [made.batches.at(step) for step in range(4)]
     return [part for one in batches for part in (one.images, one.labels, one.soft, one.quality) if part is not None]
@@ -196,7 +186,7 @@ def drawn(made: Material) -> list[Tensor]:
 def test_label_free_material_does_not_depend_on_the_labels(tiny_camvid: Path, tmp_path: Path, teacher: Path) -> None:
     experiment = tiny.experiment(**LABEL_FREE, data={"balanced": 0.5, "mixed": 0.5, "texture": 0.1})
     one = prepare(tiny_camvid, tmp_path / "one", experiment, teachers=(teacher,))
-    other_data = with_other_labels(tiny_camvid, tmp_path / "data")
+    other_data = tiny.with_other_labels(tiny_camvid, tmp_path / "data")
     other = prepare(other_data, tmp_path / "other", experiment, teachers=(teacher,))
     assert torch.equal(one.class_weights, other.class_weights)
     assert all(torch.equal(a, b) for a, b in zip(drawn(one), drawn(other), strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.datasets import Labelled
+from pipeline.errors import ConfigError
 from pipeline.measuring import measure
 from pipeline.models.entropy_model import NoBottleneck
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
@@ -64,6 +65,13 @@ def test_a_network_that_knows_everything_is_right_on_frames_of_any_size() -> Non
 def test_a_network_that_mistakes_every_class_is_wrong() -> None:
     (found,) = measure(network(1), painted((64, 96)), "all", classes=tiny.CLASSES)
     assert found.miou < 0.06
+
+
+def test_labels_that_are_no_class_are_named_with_their_split() -> None:
+    data = painted((64, 96), (64, 96))
+    data.labels[1][3, 5] = tiny.CLASSES + 3
+    with pytest.raises(ConfigError, match=r"^labels of 0006R0: 14 is none of 11 classes; take the data set's own$"):
+        measure(network(0), data, "0006R0", classes=tiny.CLASSES)
 
 
 def test_there_is_one_figure_per_level_and_higher_levels_cost_more(tiny_network: SplitSegmenter) -> None:

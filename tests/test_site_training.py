@@ -86,6 +86,12 @@ def test_the_bits_weigh_what_they_weighed_when_the_bundle_was_trained(bundle: Bu
     assert experiment_of(bundle, frames=100).schedule.batch == 8
 
 
+def test_weights_of_the_bits_that_are_none_are_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    made = load_bundle(described(tiny_bundle, tmp_path / "bundle", rate=(0.5, 2.0, 8.0)))
+    with pytest.raises(ConfigError, match=r"network\.rate: level 0 is the cheapest .*; export it again"):
+        experiment_of(made, frames=5)
+
+
 def test_views_cover_a_frame_whose_sides_16_does_not_divide(tiny_bundle: Bundle, tmp_path: Path) -> None:
     made = load_bundle(described(tiny_bundle, tmp_path / "bundle"))
     taller = made.manifest.model_copy(update={"height": 57})

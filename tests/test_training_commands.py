@@ -64,14 +64,27 @@ def test_everything_a_run_reads_from_reaches_it(
     seen = []
     monkeypatch.setattr(training, "train", lambda _, folders: seen.append(folders) or iter(()))
     words = (
-        "--data d --run r --backbone b --teacher t1 --teacher t2 --unlabelled u1 --unlabelled u2 --start s --cache c"
+        "--data d --run r --backbone b --teacher t1 --teacher t2 --unlabelled u1 --unlabelled u2 "
+        "--start s --camera m --cache c"
     )
     assert call(capsys, "train", "--config", config, *words.split())[0] == 0
     (folders,) = seen
     assert (folders.data, folders.run, folders.backbone) == (Path("d"), Path("r"), Path("b"))
     assert folders.teachers == (Path("t1"), Path("t2"))
     assert folders.unlabelled == (Path("u1"), Path("u2"))
-    assert (folders.start, folders.cache) == (Path("s"), Path("c"))
+    assert (folders.start, folders.camera, folders.cache) == (Path("s"), Path("m"), Path("c"))
+
+
+@pytest.mark.parametrize(("words", "seed"), [("", 1), ("--seed 0", 0), ("--seed 23", 23)])
+def test_a_seed_takes_the_place_of_the_experiments(
+    capsys: pytest.CaptureFixture[str], config: Path, monkeypatch: pytest.MonkeyPatch, words: str, seed: int
+) -> None:
+    from pipeline import training
+
+    seen = []
+    monkeypatch.setattr(training, "train", lambda experiment, _: seen.append(experiment) or iter(()))
+    assert call(capsys, "train", "--config", config, "--data", "d", "--run", "r", *words.split())[0] == 0
+    assert seen == [tiny.experiment(schedule={"seed": seed})]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +99,10 @@ def test_everything_a_run_reads_from_reaches_it(
         ({"data": {"unlabelled": 0.5}, "teacher": {"weight": 1.0}}, "--data DATA", "add --unlabelled"),
         ({"loss": {"labels": 0.0, "lovasz": 0.0}}, "--data DATA", "nothing to learn from"),
         ({}, "--data DATA --start none", "run none: no checkpoint.pt"),
+        ({}, "--data DATA --camera none", "run none: no checkpoint.pt"),
+        ({}, "--data DATA", "add --backbone FILE, or --start RUN or --camera RUN"),
     ],
-    ids=["data", "backbone", "decoder", "batch", "teacher", "teacher's file", "unlabelled", "nothing", "start"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_wrong_call_of_train_is_said_in_one_sentence(
     capsys: pytest.CaptureFixture[str],
@@ -146,9 +161,9 @@ def test_export_of_a_network_without_bottleneck_is_one_file(
     capsys: pytest.CaptureFixture[str], tiny_camvid: Path, tmp_path: Path
 ) -> None:
     plain = tiny.experiment(model={"bottleneck": "none"}, schedule={"epochs": 1}, loss={"rate": (0.0,)})
-    config = written(tmp_path / "plain.yaml", plain)
+    config, backbone = written(tmp_path / "plain.yaml", plain), tiny.backbone_weights(tmp_path / "backbone")
     words = ["--config", config, "--data", tiny_camvid, "--run", tmp_path / "run"]
-    assert call(capsys, "train", *words)[0] == 0
+    assert call(capsys, "train", *words, "--backbone", backbone)[0] == 0
     whole = tmp_path / "deep" / "whole.onnx"
     code, out, _ = call(capsys, "export", *words, "--whole", whole)
     assert code == 0

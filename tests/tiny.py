@@ -4,6 +4,7 @@ Nothing here is random from run to run: the same seed gives the same bytes on on
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from pipeline.context_fitting import Effort
 from pipeline.experiment import Experiment
 from pipeline.export import Description, export
 from pipeline.material import Folders
-from pipeline.models.assembly import assemble
-from pipeline.models.backbone import Folded, MobileNetV2
+from pipeline.models.assembly import BACKBONES, assemble
+from pipeline.models.backbone import Folded
 from pipeline.models.entropy_model import MeanScaleHyperprior
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like
 
@@ -123,15 +124,25 @@ def pictures(folder: Path, count: int, seed: int = 7) -> Path:
     return folder
 
 
+def with_other_labels(data: Path, copy: Path) -> Path:
+    """Copy a data set, its training labels made noise; returns the copy."""
+    shutil.copytree(data, copy)
+    rng = np.random.default_rng(0)
+    for path in sorted((copy / "labels" / "train").iterdir()):
+        _write(path, rng.integers(0, CLASSES, (HEIGHT, WIDTH)).astype(np.uint8))
+    return copy
+
+
 def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), pixels):
         raise OSError(f"{path} was not written")
 
 
-def backbone_weights(path: Path, seed: int = 0) -> Path:
+def backbone_weights(path: Path, name: str = "mobilenet_v2") -> Path:
     """Write made-up ImageNet weights, batch norms folded in, under the names that the real ones have."""
-    save_file(folded_weights(MobileNetV2(), seed), path)
+    parts = BACKBONES[name]
+    save_file({**folded_weights(parts.head()), **folded_weights(parts.tail(), seed=1)}, path)
     return path
 
 
@@ -186,6 +197,7 @@ def experiment(**changed: dict[str, object]) -> Experiment:
             "clip_norm": 5.0,
             "average_decay": 0.9,
             "measure_every": 1,
+            "trained": "all",
         },
     }
     merged = {section: {**values, **changed.get(section, {})} for section, values in settings.items()}

@@ -67,7 +67,7 @@ def load_pretrained(network: SplitSegmenter, name: str, weights: Mapping[str, Te
     head = next((m for m in network.modules() if isinstance(m, parts.head)), None) or parts.head().to(device)
     parts.load(head, weights, images)
     for tail in (module for module in network.modules() if isinstance(module, parts.tail)):
-        parts.load(tail, weights, head(images)[-1])
+        parts.load(tail, weights, head.eval()(images)[-1])  # in train mode it would change its own statistics
     if isinstance(network.decoder, JSDEDecoder):
         network.decoder.stages.load_state_dict(head.to_16.state_dict())
 

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet50
 
 from pipeline.errors import ConfigError
 from pipeline.models.assembly import BACKBONES, DECODERS, assemble, load_pretrained, pretrained
@@ -24,6 +25,7 @@ NETWORKS: Mapping[str, Mapping[str, object]] = {
     "source_task": {"decoder": "source_task"},
     "task": {"decoder": "task", "bottleneck": "none"},
     "latent_task": {"decoder": "latent_task"},
+    "latent_task of ResNet": {"decoder": "latent_task", "backbone": "resnet50"},
 }
 NOT_LEARNED = {"prior.factorised.quantiles"}  # compressai's own tables are not used
 
@@ -169,6 +171,16 @@ def test_published_weights_get_into_every_part_that_has_them_and_keep_their_func
     if name != "joint":
         task = network.decoder if name == "task" else network.decoder.task_decoder
         assert close(task.tail(features[2]), alone(MobileNetV2Tail())(features[2]))
+
+
+@pytest.mark.parametrize("decoder", ["source_task", "latent_task"])
+def test_published_weights_of_resnet_get_in_as_they_are(decoder: str) -> None:
+    network, whole = made(decoder=decoder, backbone="resnet50"), resnet50(weights=None).state_dict()
+    load_pretrained(network, "resnet50", whole, pictures((32, 48), 2))
+    first = network.analysis.backbone if decoder == "source_task" else network.decoder.stages
+    loaded = [("" if decoder == "source_task" else "layer3.", first), ("", network.decoder.task_decoder.tail)]
+    for prefix, part in loaded:
+        assert all(torch.equal(value, whole[prefix + name]) for name, value in part.state_dict().items())
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
@@ -23,7 +23,9 @@ from pipeline.models.backbone import (
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.backbone_weights(tmp_path_factory.mktemp("backbone") / "backbone.safetensors")
+    path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
+    save_file(tiny.folded_weights(MobileNetV2()), path)
+    return path
 
 
 def loaded(weights: Path) -> MobileNetV2:

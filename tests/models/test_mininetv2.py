@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from written_out import State, batch_norm, counts, down, made_up, picture, up
 
 from pipeline.models.mininetv2 import MiniNetV2, MultiDilation, Separable
 
-State = dict[str, Tensor]
 STAGES = {
     # stage: entries in the file, trainable scalars
     "d1_2": (12, 7_385),
@@ -22,56 +22,16 @@ STAGES = {
 DILATIONS = (1, 2, 1, 4, 1, 8, 1, 16, 1, 1, 1, 2, 1, 4, 1, 8)
 
 
-def made_up(network: nn.Module) -> nn.Module:
-    """Fill each tensor in double precision by a formula of its name and index; variances stay positive."""
-    network = network.double().eval()
-    for number, (name, tensor) in enumerate(network.state_dict().items()):
-        if not tensor.is_floating_point():
-            continue
-        wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * 1.7 + number).view(tensor.shape)
-        if name.endswith("running_var"):
-            tensor.copy_(1 + 0.5 * wave)
-        elif tensor.dim() == 4:
-            tensor.copy_(wave * (3 / tensor[0].numel()) ** 0.5)
-        else:
-            tensor.copy_(0.8 * wave)
-    return network
-
-
-def picture(channels: int, height: int, width: int) -> Tensor:
-    c = torch.arange(channels, dtype=torch.float64)[:, None, None]
-    i = torch.arange(height, dtype=torch.float64)[:, None]
-    j = torch.arange(width, dtype=torch.float64)
-    return (2 * torch.sin(0.35 * i + 0.7 * c) * torch.cos(0.23 * j - 0.4 * c))[None]
-
-
-def normed(state: State, at: str, x: Tensor) -> Tensor:
-    """Batch norm, then ReLU."""
-    w, b, mean, var = (state[f"{at}.{key}"][:, None, None] for key in ("weight", "bias", "running_mean", "running_var"))
-    return (w * (x - mean) / (var + 1e-5).sqrt() + b).clamp_min(0)
-
-
-def down(state: State, at: str, x: Tensor) -> Tensor:
-    conv = F.conv2d(x, state[f"{at}.conv.0.weight"], stride=2, padding=1)
-    return torch.cat([normed(state, f"{at}.conv.1", conv), F.max_pool2d(x, 3, 2, 1)], 1)
-
-
-def up(state: State, at: str, x: Tensor) -> Tensor:
-    weight, bias = state[f"{at}.up_conv.0.weight"], state[f"{at}.up_conv.0.bias"]
-    y = F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=1)
-    return normed(state, f"{at}.up_conv.1", y)
-
-
 def depthwise(state: State, at: str, x: Tensor, reach: int) -> Tensor:
     y = F.conv2d(x, state[f"{at}.0.weight"], padding=reach, dilation=reach, groups=x.shape[1])
-    return normed(state, f"{at}.1", y)
+    return batch_norm(state, f"{at}.1", y).clamp_min(0)
 
 
 def block(state: State, at: str, x: Tensor, reach: int) -> Tensor:
     y = depthwise(state, f"{at}dw_conv", x, 1)
     y = y + depthwise(state, f"{at}ddw_conv", x, reach) if reach > 1 else y
     y = F.conv2d(y, state[f"{at}pw_conv.0.weight"], state[f"{at}pw_conv.0.bias"])
-    return normed(state, f"{at}pw_conv.1", y)
+    return batch_norm(state, f"{at}pw_conv.1", y).clamp_min(0)
 
 
 def written_out(state: State, x: Tensor) -> Tensor:
@@ -81,11 +41,11 @@ def written_out(state: State, x: Tensor) -> Tensor:
         return x
 
     size = x.shape[2:]
-    beside = down(state, "ref.1", down(state, "ref.0", x))
-    x = down(state, "d1_2.1", down(state, "d1_2.0", x))
-    x = down(state, "d3", blocks("m1_10", x, *[1] * 10))
-    x = up(state, "up1", blocks("feature_extractor", x, *DILATIONS)) + beside
-    x = up(state, "output", blocks("m26_29", x, 1, 1, 1, 1))
+    beside = down(state, "ref.1.", down(state, "ref.0.", x))
+    x = down(state, "d1_2.1.", down(state, "d1_2.0.", x))
+    x = down(state, "d3.", blocks("m1_10", x, *[1] * 10))
+    x = up(state, "up1.", blocks("feature_extractor", x, *DILATIONS)) + beside
+    x = up(state, "output.", blocks("m26_29", x, 1, 1, 1, 1))
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
@@ -111,10 +71,7 @@ def test_network_equals_the_one_written_out() -> None:
 
 
 def test_entries_and_trainable_scalars_of_each_stage() -> None:
-    network = MiniNetV2()
-    entries = {name: sum(key.startswith(f"{name}.") for key in network.state_dict()) for name in STAGES}
-    scalars = {name: sum(p.numel() for p in network.get_submodule(name).parameters()) for name in STAGES}
-    assert {name: (entries[name], scalars[name]) for name in STAGES} == STAGES
+    assert counts(MiniNetV2(), STAGES) == STAGES
 
 
 def test_totals() -> None:

@@ -1,7 +1,4 @@
-"""FDDWNet against the network written out with plain functions, its counts, and its rule for sizes.
-
-The published weights are too large for a test; made-up ones in every tensor show the same mistakes.
-"""
+"""FDDWNet against the network written out with plain functions, its counts, and its rule for sizes."""
 
 from collections.abc import Callable
 
@@ -9,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from written_out import State, batch_norm, counts, down, made_up, picture, up
 
 from pipeline.models.teacher import EERM, Down, FDDWNet, Up, group_classes, normalise
 
-State = dict[str, Tensor]
 STAGES = {
     # stage: entries in the file, trainable scalars
     "layer1": (6, 377),
@@ -29,40 +26,6 @@ STAGES = {
 }
 
 
-def made_up(network: nn.Module) -> nn.Module:
-    """Fill each tensor in double precision by a formula of its name and index; variances stay positive."""
-    network = network.double().eval()
-    for number, (name, tensor) in enumerate(network.state_dict().items()):
-        if not tensor.is_floating_point():
-            continue
-        wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * 1.7 + number).view(tensor.shape)
-        if name.endswith("running_var"):
-            tensor.copy_(1 + 0.5 * wave)
-        elif tensor.dim() == 4:
-            tensor.copy_(wave * (3 / tensor[0].numel()) ** 0.5)
-        else:
-            tensor.copy_(0.8 * wave)
-    return network
-
-
-def picture(channels: int, height: int, width: int) -> Tensor:
-    """The formula that the reference values of the network are given for, scaled to any number of channels."""
-    c = torch.arange(channels, dtype=torch.float64)[:, None, None]
-    i = torch.arange(height, dtype=torch.float64)[:, None]
-    j = torch.arange(width, dtype=torch.float64)
-    return (2 * torch.sin(0.35 * i + 0.7 * c) * torch.cos(0.23 * j - 0.4 * c))[None]
-
-
-def batch_norm(state: State, at: str, x: Tensor) -> Tensor:
-    w, b, mean, var = (state[f"{at}.{key}"][:, None, None] for key in ("weight", "bias", "running_mean", "running_var"))
-    return w * (x - mean) / (var + 1e-5).sqrt() + b
-
-
-def down(state: State, at: str, x: Tensor) -> Tensor:
-    conv = F.conv2d(x, state[f"{at}conv.0.weight"], stride=2, padding=1)
-    return torch.cat([batch_norm(state, f"{at}conv.1", conv).clamp_min(0), F.max_pool2d(x, 3, 2, 1)], 1)
-
-
 def eerm(state: State, at: str, x: Tensor, dilation: int) -> Tensor:
     y = x
     for step, reach in enumerate((1, 1, 1, dilation, dilation, 1)):
@@ -73,12 +36,6 @@ def eerm(state: State, at: str, x: Tensor, dilation: int) -> Tensor:
         y = batch_norm(state, f"{at}conv.{step}.1", y)
         y = y.clamp_min(0) if step == 2 else y
     return (y + x).clamp_min(0)
-
-
-def up(state: State, at: str, x: Tensor) -> Tensor:
-    weight, bias = state[f"{at}up_conv.0.weight"], state[f"{at}up_conv.0.bias"]
-    y = F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=1)
-    return batch_norm(state, f"{at}up_conv.1", y).clamp_min(0)
 
 
 def written_out(state: State, x: Tensor) -> Tensor:
@@ -128,10 +85,7 @@ def test_network_equals_the_one_written_out() -> None:
 
 
 def test_entries_and_trainable_scalars_of_each_stage() -> None:
-    network = FDDWNet()
-    entries = {name: sum(key.startswith(f"{name}.") for key in network.state_dict()) for name in STAGES}
-    scalars = {name: sum(p.numel() for p in network.get_submodule(name).parameters()) for name in STAGES}
-    assert {name: (entries[name], scalars[name]) for name in STAGES} == STAGES
+    assert counts(FDDWNet(), STAGES) == STAGES
 
 
 def test_totals() -> None:
