@@ -62,7 +62,7 @@ class TorchCodec:
             raise typer.BadParameter(f"{experiment}: its network codes nothing; name the bundle's own experiment")
         self._bundle = bundle
         self._encode = EncodeGraph(network, network.prior, hyper=bool(bundle.tables.hyper))
-        self._decode = DecodeGraph(network.prior, network.decoder)
+        self._decode = DecodeGraph(network.prior, network.decoder, torch.zeros(network.levels, len(bundle.palette)))
         self.quality = bundle.manifest.default_quality
 
     @torch.no_grad()

@@ -67,28 +67,34 @@ class EncodeGraph(nn.Module):
 
 
 class DecodeGraph(nn.Module):
-    """y_hat (B, C, h, w) as coded and levels (B,) -> logits (B, K, 4h, 4w)."""
+    """y_hat (B, C, h, w) as coded and levels (B,) -> logits (B, K, 4h, 4w), the classes' offsets (L, K) added."""
 
-    def __init__(self, prior: MeanScaleHyperprior, decoder: nn.Module) -> None:
+    class_offsets: Tensor
+
+    def __init__(self, prior: MeanScaleHyperprior, decoder: nn.Module, class_offsets: Tensor) -> None:
         super().__init__()
         self.gains = prior.gains
         self.decoder = decoder
+        self.register_buffer("class_offsets", class_offsets)
 
     def forward(self, y_hat: Tensor, quality: Tensor) -> Tensor:
         logits: Tensor = self.decoder(self.gains.unscale(y_hat, quality))
-        return logits
+        return logits + self.class_offsets[quality][:, :, None, None]
 
 
 class WholeGraph(nn.Module):
     """uint8 RGB (B, H, W, 3) -> logits (B, K, 4h, 4w): a network with no bottleneck, for comparisons."""
 
-    def __init__(self, network: SplitSegmenter) -> None:
+    class_offsets: Tensor
+
+    def __init__(self, network: SplitSegmenter, class_offsets: Tensor) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("class_offsets", class_offsets)
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.network.decoder(self.network.encode(image.permute(0, 3, 1, 2).float()))
-        return logits
+        return logits + self.class_offsets[0][:, None, None]
 
 
 def fold_batch_norms(network: SplitSegmenter) -> SplitSegmenter:
@@ -117,6 +123,7 @@ def export(
     *,
     frames: Sequence[NDArray[np.uint8]],
     hyper: bool = True,
+    class_offsets: NDArray[np.float32] | None = None,
     effort: Effort = DEFAULT_EFFORT,
     start: Tables | None = None,
 ) -> Bundle:
@@ -124,21 +131,18 @@ def export(
 
     The tables are fitted to `frames`, RGB (H, W, 3), which must be frames of training, beginning with those of `start`
     where a bundle is made of another. Without `hyper` no hyper latent is sent (Ahuja et al., CVPR 2023: the rate
-    estimator is for training only). Raises ConfigError where the network codes nothing.
+    estimator is for training only). `class_offsets` (L, K) are added to the logits. Raises ConfigError where the
+    network codes nothing.
     """
     prior = network.prior
     if not isinstance(prior, MeanScaleHyperprior):
         raise ConfigError("the network has no bottleneck, so it has no packets either; export it with --whole")
     folder.mkdir(parents=True, exist_ok=True)
     folded = fold_batch_norms(network.cpu())
-    encode, decode = EncodeGraph(folded, prior, hyper=hyper), DecodeGraph(prior, folded.decoder)
-    image = torch.zeros(1, described.height, described.width, 3, dtype=torch.uint8)
-    level = levels_like(image, 0)
-    with torch.no_grad():
-        y = encode(image, level)[0]
-    outputs = ["y", "z"] if hyper else ["y"]
-    trace(encode, (image, level), folder / _GRAPHS["encode"], inputs=["image", "quality"], outputs=outputs)
-    trace(decode, (y, level), folder / _GRAPHS["decode"], inputs=["y_hat", "quality"], outputs=["logits"])
+    offsets = np.zeros((network.levels, len(described.classes))) if class_offsets is None else class_offsets
+    encode = EncodeGraph(folded, prior, hyper=hyper)
+    decode = DecodeGraph(prior, folded.decoder, torch.from_numpy(offsets).float())
+    _write_graphs(encode, decode, folder, size=(described.height, described.width))
     stored = _stored_prior(freeze(prior)) if hyper else {}
     integer = load_prior(stored, hyper_limit=HYPER_LIMIT, scale_levels=SCALE_LEVELS) if hyper else None
     fitted = fit_tables(list(_latents(encode, frames)), integer, hyper_limit=HYPER_LIMIT, effort=effort, start=start)
@@ -150,13 +154,29 @@ def export(
     return load_bundle(folder)
 
 
-def export_whole(network: SplitSegmenter, path: Path, *, width: int, height: int) -> None:
-    """Write a network with no bottleneck as one graph, from image to logits; ConfigError where there is one."""
+@torch.no_grad()
+def _write_graphs(encode: EncodeGraph, decode: DecodeGraph, folder: Path, *, size: tuple[int, int]) -> None:
+    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    level = levels_like(image, 0)
+    y, *_ = encode(image, level)
+    outputs = ["y", "z"] if encode.hyper else ["y"]
+    trace(encode, (image, level), folder / _GRAPHS["encode"], inputs=["image", "quality"], outputs=outputs)
+    trace(decode, (y, level), folder / _GRAPHS["decode"], inputs=["y_hat", "quality"], outputs=["logits"])
+
+
+def export_whole(
+    network: SplitSegmenter, path: Path, *, width: int, height: int, class_offsets: NDArray[np.float32]
+) -> None:
+    """Write a network with no bottleneck as one graph, from image to logits; ConfigError where there is one.
+
+    `class_offsets` (1, K) are added to the logits.
+    """
     if isinstance(network.prior, MeanScaleHyperprior):
         raise ConfigError("the network has a bottleneck, which one graph would leave out; export it with --bundle")
     path.parent.mkdir(parents=True, exist_ok=True)
     image = torch.zeros(1, height, width, 3, dtype=torch.uint8)
-    trace(WholeGraph(fold_batch_norms(network.cpu())), (image,), path, inputs=["image"], outputs=["logits"])
+    graph = WholeGraph(fold_batch_norms(network.cpu()), torch.from_numpy(class_offsets))
+    trace(graph, (image,), path, inputs=["image"], outputs=["logits"])
 
 
 def write_manifest(folder: Path, described: Description, levels: Sequence[QualityLevel]) -> Manifest:

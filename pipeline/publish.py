@@ -4,14 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline import evaluation
 from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, load_bundle
+from pipeline.class_offsets import offsets_of
 from pipeline.context_fitting import DEFAULT_EFFORT, Effort
 from pipeline.datasets import Classes, Labelled
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.export import Description, export, export_whole, write_manifest
 from pipeline.layouts import LAYOUTS
+from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.training import load_trained
 
 _DEFAULT_BPP = 0.05  # what the default level may cost: 1080 bytes per frame of 480x360
@@ -45,7 +50,10 @@ def publish(
     network = load_trained(origin.experiment, origin.run, len(described.classes))
     shown, learned = _frames(origin, split), _frames(origin, origin.experiment.data.split)
     description = _description(origin, described, shown.labels[0].shape, split)
-    bundle = export(network, description, folder, frames=learned.images, hyper=hyper, effort=effort)
+    offsets = _offsets(origin, network, learned, len(described.classes))
+    bundle = export(
+        network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
+    )
     levels = []
     for index in range(bundle.tables.levels):
         result = evaluation.evaluate(bundle, shown, split=split, engine="onnxruntime", quality=index)
@@ -76,8 +84,18 @@ def publish_whole(origin: Origin, path: Path) -> None:
     """Write the network of a run that has no bottleneck as one graph, from image to logits."""
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
     network = load_trained(origin.experiment, origin.run, len(described.classes))
-    height, width = _frames(origin, origin.experiment.data.split).labels[0].shape
-    export_whole(network, path, width=width, height=height)
+    learned = _frames(origin, origin.experiment.data.split)
+    height, width = learned.labels[0].shape
+    offsets = _offsets(origin, network, learned, len(described.classes))
+    export_whole(network, path, width=width, height=height, class_offsets=offsets)
+
+
+def _offsets(origin: Origin, network: SplitSegmenter, learned: Labelled, classes: int) -> NDArray[np.float32]:
+    """What is added to the classes' logits (L, K): nothing where no label was to be looked at."""
+    loss = origin.experiment.loss
+    if loss.labels + loss.lovasz == 0:
+        return np.zeros((network.levels, classes), np.float32)
+    return offsets_of(network, learned)
 
 
 def mark_default(levels: list[QualityLevel]) -> list[QualityLevel]:

@@ -30,7 +30,7 @@ _HYPER_LAYERS = ("up_2", "up_1", "predict")
 _DENSITY = "prior.factorised."
 _HYPER = ("prior.hyper_encoder.", "prior.hyper_decoder.", "prior.gains.log_hyper")
 _STEPS, _FRAMES, _LEARNING_RATE = 300, 8, 0.02  # of fitting what is fresh
-_LOOKUPS = frozenset({"Gather", "GatherND", "Unsqueeze"})  # between a table of gains and the product it goes into
+_LOOKUPS = frozenset({"Gather", "GatherND", "Unsqueeze"})  # between a table and the product or sum it goes into
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +60,14 @@ def restore(bundle: Bundle) -> Restored:
     for name in parameters.keys() - fresh:
         parameters[name].copy_(held[name])
     return Restored(network, fresh)
+
+
+def class_offsets(bundle: Bundle) -> NDArray[np.float32]:
+    """What the bundle's decoder adds to the classes' logits (L, K); nothing, in bundles that are older than offsets."""
+    graph = onnx.load(bundle.graph("decode")).graph
+    held = _table(graph, _makers(graph).get("logits"), "Add")
+    nothing = np.zeros((bundle.tables.levels, len(bundle.manifest.classes)), np.float32)
+    return nothing if held is None else held.astype(np.float32).reshape(nothing.shape)
 
 
 def fit_fresh(restored: Restored, images: Sequence[NDArray[np.uint8]], *, steps: int = _STEPS) -> None:
@@ -119,11 +127,11 @@ def _held(bundle: Bundle) -> Mapping[str, Tensor]:
     weights = stored_weights(encode) | stored_weights(decode)
     held: dict[str, NDArray[np.generic]] = {name.removeprefix("network."): array for name, array in weights.items()}
     factors = {
-        "prior.gains.log_gain": _factors(encode, _makers(encode).get("y")),
-        "prior.gains.log_inverse": _factors(decode, next((n for n in decode.node if "y_hat" in n.input), None)),
+        "prior.gains.log_gain": _table(encode, _makers(encode).get("y"), "Mul"),
+        "prior.gains.log_inverse": _table(decode, next((n for n in decode.node if "y_hat" in n.input), None), "Mul"),
     }
     if bundle.tables.prior is not None:
-        factors["prior.gains.log_hyper"] = _factors(encode, _makers(encode).get("z"))
+        factors["prior.gains.log_hyper"] = _table(encode, _makers(encode).get("z"), "Mul")
         held |= _hyper_decoder(bundle.tables.prior)
     held |= {name: np.log(array.astype(np.float32)) for name, array in factors.items() if array is not None}
     return {name: torch.from_numpy(array.astype(np.float32)) for name, array in held.items()}
@@ -133,13 +141,13 @@ def _makers(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: node for node in graph.node for name in node.output}
 
 
-def _factors(graph: GraphProto, product: NodeProto | None) -> NDArray[np.generic] | None:
-    """The table of gains (L, C) that a product looks its row up in; None where there is no such table."""
+def _table(graph: GraphProto, node: NodeProto | None, kind: str) -> NDArray[np.generic] | None:
+    """The table (L, C) that a node of a kind looks its row up in; None where there is no such node or table."""
     weights, makers = stored_weights(graph), _makers(graph)
-    for name in [] if product is None else product.input:
+    for name in [] if node is None else node.input:
         while name not in weights and name in makers and makers[name].op_type in _LOOKUPS:
             name = makers[name].input[0]
-        if name in weights and product is not None and product.op_type == "Mul":
+        if name in weights and node is not None and node.op_type == kind:
             return weights[name]
     return None
 

@@ -29,6 +29,7 @@ Outputs = list[NDArray[np.float32]]
 
 
 COUNT = 3  # pictures
+NO_OFFSETS = np.zeros((1, tiny.CLASSES), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,9 @@ def test_without_hyper_latent_y_is_rounded_about_its_mean(bare_bundle: Bundle, t
 @torch.no_grad()
 def test_a_network_without_bottleneck_is_one_graph(tmp_path: Path) -> None:
     network = tiny.network(bottleneck="none", over_parameters=2)
-    export_whole(network, tmp_path / "deep" / "whole.onnx", width=tiny.WIDTH, height=tiny.HEIGHT)
+    export_whole(
+        network, tmp_path / "deep" / "whole.onnx", width=tiny.WIDTH, height=tiny.HEIGHT, class_offsets=NO_OFFSETS
+    )
     session = open_session(tmp_path / "deep" / "whole.onnx", engine="onnxruntime")
     for batch in (1, COUNT):
         (found,) = session.run(images()[:batch])
@@ -277,7 +280,9 @@ def test_what_has_no_bottleneck_has_no_bundle_and_what_has_one_is_not_one_graph(
     with pytest.raises(ConfigError, match="--whole"):
         tiny.bundle(tiny.network(bottleneck="none"), tmp_path / "bundle")
     with pytest.raises(ConfigError, match="--bundle"):
-        export_whole(tiny_network, tmp_path / "whole.onnx", width=tiny.WIDTH, height=tiny.HEIGHT)
+        export_whole(
+            tiny_network, tmp_path / "whole.onnx", width=tiny.WIDTH, height=tiny.HEIGHT, class_offsets=NO_OFFSETS
+        )
     assert list(tmp_path.iterdir()) == []
 
 

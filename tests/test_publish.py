@@ -11,12 +11,14 @@ import torch
 
 from pipeline import publish as module
 from pipeline.bundle import Bundle, QualityLevel, load_bundle
-from pipeline.datasets import camvid
+from pipeline.class_offsets import offsets_of
+from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluate
 from pipeline.export import Description
 from pipeline.models.split_segmenter import levels_like
 from pipeline.publish import Origin, mark_default, publish, publish_whole
+from pipeline.restoring import class_offsets
 from pipeline.runtime import open_session
 from pipeline.training import load_trained, train
 
@@ -74,6 +76,30 @@ def test_manifest_says_how_the_network_is_built_again(published: Bundle, tiny_ru
     assert network.from_cityscapes == tiny.FROM_CITYSCAPES
 
 
+def test_decoder_adds_the_offsets_that_were_fitted_level_by_level(
+    published: Bundle, tiny_camvid: Path, tiny_run: Path
+) -> None:
+    network = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES)
+    offsets = offsets_of(network, camvid(tiny_camvid, "train"))
+    assert np.allclose(class_offsets(published), offsets, atol=1e-5)
+    rows, columns = published.latent_size
+    y_hat = np.random.default_rng(0).normal(0, 1, (1, published.tables.latents, rows, columns)).astype(np.float32)
+    for level in range(tiny.LEVELS):
+        quality = np.array([level], np.int64)
+        (logits,) = open_session(published.graph("decode"), engine="onnxruntime").run(y_hat, quality)
+        with torch.no_grad():
+            plain = network.decoder(network.prior.gains.unscale(torch.from_numpy(y_hat), torch.from_numpy(quality)))
+        added = (logits - plain.numpy()).mean((0, 2, 3))
+        assert np.allclose(added, offsets[level], atol=0.02)
+
+
+def test_a_network_that_saw_no_labels_has_no_offsets(tiny_camvid: Path, tiny_run: Path) -> None:
+    blind = tiny.experiment(loss={"labels": 0.0, "lovasz": 0.0}, teacher={"weight": 1.0})
+    network = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES)
+    made = replace(origin(tiny_camvid, tiny_run), experiment=blind)
+    assert not module._offsets(made, network, camvid(tiny_camvid, "train"), tiny.CLASSES).any()
+
+
 def test_published_bundle_loads(published: Bundle) -> None:
     assert load_bundle(published.path).manifest == published.manifest
 
@@ -102,11 +128,18 @@ def asked_of_export(
         seen.append((described, list(frames)))
         raise Enough
 
+    def fit(_: object, data: Labelled) -> None:
+        fitted_to.append(data)
+
+    fitted_to: list[Labelled] = []
     monkeypatch.setattr(module, "export", look)
+    monkeypatch.setattr(module, "offsets_of", fit)
     monkeypatch.setattr(module, "load_trained", lambda *_: None)
     with pytest.raises(Enough):
         publish(made, folder, split=split)
-    return seen[0]
+    (described, frames), (data,) = seen[0], fitted_to
+    assert all(np.array_equal(one, other) for one, other in zip(frames, data.images, strict=True))
+    return described, frames
 
 
 def test_tables_are_fitted_to_frames_of_training_alone_and_held_out_drives_are_said(

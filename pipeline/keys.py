@@ -1,0 +1,205 @@
+"""The keys that WARP and DELTA regions refer to: what camera and worker hold of them, changed only by packets.
+
+KEY of sequence s -> KeyBuffer.put        WARP of age a in sequence s + a -> KeyBuffer.get, or MissingKey
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from pipeline.bitstream import MAX_AGE, MAX_REGIONS
+from pipeline.errors import ConfigError, MissingKey
+from pipeline.messages import FrameId, Kind, Packet, Region
+
+GENERATIONS = 2  # a WARP that a newer KEY has overtaken still finds its own
+CAMERAS = 256  # of a worker; the logits of a 480x360 camera's keys, two generations, take 1.2 MB
+IDLE_S = 60.0  # as long as the keys in the queue's server live
+_STREAMS = 2  # packets of the last one may still be under way when a camera starts again
+_SEQUENCES = 1 << 32
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a key and the regions that refer to it have in common."""
+
+    epoch: int
+    bundle: bytes
+    rows: int
+    columns: int
+
+
+def stream_of(packet: Packet) -> Stream:
+    """The stream that the packet's regions belong to."""
+    return Stream(packet.id.epoch, packet.bundle, packet.rows, packet.columns)
+
+
+def _key_sequence(packet: Packet, region: Region) -> int:
+    """The sequence of the key that a region of the packet is or refers to."""
+    return (packet.id.sequence - region.age) % _SEQUENCES
+
+
+def _after(sequence: int, other: int) -> int:
+    """How far a sequence is after another, negative if before; they wrap at 2**32 (as in RFC 1982)."""
+    return (sequence - other + _SEQUENCES // 2) % _SEQUENCES - _SEQUENCES // 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Key(Generic[T]):
+    """The key of one region: the frame it is of, and what it was decoded to or made from."""
+
+    id: FrameId
+    value: T
+
+
+@dataclass(slots=True, eq=False)
+class _Held(Generic[T]):
+    used_s: float
+    keys: dict[int, tuple[Key[T], ...]] = field(default_factory=dict)  # by region, newest first
+
+
+class KeyBuffer(Generic[T]):
+    """The two newest keys of each region of one camera; a key is found by epoch, sequence, bundle and grid, or not.
+
+    Packets may be lost, repeated and out of order. Another epoch, bundle or grid is another stream; the last two that
+    keys came of are kept, each until it was of no use for `idle_s`: so a new run that drew the epoch of the one
+    before it, and whose keys look old, is not locked out for longer.
+    """
+
+    def __init__(self, *, idle_s: float = IDLE_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._idle_s, self._clock = idle_s, clock
+        self._streams: OrderedDict[Stream, _Held[T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(keys) for held in self._streams.values() for keys in held.keys.values())
+
+    def put(self, packet: Packet, index: int, value: T) -> None:
+        """Keep what a KEY region of the packet stands for, unless two newer ones are here; ValueError off the grid."""
+        if not 0 <= index < min(packet.rows * packet.columns, MAX_REGIONS):
+            raise ValueError(f"region {index} is not of a {packet.rows}x{packet.columns} grid")
+        held = self._held(packet) or _Held(self._clock())
+        keys = [Key(packet.id, value), *(key for key in held.keys.get(index, ()) if key.id != packet.id)]
+        keys.sort(key=lambda key: -_after(key.id.sequence, packet.id.sequence))
+        if all(key.id != packet.id for key in keys[:GENERATIONS]):
+            return
+        held.keys[index] = tuple(keys[:GENERATIONS])
+        held.used_s = self._clock()
+        self._streams[stream_of(packet)] = held
+        self._streams.move_to_end(stream_of(packet))
+        if len(self._streams) > _STREAMS:
+            self._streams.popitem(last=False)
+
+    def get(self, packet: Packet, region: Region) -> T:
+        """What the key stands for that a WARP or DELTA region of the packet names; MissingKey where it is not here."""
+        key = self._named(packet, region)
+        if key is None:
+            named = f"epoch {packet.id.epoch}, sequence {_key_sequence(packet, region)}"
+            raise MissingKey(f"region {region.index}: the key of {named} is not here")
+        self._streams[stream_of(packet)].used_s = self._clock()
+        return key.value
+
+    def missing(self, packet: Packet) -> tuple[int, ...]:
+        """The regions of the packet whose keys are not here."""
+        referring = [region for region in packet.regions if region.kind is not Kind.KEY]
+        return tuple(region.index for region in referring if self._named(packet, region) is None)
+
+    def newest(self, packet: Packet, index: int) -> Key[T] | None:
+        """What a region of the packet would refer to at the camera, which put every key that it sent."""
+        held = self._held(packet)
+        if held is None or index not in held.keys:
+            return None
+        held.used_s = self._clock()
+        return held.keys[index][0]
+
+    def _named(self, packet: Packet, region: Region) -> Key[T] | None:
+        held, sequence = self._held(packet), _key_sequence(packet, region)
+        keys = held.keys.get(region.index, ()) if held else ()
+        return next((key for key in keys if key.id.sequence == sequence), None)
+
+    def _held(self, packet: Packet) -> _Held[T] | None:
+        """What is kept of the packet's stream; streams that were of no use for too long are dropped."""
+        now_s = self._clock()
+        for stream in [stream for stream, held in self._streams.items() if now_s - held.used_s > self._idle_s]:
+            del self._streams[stream]
+        return self._streams.get(stream_of(packet))
+
+
+class KeyBuffers(Generic[T]):
+    """The key buffers of the cameras that a worker serves: so many at most, none of a camera silent for `idle_s`."""
+
+    def __init__(
+        self, *, cameras: int = CAMERAS, idle_s: float = IDLE_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cameras, self._idle_s, self._clock = cameras, idle_s, clock
+        self._buffers: OrderedDict[str, KeyBuffer[T]] = OrderedDict()  # least lately used first
+        self._used_s: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def of(self, camera: str) -> KeyBuffer[T]:
+        """The buffer of a camera, which may be new; then, if there are too many, another one goes."""
+        now_s = self._clock()
+        while self._buffers and now_s - self._used_s[next(iter(self._buffers))] > self._idle_s:
+            self._drop_first()
+        if camera not in self._buffers:
+            self._buffers[camera] = KeyBuffer(idle_s=self._idle_s, clock=self._clock)
+        self._buffers.move_to_end(camera)
+        self._used_s[camera] = now_s
+        if len(self._buffers) > self._cameras:
+            self._drop_first()
+        return self._buffers[camera]
+
+    def _drop_first(self) -> None:
+        camera, _ = self._buffers.popitem(last=False)
+        del self._used_s[camera]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTable:
+    """Which regions a camera has to send as KEY, whatever else it would rather do; every change is a new table.
+
+    `longest_age`: largest age that a region may refer to, 0 to 255: 0 is a key in every packet, n - 1 one in n.
+    """
+
+    longest_age: int = MAX_AGE
+    stream: Stream | None = None
+    quality: int | None = None
+    sequences: Mapping[int, int] = field(default_factory=dict)  # of the newest key sent, by region
+    wanted: frozenset[int] = frozenset()  # by a KeyRequest
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.longest_age <= MAX_AGE:
+            raise ConfigError(f"longest key age {self.longest_age}: must be 0 to {MAX_AGE}")
+
+    def request(self, regions: Iterable[int]) -> "KeyTable":
+        """The table once these regions were asked for."""
+        return replace(self, wanted=self.wanted.union(regions))
+
+    def due(self, packet: Packet) -> frozenset[int]:
+        """The regions that must be KEY in a packet with this head; what regions it has already does not matter."""
+        every = frozenset(range(packet.rows * packet.columns))
+        if not self._continues(packet):
+            return every
+        ages = {index: _after(packet.id.sequence, sequence) for index, sequence in self.sequences.items()}
+        return every.difference(index for index, age in ages.items() if 1 <= age <= self.longest_age) | (
+            every & self.wanted
+        )
+
+    def sent(self, packet: Packet) -> "KeyTable":
+        """The table once the packet, its regions all in it, is on its way."""
+        keys = {region.index: packet.id.sequence for region in packet.regions if region.kind is Kind.KEY}
+        before = self.sequences if self._continues(packet) else {}
+        return replace(
+            self,
+            stream=stream_of(packet),
+            quality=packet.quality,
+            sequences={**before, **keys},
+            wanted=self.wanted.difference(keys),
+        )
+
+    def _continues(self, packet: Packet) -> bool:
+        return stream_of(packet) == self.stream and packet.quality == self.quality
