@@ -9,7 +9,7 @@ Frequencies are looked up by these sums, so they are of integers; `expect` is th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ VALUE_LIMIT = 8  # and than this for their means
 INDEX_HINT_LIMIT, MEAN_HINT_LIMIT = 255, 511  # the mean's in sixteenths
 PLACES = ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1))  # (rows, columns) from a symbol to those that it speaks for
 MAX_CHANNELS = 4096
+LANES = 32  # a multiple of the vectors that the loops of the coder are made into
 _LARGEST_SUM = 1 << 15
+_CACHE_LINE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +40,13 @@ class Context:
     bias: NDArray[np.int16]  # (2, rows, n)
     hint: NDArray[np.int16]  # (2, n) weights of the hyper decoder's scale index and mean
     spread: NDArray[np.int16]  # (2, n, PLACES, n) from a symbol's channel to those it speaks for
+    told: NDArray[np.int16] = field(init=False, repr=False)  # the same as the coder's loops read it: see told_pairs
+    starts: NDArray[np.int64] = field(init=False, repr=False)  # (n,) where each channel's begin in `told`
+
+    def __post_init__(self) -> None:
+        n = self.channels.size
+        object.__setattr__(self, "told", told_pairs(self.spread))
+        object.__setattr__(self, "starts", sealed(np.arange(n) * (self.told.size // max(n, 1)), np.int64))
 
     @property
     def rows(self) -> int:
@@ -49,6 +58,34 @@ class Context:
         kept = np.zeros_like(symbols)
         kept[self.channels] = symbols[self.channels]
         return kept
+
+
+def told_pairs(spread: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Spread -> (n * PLACES * lanes * 2,), by symbol and place; scale and mean of a channel side by side.
+
+    Places are in the order of columns, then rows. What a symbol would say to channels before its own, at the same
+    place, is zero.
+    """
+    n = spread.shape[1]
+    pairs = aligned(n * len(PLACES) * lanes_of(n) * 2).reshape(n, len(PLACES), lanes_of(n), 2)
+    pairs[...] = 0
+    for at, place in enumerate(sorted(range(len(PLACES)), key=lambda place: PLACES[place][::-1])):
+        weights = np.triu(spread[:, :, place], 1) if PLACES[place] == (0, 0) else spread[:, :, place]
+        pairs[:, at, :n] = weights.transpose(1, 2, 0)
+    pairs.flags.writeable = False
+    return pairs.reshape(-1)
+
+
+def lanes_of(n: int) -> int:
+    """Channels with those that make the loops over them even."""
+    return -(-n // LANES) * LANES
+
+
+def aligned(size: int) -> NDArray[np.int16]:
+    """So many numbers, not set, from the start of a cache line: vectors across two of them are slow."""
+    spare = np.empty(size + _CACHE_LINE // 2, np.int16)
+    first = -spare.__array_interface__["data"][0] % _CACHE_LINE // 2
+    return spare[first : first + size]
 
 
 def stored_context(context: Context, name: str) -> dict[str, NDArray[np.generic]]:

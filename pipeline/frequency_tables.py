@@ -25,6 +25,7 @@ SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_COUNT - 1)
 MAX_RADIUS = 127
 MIN_RADIUS = 2  # an escape costs 32 bits, so that rare small values are better in the table
 MAX_SYMBOL = (1 << 15) - 1
+NEAR = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +34,7 @@ class FrequencyTables:
 
     cumulative: NDArray[np.uint32]  # (T, L + 1), padded with 2**16
     sizes: NDArray[np.int32]  # (T,) entries of each table, the escape included
+    near: NDArray[np.int32]  # (scales * MEAN_UNITS * NEAR,) first bounds, of fractions from -8/16 to 7/16
 
     @property
     def scales(self) -> int:
@@ -52,7 +54,18 @@ def check_tables(cumulative: NDArray[np.generic], sizes: NDArray[np.generic]) ->
         raise ConfigError("frequency tables: frequencies must start at 0, be positive and padded with zero")
     if (bounds[:, -1] != TOTAL).any():
         raise ConfigError(f"frequency tables: each table must sum to {TOTAL}")
-    return FrequencyTables(sealed(cumulative, np.uint32), sealed(sizes, np.int32))
+    return FrequencyTables(
+        sealed(cumulative, np.uint32), sealed(sizes, np.int32), sealed(_near(bounds, counts), np.int32)
+    )
+
+
+def _near(cumulative: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What is read for nearly all symbols, close together; entries from the escape on are never near."""
+    fractions = np.abs(np.arange(MEAN_UNITS) - MEAN_UNITS // 2)
+    tables = (np.arange(0, len(sizes), FRACTIONS)[:, None] + fractions).ravel()
+    entries = np.minimum(np.arange(NEAR), sizes[tables, None] - 1)
+    near: NDArray[np.int64] = cumulative[tables[:, None], entries]  # (scales * MEAN_UNITS, NEAR)
+    return near.ravel()
 
 
 def _check_shapes(cumulative: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:

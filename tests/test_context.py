@@ -17,6 +17,7 @@ from pipeline.context import (
     Context,
     estimated_bits,
     expect,
+    lanes_of,
     load_context,
     stored_context,
 )
@@ -87,6 +88,25 @@ def test_a_context_survives_being_stored_and_cannot_be_changed() -> None:
         np.testing.assert_array_equal(getattr(again, name), getattr(one, name))
     with pytest.raises(ValueError, match="read-only"):
         again.spread[0] = 1
+
+
+@pytest.mark.parametrize("live", [0, 1, 32, 33])
+def test_loops_read_the_weights_in_the_order_of_the_sums(live: int) -> None:
+    one = coding.context(live, planes=40, rows=4, live=live)
+    told = one.told.reshape(live, len(PLACES), lanes_of(live), 2)
+    for place, at in zip(((1, -1), (0, 0), (1, 0), (0, 1), (1, 1)), range(len(PLACES)), strict=True):
+        weights = one.spread[:, :, PLACES.index(place)]
+        weights = np.triu(weights, 1) if place == (0, 0) else weights
+        np.testing.assert_array_equal(told[:, at, :live], weights.transpose(1, 2, 0))
+    assert not told[:, :, live:].any()
+    np.testing.assert_array_equal(one.starts, np.arange(live) * told[:1].size)
+
+
+def test_weights_for_the_loops_begin_on_a_cache_line_and_cannot_be_changed() -> None:
+    told = coding.context(6, planes=7, rows=4).told
+    assert told.ctypes.data % 64 == 0
+    with pytest.raises(ValueError, match="read-only"):
+        told[0] = 1
 
 
 def changed(key: str, change: Callable[[NDArray[np.generic]], NDArray[np.generic]]) -> coding.Stored:

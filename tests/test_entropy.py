@@ -20,7 +20,7 @@ from pipeline import entropy
 from pipeline.context import MEAN_BITS, SCALE_BITS, Context, estimated_bits, expect
 from pipeline.entropy import Reader, Writer
 from pipeline.errors import BitstreamError
-from pipeline.frequency_tables import FRACTIONS, SCALE_MIN, SCALE_STEP, TOTAL
+from pipeline.frequency_tables import FRACTIONS, SCALE_MIN, SCALE_STEP, TOTAL, sealed
 from pipeline.integer_prior import Prediction
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +113,16 @@ def test_coded_size_is_at_most_the_information_content_and_a_byte_and_a_half(
     assert len(encode(symbols, one)) <= information_bits(symbols, one) / 8 + 1.5 + 1e-3
 
 
+@pytest.mark.parametrize("live", [31, 32, 33, 64, 65])
+def test_numbers_of_channels_that_fill_no_vectors_are_coded_as_expected(live: int) -> None:
+    one = coding.context(live, planes=70, rows=3, live=live)
+    symbols = coding.symbols(2, (70, 3, 4), one, 0.7)
+    data = encode(symbols, one)
+    np.testing.assert_array_equal(decode(data, (3, 4), one), symbols)
+    information_bytes = information_bits(symbols, one) / 8
+    assert information_bytes - 1 < len(data) <= information_bytes + 1.5 + 1e-3
+
+
 def drawn_symbols(seed: int, one: Context, shape: tuple[int, int, int]) -> NDArray[np.int16]:
     """As the context expects them, each drawn given those before it."""
     rng, symbols = np.random.default_rng(seed), np.zeros(shape, np.int16)
@@ -135,7 +145,7 @@ def test_estimated_bits_are_near_the_coded_ones() -> None:
     assert len(encode(symbols, one)) == pytest.approx(estimated_bits(symbols, one) / 8 + 1, rel=0.02, abs=0.6)
 
 
-@pytest.mark.parametrize(("spread", "live"), [(0.25, 26), (0.2, 64)])
+@pytest.mark.parametrize(("spread", "live"), [(0.25, 26), (0.2, 64), (0.4, 64)])
 def test_a_frame_is_coded_within_a_millisecond_each_way(spread: float, live: int) -> None:
     one = coding.context(2, planes=64, rows=23, live=live)
     symbols = coding.symbols(3, (64, 23, 30), one, spread)
@@ -183,6 +193,15 @@ def test_memory_layout_of_symbols_does_not_matter() -> None:
     data = (GOLDEN / "symbols.bin").read_bytes()
     assert encode(np.asfortranarray(symbols), one, hints) == data
     assert encode(np.repeat(symbols, 2, 2)[:, :, ::2], one, hints) == data
+
+
+def test_memory_layout_of_hints_does_not_matter() -> None:
+    symbols, one, _ = golden_case()
+    nothing = Prediction(np.zeros(symbols.shape, np.float32), np.zeros(symbols.shape, np.uint8))
+    spread_out = Prediction(
+        np.broadcast_to(np.float32(0), symbols.shape), np.zeros(symbols.shape[::-1], np.uint8).transpose()
+    )
+    assert encode(symbols, one, spread_out) == encode(symbols, one, nothing) == encode(symbols, one)
 
 
 SCRIPT = """
@@ -296,8 +315,8 @@ def test_bytes_are_the_shortest_within_the_interval() -> None:
 def test_an_escaped_value_that_is_in_the_table_is_rejected() -> None:
     """With no scale to speak of: mean 0, table 0, escape at its end; then the value, high byte first."""
     one = Context(
-        1, np.zeros(1, np.int32), np.zeros((2, 1, 1), np.int16), np.zeros((2, 1), np.int16),
-        np.zeros((2, 1, 5, 1), np.int16),
+        1, sealed(np.zeros(1), np.int32), sealed(np.zeros((2, 1, 1)), np.int16), sealed(np.zeros((2, 1)), np.int16),
+        sealed(np.zeros((2, 1, 5, 1)), np.int16),
     )  # fmt: skip
     size = int(coding.TABLES.sizes[0])
     escape = (int(coding.TABLES.cumulative[0, size - 1]), TOTAL - int(coding.TABLES.cumulative[0, size - 1]))

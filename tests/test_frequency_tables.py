@@ -14,6 +14,7 @@ from pipeline.frequency_tables import (
     FRACTIONS,
     MAX_RADIUS,
     MIN_RADIUS,
+    NEAR,
     SCALE_COUNT,
     SCALE_MIN,
     SCALE_STEP,
@@ -63,6 +64,16 @@ def test_tables_reach_as_far_as_symbols_are_likely(tables: FrequencyTables) -> N
     assert tables.sizes[0] == 2 * MIN_RADIUS + 2
     assert tables.sizes.max() == 2 * MAX_RADIUS + 2
     assert laplace_tables(3).sizes.size == 3 * FRACTIONS
+
+
+def test_near_bounds_are_those_of_the_tables_up_to_the_escape() -> None:
+    whole = laplace_tables(4)
+    short = np.repeat(np.array([[0, 60000, TOTAL]], np.uint32), FRACTIONS, 0)
+    for made in (whole, check_tables(short, np.full(FRACTIONS, 2, np.int32))):
+        near = made.near.reshape(made.scales, 16, NEAR)
+        for scale, fraction, entry in np.ndindex(near.shape):
+            table = scale * FRACTIONS + abs(fraction - 8)
+            assert near[scale, fraction, entry] == made.cumulative[table, min(entry, made.sizes[table] - 1)]
 
 
 @settings(deadline=None)
