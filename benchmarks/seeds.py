@@ -1,0 +1,126 @@
+"""Does a change of the network pay, or was it luck? Runs of two experiments with several seeds, level by level.
+
+    python benchmarks/seeds.py --data CAMVID --split 0006R0 \
+        --runs K=0,configs/train/compare/decoder-k0.yaml,RUN,RUN,RUN \
+        --runs K=3,configs/train/compare/decoder-k3.yaml,RUN,RUN,RUN [--json FILE]
+
+Whole frames, the networks as trained (branches not merged, which is equal to 1e-4), rates as estimated. The difference
+is that of the means, with the standard error that the seeds' spread gives it.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.experiment import load_experiment
+from pipeline.layouts import LAYOUTS
+from pipeline.measuring import Measured, measure
+from pipeline.training import load_trained
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One experiment, and the runs of it that differ in their seeds alone."""
+
+    name: str
+    config: Path
+    runs: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One quality level: estimated bits per pixel and mIoU in % of each run, by variant."""
+
+    quality: int
+    rate_bpp: dict[str, list[float]]
+    miou: dict[str, list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much more mIoU, in %, and the standard error of that."""
+
+    miou: float
+    error: float
+
+
+def variant(text: str) -> Variant:
+    """`NAME,CONFIG,RUN,RUN...`; ConfigError where fewer than two runs are named."""
+    name, *paths = text.split(",")
+    if len(paths) < 3:
+        raise ConfigError(f"runs {text!r}: write NAME,CONFIG,RUN,RUN with two runs or more")
+    return Variant(name, Path(paths[0]), tuple(map(Path, paths[1:])))
+
+
+def measured(one: Variant, data: Path, split: str) -> list[list[Measured]]:
+    """Of each run, one entry for each level."""
+    experiment = load_experiment(one.config)
+    layout = LAYOUTS[experiment.data.dataset]
+    frames, classes = layout.frames(data, split), len(layout.classes(data).classes)
+    return [measure(load_trained(experiment, run, classes), frames, split, classes=classes) for run in one.runs]
+
+
+def by_level(found: dict[str, list[list[Measured]]]) -> list[Level]:
+    """The same, level by level."""
+    levels = range(min(len(run) for runs in found.values() for run in runs))
+    return [
+        Level(
+            quality,
+            {name: [run[quality].rate_bpp for run in runs] for name, runs in found.items()},
+            {name: [100 * run[quality].miou for run in runs] for name, runs in found.items()},
+        )
+        for quality in levels
+    ]
+
+
+def difference(these: Sequence[float], others: Sequence[float]) -> Difference:
+    """How much more these are than the others, each two or more."""
+    error = math.sqrt(statistics.variance(these) / len(these) + statistics.variance(others) / len(others))
+    return Difference(statistics.mean(these) - statistics.mean(others), error)
+
+
+def as_table(levels: Sequence[Level], first: str, second: str, title: str) -> Table:
+    """Mean and spread of the mIoU of two variants, and the second less the first."""
+    table = Table("level", "bpp, estimated", f"{first}: mIoU, %", f"{second}: mIoU, %", "difference", title=title)
+    for level in levels:
+        rate = statistics.mean(level.rate_bpp[first])
+        cells = [
+            f"{statistics.mean(m):.2f} (sd {statistics.stdev(m):.2f})" for m in (level.miou[first], level.miou[second])
+        ]
+        gain = difference(level.miou[second], level.miou[first])
+        table.add_row(str(level.quality), f"{rate:.4f}", *cells, f"{gain.miou:+.2f} (se {gain.error:.2f})")
+    return table
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder of the data set")],
+    runs: Annotated[list[str], typer.Option(help="NAME,CONFIG,RUN,RUN...; given twice")],
+    split: Annotated[str, typer.Option(help="split or drive")] = "val",
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    try:
+        variants = [variant(text) for text in runs]
+        if len({one.name for one in variants}) != 2:
+            raise ConfigError("two variants are compared: give --runs twice, with two names")
+        levels = by_level({one.name: measured(one, data, split) for one in variants})
+    except PipelineError as error:
+        raise SystemExit(str(error)) from error
+    first, second = (one.name for one in variants)
+    Console(width=120).print(as_table(levels, first, second, f"{split}: {len(variants[0].runs)} seeds"))
+    if json_file is not None:
+        json_file.write_text(
+            json.dumps({"split": split, "levels": [asdict(level) for level in levels]}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
