@@ -5,7 +5,7 @@
         --runs K=3,configs/train/compare/decoder-k3.yaml,RUN,RUN,RUN [--json FILE]
 
 Whole frames, the networks as trained (branches not merged, which is equal to 1e-4), rates as estimated. The difference
-is that of the means, with the standard error that the seeds' spread gives it.
+is that of the means, with the standard error that the seeds' spread gives it; it says little where the rates differ.
 """
 
 import json
@@ -70,15 +70,17 @@ def measured(one: Variant, data: Path, split: str) -> list[list[Measured]]:
 
 
 def by_level(found: dict[str, list[list[Measured]]]) -> list[Level]:
-    """The same, level by level."""
-    levels = range(min(len(run) for runs in found.values() for run in runs))
+    """The same, level by level; ConfigError where one has more levels than another."""
+    counts = {len(run) for runs in found.values() for run in runs}
+    if len(counts) > 1:
+        raise ConfigError(f"runs of {' and '.join(map(str, sorted(counts)))} quality levels cannot be compared")
     return [
         Level(
             quality,
             {name: [run[quality].rate_bpp for run in runs] for name, runs in found.items()},
             {name: [100 * run[quality].miou for run in runs] for name, runs in found.items()},
         )
-        for quality in levels
+        for quality in range(*counts)
     ]
 
 
@@ -89,15 +91,19 @@ def difference(these: Sequence[float], others: Sequence[float]) -> Difference:
 
 
 def as_table(levels: Sequence[Level], first: str, second: str, title: str) -> Table:
-    """Mean and spread of the mIoU of two variants, and the second less the first."""
-    table = Table("level", "bpp, estimated", f"{first}: mIoU, %", f"{second}: mIoU, %", "difference", title=title)
+    """Estimated rate, mean and spread of the mIoU of two variants, and the second's mIoU less the first's."""
+    columns = [column for name in (first, second) for column in (f"{name}: bpp", f"{name}: mIoU, %")]
+    table = Table("level", *columns, "difference", title=title)
     for level in levels:
-        rate = statistics.mean(level.rate_bpp[first])
-        cells = [
-            f"{statistics.mean(m):.2f} (sd {statistics.stdev(m):.2f})" for m in (level.miou[first], level.miou[second])
-        ]
+        cells = []
+        for name in (first, second):
+            miou = level.miou[name]
+            cells += [
+                f"{statistics.mean(level.rate_bpp[name]):.4f}",
+                f"{statistics.mean(miou):.2f} (sd {statistics.stdev(miou):.2f})",
+            ]
         gain = difference(level.miou[second], level.miou[first])
-        table.add_row(str(level.quality), f"{rate:.4f}", *cells, f"{gain.miou:+.2f} (se {gain.error:.2f})")
+        table.add_row(str(level.quality), *cells, f"{gain.miou:+.2f} (se {gain.error:.2f})")
     return table
 
 
@@ -115,7 +121,8 @@ def main(
     except PipelineError as error:
         raise SystemExit(str(error)) from error
     first, second = (one.name for one in variants)
-    Console(width=120).print(as_table(levels, first, second, f"{split}: {len(variants[0].runs)} seeds"))
+    seeds = " and ".join(str(len(one.runs)) for one in variants)
+    Console(width=120).print(as_table(levels, first, second, f"{split}: {seeds} seeds; rates estimated"))
     if json_file is not None:
         json_file.write_text(
             json.dumps({"split": split, "levels": [asdict(level) for level in levels]}, indent=2) + "\n"

@@ -105,7 +105,8 @@ class Worker:
             tickets = await self._next()
             metrics.BATCH_PACKETS.observe(len(tickets))
             with metrics.STAGE_SECONDS.labels("decode").time():
-                results = await self._lane.run(self._decoder.decode, [ticket.packet for ticket in tickets])
+                packets, cameras = [one.packet for one in tickets], [one.job.camera for one in tickets]
+                results = await self._lane.run(self._decoder.decode, packets, cameras)
             await self._decoded.put(Batch(tickets, results))
 
     async def _next(self) -> list[Ticket]:

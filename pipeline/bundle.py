@@ -218,10 +218,10 @@ def tables_from(stored: Mapping[str, NDArray[np.generic]]) -> Tables:
 
 
 def _number(stored: Mapping[str, NDArray[np.generic]], name: str, largest: int) -> int:
-    """The one number of an array, 1 to `largest`."""
+    """The one number of an int32 array, 1 to `largest`."""
     array = stored.get(name, np.zeros(0))
-    if array.shape != (1,) or not 1 <= int(array[0]) <= largest:
-        raise ConfigError(f"{name} must be one number from 1 to {largest}")
+    if array.shape != (1,) or array.dtype != np.int32 or not 1 <= int(array[0]) <= largest:
+        raise ConfigError(f"{name} must be one int32 from 1 to {largest}")
     return int(array[0])
 
 

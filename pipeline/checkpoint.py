@@ -15,6 +15,7 @@ from pipeline.models.split_segmenter import SplitSegmenter
 
 FILE = "checkpoint.pt"
 _CAMERA, _GAINS, _CLOUD = "analysis.", "prior.gains.", "decoder."  # of a SplitSegmenter
+_LEARNED_BY = ("model", "data", "loss")  # sections of an experiment; a schedule may be cut short or repeated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,12 +68,26 @@ def load_average(run: Path, network: nn.Module) -> None:
         raise ConfigError(f"run {run}: its checkpoint is not of this experiment; name another run") from error
 
 
-def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> None:
+def check_learned(run: Path, experiment: Experiment) -> None:
+    """ConfigError where a run learned from other data or by another loss than the experiment says.
+
+    Weights alone do not tell: experiments that go on from one another have one network. Settings that are newer than
+    the run are not looked at.
+    """
+    theirs, ours = _state(run)["experiment"], experiment.model_dump(mode="json")
+    for section in _LEARNED_BY:
+        other = [key for key, value in theirs[section].items() if ours[section].get(key, value) != value]
+        if other:
+            raise ConfigError(f"run {run}: not of this experiment, it had another {section}.{other[0]}; name its own")
+
+
+def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> frozenset[str]:
     """Load what a run learned in front of the cloud, as far as the network has it: the decoder is left as it is.
 
     A network that sends features as they are has the backbone of it, and no more. `rate` is what bits weigh by level:
     where a run had more or fewer levels, each begins with the gains of the one whose bits weighed about as much there.
-    ConfigError where the run's camera has nothing that fits.
+    Returns the names of what the run did not have, which stays as it was. ConfigError where its camera has nothing that
+    fits.
     """
     state, own = _state(run), network.state_dict()
     found = {name: value for name, value in state["average"].items() if name in own and not name.startswith(_CLOUD)}
@@ -86,6 +101,7 @@ def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> No
     if strange:
         raise ConfigError(f"run {run}: its {strange} is of another size than this experiment's; name another run")
     network.load_state_dict({**own, **found})
+    return frozenset(name for name in own if not name.startswith(_CLOUD)) - found.keys()
 
 
 def _nearest(weight: float, weights: Sequence[float]) -> int:

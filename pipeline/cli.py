@@ -18,6 +18,8 @@ from pipeline import config, training_commands
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.bundle_table import print_manifest
 from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceError
+from pipeline.keys import key_sequence
+from pipeline.messages import Packet, Region
 
 app = typer.Typer(
     name="maskcast",
@@ -149,14 +151,28 @@ def encode(
     output: Annotated[Path, typer.Option(help="folder for the packet files")],
     bundle: BundleFolder = None,
     quality: Quality = None,
+    key_interval: Annotated[
+        int | None, typer.Option(help="one KEY in so many frames, WARPs of it between; without it each frame is a KEY")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="WARPs where in so many percent of the pixels, 0 to 100, their class should hold"),
+    ] = None,
     engine: Engine = "auto",
 ) -> None:
     """Encode each frame to a packet file of the same stem."""
-    from pipeline.codec import open_encoder
+    from pipeline import video_encoder
     from pipeline.recording import encode_files
 
+    if key_interval is not None and threshold is not None:
+        raise ConfigError("--key-interval and --threshold both say when a frame is a KEY; give only one of the two")
+    policy = video_encoder.EVERY_FRAME
+    if key_interval is not None:
+        policy = video_encoder.at_interval(key_interval)
+    elif threshold is not None:
+        policy = video_encoder.at_threshold(threshold)
     loaded = _bundle(bundle)
-    encoder = open_encoder(loaded, engine=engine, quality=quality)
+    encoder = video_encoder.open_video_encoder(loaded, engine=engine, quality=quality, policy=policy)
     written = list(_progress(encode_files(encoder, loaded, source, output), "encoding"))
     pixels = len(written) * loaded.manifest.width * loaded.manifest.height
     total = sum(one.bytes for one in written)
@@ -237,11 +253,17 @@ def inspect(path: Annotated[Path, typer.Argument(help="bundle folder, or packet 
         ("captured_ms", packet.captured_ms),
         ("quality", packet.quality),
         ("grid", f"{packet.rows}x{packet.columns}"),
-        *((f"region {r.index}", f"{r.kind.name}, age {r.age}, {len(r.body)} bytes") for r in packet.regions),
+        *((f"region {region.index}", _described(packet, region)) for region in packet.regions),
         ("packet bytes", path.stat().st_size),
     ):
         table.add_row(field, str(value))
     Console().print(table)
+
+
+def _described(packet: Packet, region: Region) -> str:
+    """What one region is, for a person."""
+    of = f" of the KEY in sequence {key_sequence(packet, region)}" if region.age else ""
+    return f"{region.kind.name}{of}, age {region.age}, {len(region.body)} bytes"
 
 
 @app.command()

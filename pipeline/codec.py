@@ -3,23 +3,27 @@
 Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y - mean -> coder -> KEY region
 Decoder   KEY region -> coder -> z -> integer prior -> coder -> y_hat -> [decode graph] -> logits -> class map
                                                                     +--> [labels graph] -> scores
+          WARP region -> coder -> flow -> [warp of its key's logits] -> logits -> class map
 
-Bundles without a prior have no z; y is rounded as it is.
+Bundles without a prior have no z; y is rounded as it is. The WARP regions are made in `video_encoder`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipeline import entropy, motion
 from pipeline.bundle import Bundle, Tables
 from pipeline.class_map import class_map
-from pipeline.entropy import Reader, Writer, warm_up
-from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError
+from pipeline.entropy import Reader, Writer
+from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, PipelineError
+from pipeline.flow_coding import decode_flow, grid_of, node_flow
 from pipeline.frequency_tables import MAX_SYMBOL
 from pipeline.integer_prior import ACTIVATION_UNITS, Prediction, check_hyper
+from pipeline.keys import KeyBuffers
 from pipeline.messages import Decoded, Frame, Kind, Mask, Packet, Region, Scores
 from pipeline.runtime import Session, batch_sizes, open_session
 
@@ -60,7 +64,7 @@ def encode_latents(latents: Latents, tables: Tables, quality: int) -> bytes:
 def decode_latents(body: bytes, tables: Tables, size: tuple[int, int], quality: int) -> Latents:
     """Read the integers of a latent of `size` (h, w); raises BitstreamError on anything an encoder cannot have sent."""
     if not 0 <= quality < tables.levels:
-        raise BitstreamError(f"quality {quality}: the bundle has levels 0 to {tables.levels - 1}")
+        raise BitstreamError(_unknown_level(tables, quality))
     reader = Reader(body)
     hyper = np.zeros((0, *_hyper_size(size)), np.int16)
     if tables.hyper:
@@ -74,7 +78,11 @@ def decode_latents(body: bytes, tables: Tables, size: tuple[int, int], quality: 
 
 def _check_level(tables: Tables, quality: int) -> None:
     if not 0 <= quality < tables.levels:
-        raise ValueError(f"quality {quality}: the bundle has levels 0 to {tables.levels - 1}")
+        raise ValueError(_unknown_level(tables, quality))
+
+
+def _unknown_level(tables: Tables, quality: int) -> str:
+    return f"quality {quality}: the bundle has levels 0 to {tables.levels - 1}"
 
 
 def _rounded(latent: NDArray[np.float32], limit: int) -> NDArray[np.int16]:
@@ -144,39 +152,101 @@ class Encoder:
         return quantise(y[0], hyper, self._bundle.tables, quality)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """What the graphs make of one frame: logits (K, h4, w4), scores (K,); None where the bundle lacks the graph."""
+
+    logits: NDArray[np.float32] | None
+    scores: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Content:
+    """What a packet carries: the latents y_hat (C, h, w) of a KEY, or the flow (2, R, C) of a WARP."""
+
+    packet: Packet
+    kind: Kind
+    values: NDArray[np.float32]
+
+
 class Decoder:
     """Turns packets of any number of cameras into masks, class scores or both; keep it on one thread.
 
-    `session` runs the graph of the masks, `labels` that of the scores, both on the same latents.
+    `session` runs the graph of the masks, `labels` that of the scores, both on the same latents. `keys` holds what
+    WARP packets refer to.
     """
 
-    def __init__(self, bundle: Bundle, session: Session | None, *, labels: Session | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session | None,
+        *,
+        labels: Session | None = None,
+        keys: KeyBuffers[Outputs] | None = None,
+    ) -> None:
         self._bundle = bundle
         self._session, self._labels = session, labels
+        self._keys = KeyBuffers[Outputs]() if keys is None else keys
 
-    def decode(self, packets: Sequence[Packet]) -> list[Decoded | PipelineError]:
-        """One result per packet, in their order; what is wrong with one packet does not touch the others."""
-        found = [self._y_hat_or_error(packet) for packet in packets]
-        good = [y_hat for y_hat in found if isinstance(y_hat, np.ndarray)]
-        read = [packet for packet, y_hat in zip(packets, found, strict=True) if isinstance(y_hat, np.ndarray)]
-        decoded = iter(self._decode(read, np.stack(good)) if good else ())
-        return [next(decoded) if isinstance(y_hat, np.ndarray) else y_hat for y_hat in found]
+    def decode(self, packets: Sequence[Packet], cameras: Sequence[str] | None = None) -> list[Decoded | PipelineError]:
+        """One result per packet, in their order; what is wrong with one packet does not touch the others.
 
-    def _decode(self, packets: Sequence[Packet], y_hat: NDArray[np.float32]) -> Iterator[Decoded]:
-        """What packets are decoded to whose latents are y_hat (B, C, h, w)."""
-        quality = np.array([packet.quality for packet in packets], np.int64)
-        maps = [None] * len(packets) if self._session is None else self.class_maps(y_hat, quality)
-        scores = [None] * len(packets) if self._labels is None else self.class_scores(y_hat, quality)
-        for packet, classes, values in zip(packets, maps, scores, strict=True):
-            mask = None if classes is None else Mask(packet.id, packet.captured_ms, packet.bundle, classes)
-            labels = None if values is None else Scores(packet.id, packet.captured_ms, packet.bundle, values)
-            yield Decoded(mask, labels)
+        `cameras` says whose each packet is, since no key is shared; without it all packets are of one camera. A KEY is
+        there for all packets after it. A WARP whose key is not here gives MissingKey; its scores are those of its key.
+        """
+        names = [""] * len(packets) if cameras is None else cameras
+        found = [self._content_or_error(packet) for packet in packets]
+        fresh = iter(self._run([one for one in found if isinstance(one, _Content) and one.kind is Kind.KEY]))
+        return [
+            self._decoded_or_error(name, one, fresh) if isinstance(one, _Content) else one
+            for name, one in zip(names, found, strict=True)
+        ]
+
+    def _run(self, keys: Sequence[_Content]) -> list[Outputs]:
+        """What the graphs make of KEY packets, all of them in one batch."""
+        if not keys:
+            return []
+        y_hat = np.stack([key.values for key in keys])  # (B, C, h, w)
+        quality = np.array([key.packet.quality for key in keys], np.int64)
+        logits = [None] * len(keys) if self._session is None else self._logits(y_hat, quality)
+        scores = [None] * len(keys) if self._labels is None else self.class_scores(y_hat, quality)
+        return [Outputs(*both) for both in zip(logits, scores, strict=True)]
+
+    def _decoded_or_error(self, camera: str, content: _Content, fresh: Iterator[Outputs]) -> Decoded | PipelineError:
+        """What one packet is decoded to; that of a KEY are the next of the fresh outputs."""
+        packet, keys = content.packet, self._keys.of(camera)
+        if content.kind is Kind.KEY:
+            outputs = next(fresh)
+            keys.put(packet, 0, outputs)
+            return self._decoded(packet, outputs)
+        try:
+            return self._decoded(packet, self._moved(keys.get(packet, packet.regions[0]), content.values))
+        except MissingKey as error:
+            return error
+
+    def _moved(self, key: Outputs, flow: NDArray[np.float32]) -> Outputs:
+        manifest = self._bundle.manifest
+        if key.logits is None:
+            return key
+        return replace(key, logits=motion.warp(key.logits, flow, manifest.height, manifest.width))
+
+    def _decoded(self, packet: Packet, outputs: Outputs) -> Decoded:
+        manifest, mask, scores = self._bundle.manifest, None, None
+        if outputs.logits is not None:
+            classes = class_map(outputs.logits, manifest.height, manifest.width)
+            mask = Mask(packet.id, packet.captured_ms, packet.bundle, classes)
+        if outputs.scores is not None:
+            scores = Scores(packet.id, packet.captured_ms, packet.bundle, outputs.scores)
+        return Decoded(mask, scores)
 
     def class_maps(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Latents (B, C, h, w) of levels (B,) -> B class maps (H, W); ConfigError where the bundle makes no masks."""
         manifest = self._bundle.manifest
+        return [class_map(one, manifest.height, manifest.width) for one in self._logits(y_hat, quality)]
+
+    def _logits(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         (logits,) = self._opened(self._session, "decode").run(y_hat, quality)  # (B, K, h4, w4)
-        return [class_map(one, manifest.height, manifest.width) for one in logits]
+        return [one.copy() for one in logits]  # views would keep the whole batch for as long as one of them is a key
 
     def class_scores(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         """Latents (B, C, h, w) of levels (B,) -> B times the scores (K,) of the classes; ConfigError without any."""
@@ -192,21 +262,35 @@ class Decoder:
         return session
 
     def y_hat(self, packet: Packet) -> NDArray[np.float32]:
-        """The latents (C, h, w) of a packet; BundleMismatch or BitstreamError when they are not to be had."""
+        """The latents (C, h, w) of a KEY packet; BundleMismatch or BitstreamError when they are not to be had."""
+        tables, body = self._bundle.tables, self._body(packet, Kind.KEY)
+        return dequantise(decode_latents(body, tables, self._bundle.latent_size, packet.quality))
+
+    def flow(self, packet: Packet) -> NDArray[np.float32]:
+        """The flow (2, R, C) from the key that a WARP packet carries; raises as y_hat does."""
+        body = self._body(packet, Kind.WARP)
+        grid = grid_of(self._bundle.manifest.height, self._bundle.manifest.width)
+        return node_flow(decode_flow(body, grid), grid)
+
+    def _body(self, packet: Packet, kind: Kind) -> bytes:
+        """The body of the packet's one region, if it is of this kind."""
         if packet.bundle != self._bundle.id:
             raise BundleMismatch(
                 f"the packet is of bundle {packet.bundle.hex()}, this worker has {self._bundle.id.hex()}; "
                 "start both with the same bundle"
             )
-        if (packet.rows, packet.columns) != (1, 1) or [r.kind for r in packet.regions] != [Kind.KEY]:
-            raise BitstreamError("the packet is not one whole-frame KEY region, all this version decodes")
-        tables = self._bundle.tables
-        body = packet.regions[0].body
-        return dequantise(decode_latents(body, tables, self._bundle.latent_size, packet.quality))
+        if (packet.rows, packet.columns) != (1, 1) or [region.kind for region in packet.regions] != [kind]:
+            raise BitstreamError("the packet is not one KEY or WARP of the whole frame, all this version decodes")
+        if not 0 <= packet.quality < self._bundle.tables.levels:
+            raise BitstreamError(_unknown_level(self._bundle.tables, packet.quality))
+        return packet.regions[0].body
 
-    def _y_hat_or_error(self, packet: Packet) -> NDArray[np.float32] | PipelineError:
+    def _content_or_error(self, packet: Packet) -> _Content | PipelineError:
+        warps = [region.kind for region in packet.regions] == [Kind.WARP]
         try:
-            return self.y_hat(packet)
+            if warps:
+                return _Content(packet, Kind.WARP, self.flow(packet))
+            return _Content(packet, Kind.KEY, self.y_hat(packet))
         except PipelineError as error:
             return error
 
@@ -238,7 +322,8 @@ def open_decoder(
     _keep_blas_on_one_thread()
     opened = {name: open_session(bundle.graph(name), engine=engine, threads=threads) for name in wanted}
     decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"))
-    warm_up()
+    entropy.warm_up()
+    motion.warm_up()
     rows, columns = bundle.latent_size
     if bundle.tables.prior is not None:
         nothing = np.zeros((bundle.tables.prior.hyper_latents, *_hyper_size((rows, columns))), np.int16)

@@ -100,7 +100,10 @@ def camvid_classes(root: Path) -> Classes:
 
 
 def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Labelled:
-    """Load one split of CamVid: train, val, trainval, test, or the name of a drive such as 0006R0 (of trainval)."""
+    """Load one split of CamVid: train, val, trainval, test, or the name of a drive such as 0006R0 (of trainval).
+
+    ConfigError when there is no such split, or a picture or its labels are missing, damaged or of different sizes.
+    """
     listed = root / "splits" / f"{split}.txt"
     lines = _split_lines(listed if listed.is_file() else root / "splits" / "trainval.txt")
     pairs = [(image, label) for image, label in lines if _drive_of(image) not in without_drives]
@@ -108,10 +111,11 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
         pairs = [pair for pair in pairs if _drive_of(pair[0]) == split]
     if not pairs:
         raise ConfigError(f"data set {root}: no split or drive {split!r}; use train, val, trainval or a drive's name")
+    frames = [paired(root / label, read_image(root / image), read_labels(root / label)) for image, label in pairs]
     return Labelled(
         tuple(Path(image).stem for image, _ in pairs),
-        tuple(read_image(root / image) for image, _ in pairs),
-        tuple(read_labels(root / label) for _, label in pairs),
+        tuple(frame.image for frame in frames),
+        tuple(frame.labels for frame in frames),
     )
 
 

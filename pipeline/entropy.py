@@ -59,19 +59,24 @@ class Writer:
         self._out = np.empty(_MAX_SYMBOL_BYTES * capacity + 2 * WINDOW_BYTES, np.uint8)
         self._state = np.array([0, ONE], np.int64)  # low, span
         self._at = 0  # bytes given off
+        self._room = capacity  # symbols that may still come
 
     def put(
         self, symbols: NDArray[np.int16], context: Context, tables: FrequencyTables, hints: Prediction | None = None
     ) -> None:
-        """Code symbols (C, h, w); ValueError where they are not of the context's channels and rows."""
+        """Code symbols (C, h, w); ValueError where they are too many, or not of the context's channels and rows."""
         _check_size(symbols.shape, context)
+        if symbols.size > self._room:
+            raise ValueError(f"{symbols.size} symbols; there is room for {self._room}")
         if symbols.dtype != np.int16:
             raise ValueError(f"symbols must be int16, not {symbols.dtype}")
         if np.count_nonzero(symbols[context.channels]) != np.count_nonzero(symbols):
             raise ValueError("symbols are not zero in channels that are not coded")
         size = symbols.shape[1], symbols.shape[2]
+        known = _knowledge(size, context, hints)
+        self._room -= symbols.size
         self._at = put_symbols(
-            np.ascontiguousarray(symbols), _knowledge(size, context, hints), _entries(tables), _sums(size, context),
+            np.ascontiguousarray(symbols), known, _entries(tables), _sums(size, context),
             self._state, self._at, self._out,
         )  # fmt: skip
 
@@ -94,7 +99,7 @@ class Reader:
     def take(
         self, size: tuple[int, int], context: Context, tables: FrequencyTables, hints: Prediction | None = None
     ) -> NDArray[np.int16]:
-        """Symbols (C, h, w) of a latent of `size` (h, w); ValueError where the context has other rows."""
+        """Symbols (C, h, w) of a latent of `size` (h, w); ValueError where the context or the hints are for another."""
         symbols = np.zeros((context.planes, *size), np.int16)
         _check_size(symbols.shape, context)
         outcome, self._at = take_symbols(
@@ -134,7 +139,10 @@ def _check_size(shape: tuple[int, ...], context: Context) -> None:
 
 
 def _knowledge(size: tuple[int, int], context: Context, hints: Prediction | None) -> Knowledge:
+    """What the loops read; ValueError where the hints are not of that size, since nothing is checked within them."""
     shape = (context.planes, *size)
+    if hints is not None and not hints.indexes.shape == hints.means.shape == shape:
+        raise ValueError(f"hints {hints.indexes.shape} and {hints.means.shape}; the symbols are {shape}")
     indexes = np.zeros(shape, np.uint8) if hints is None else np.ascontiguousarray(hints.indexes)
     means = np.zeros(shape, np.float32) if hints is None else np.ascontiguousarray(hints.means)
     return Knowledge(context.channels, context.bias, context.hint, context.told, context.starts, indexes, means)

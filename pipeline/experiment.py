@@ -26,7 +26,7 @@ class ModelSettings(_Section):
     prior_width: int = Field(ge=1, le=48, description="channels inside the integer hyper decoder")
     decoder_width: int = Field(ge=4, multiple_of=2, description="channels of the decoder")
     branch: int = Field(ge=1, description="channels of each ASPP branch")
-    dilations: tuple[int, ...] = Field(description="dilations of the ASPP branches, in latents")
+    dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(description="dilations of the ASPP branches, in latents")
     over_parameters: int = Field(ge=0, le=8, description="K: parallel copies of each ASPP convolution in training")
 
 

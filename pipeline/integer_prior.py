@@ -119,15 +119,18 @@ def _split(
 def load_prior(tables: Mapping[str, NDArray[np.generic]], *, hyper_limit: int, scale_levels: int) -> IntegerPrior:
     """Build the prior from `weight_i` int8 (C_out, C_in, k, k) and `bias_i` int32 (C_out,), i = 0..2.
 
-    Raises ConfigError where a layer is missing or misshapen, or where a sum might be inexact.
+    Raises ConfigError where a layer is missing, misshapen or of other types, or where a sum might be inexact.
     """
     layers: list[_Layer] = []
     largest = hyper_limit
     for i in range(LAYERS):
         try:
-            weight, bias = tables[f"weight_{i}"].astype(np.int64), tables[f"bias_{i}"].astype(np.int64)
+            stored = tables[f"weight_{i}"], tables[f"bias_{i}"]
         except KeyError as error:
             raise ConfigError(f"integer prior: {error} is missing") from error
+        if stored[0].dtype != np.int8 or stored[1].dtype != np.int32:
+            raise ConfigError(f"integer prior: layer {i} has types {stored[0].dtype} and {stored[1].dtype}")
+        weight, bias = stored[0].astype(np.int64), stored[1].astype(np.int64)
         if not _fits(weight, bias, layers):
             raise ConfigError(f"integer prior: layer {i} has shapes {weight.shape} and {bias.shape}")
         if (np.abs(weight).sum((1, 2, 3)) * largest + np.abs(bias) + _SHIFT // 2 >= _EXACT).any():

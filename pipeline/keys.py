@@ -37,7 +37,7 @@ def stream_of(packet: Packet) -> Stream:
     return Stream(packet.id.epoch, packet.bundle, packet.rows, packet.columns)
 
 
-def _key_sequence(packet: Packet, region: Region) -> int:
+def key_sequence(packet: Packet, region: Region) -> int:
     """The sequence of the key that a region of the packet is or refers to."""
     return (packet.id.sequence - region.age) % _SEQUENCES
 
@@ -96,7 +96,7 @@ class KeyBuffer(Generic[T]):
         """What the key stands for that a WARP or DELTA region of the packet names; MissingKey where it is not here."""
         key = self._named(packet, region)
         if key is None:
-            named = f"epoch {packet.id.epoch}, sequence {_key_sequence(packet, region)}"
+            named = f"epoch {packet.id.epoch}, sequence {key_sequence(packet, region)}"
             raise MissingKey(f"region {region.index}: the key of {named} is not here")
         self._streams[stream_of(packet)].used_s = self._clock()
         return key.value
@@ -115,7 +115,7 @@ class KeyBuffer(Generic[T]):
         return held.keys[index][0]
 
     def _named(self, packet: Packet, region: Region) -> Key[T] | None:
-        held, sequence = self._held(packet), _key_sequence(packet, region)
+        held, sequence = self._held(packet), key_sequence(packet, region)
         keys = held.keys.get(region.index, ()) if held else ()
         return next((key for key in keys if key.id.sequence == sequence), None)
 
@@ -188,6 +188,10 @@ class KeyTable:
         return every.difference(index for index, age in ages.items() if 1 <= age <= self.longest_age) | (
             every & self.wanted
         )
+
+    def age(self, packet: Packet, index: int) -> int:
+        """How old the region's key is in a packet with this head, in packets; KeyError where none was sent."""
+        return _after(packet.id.sequence, self.sequences[index])
 
     def sent(self, packet: Packet) -> "KeyTable":
         """The table once the packet, its regions all in it, is on its way."""

@@ -97,6 +97,10 @@ def _resident(
     experiment: Experiment, folders: Folders, data: Labelled, described: datasets.Classes, device: torch.device
 ) -> _Drawn:
     """All frames in the device's memory, those without labels behind the others."""
+    sizes = sorted({labels.shape for labels in data.labels})
+    if len(sizes) > 1:
+        (rows, columns), (height, width) = sizes[0], sizes[-1]
+        raise ConfigError(f"data set {folders.data}: frames of {columns}x{rows} and {width}x{height}; use one size")
     classes = len(described.classes)
     extra = _extra_frames(experiment, folders, data.labels[0].shape)
     images = [*data.images, *extra]

@@ -1,20 +1,23 @@
 """Offline coding: a clip or a directory of images to packet files, packet files to indexed PNGs.
 
+The packet files of a folder, in the order of their names, are one stream: a WARP needs that of its key before it.
 Where a bundle makes no masks but says which classes are in the picture, JSON takes the place of the PNGs.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle
 from pipeline.codec import Decoder, Encoder
-from pipeline.errors import BitstreamError, ConfigError, PipelineError, SourceError
+from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineError, SourceError
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Frame, FrameId
 from pipeline.sources import fit, image_files, open_source
+from pipeline.video_encoder import VideoEncoder
 
 SUFFIX = ".mcp"
 
@@ -27,7 +30,7 @@ class Written:
     bytes: int
 
 
-def encode_files(encoder: Encoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
+def encode_files(encoder: Encoder | VideoEncoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
     """Write one packet file per frame of `source` into `folder`; raises SourceError when it cannot be read."""
     size = (bundle.manifest.width, bundle.manifest.height)
     with open_source(str(source), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
@@ -40,16 +43,24 @@ def encode_files(encoder: Encoder, bundle: Bundle, source: Path, folder: Path) -
 
 
 def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
-    """Write one indexed PNG, or JSON, per packet file of `source` into `folder`; ConfigError or BitstreamError."""
+    """Write one indexed PNG, or JSON, per packet file of `source` into `folder`; errors name the packet's file.
+
+    Raises ConfigError, BitstreamError, BundleMismatch, or MissingKey where the file of a key is gone.
+    """
     packets = sorted(source.glob(f"*{SUFFIX}"))
     if not packets:
         raise ConfigError(f"input {source}: no {SUFFIX} files in it; name a folder made by maskcast encode")
     folder.mkdir(parents=True, exist_ok=True)
+    camera = (
+        uuid4().hex
+    )  # a new one: what keys the decoder has, of another folder or of this one before, are not its own
     for path in packets:
         try:
-            (decoded,) = decoder.decode([unpack(path.read_bytes())])
+            (decoded,) = decoder.decode([unpack(path.read_bytes())], [camera])
         except BitstreamError as error:
             raise BitstreamError(f"packet {path}: {error}") from error
+        if isinstance(decoded, MissingKey):
+            raise MissingKey(f"packet {path}: {decoded}; put back the packet file that is missing before it")
         if isinstance(decoded, PipelineError):
             raise type(decoded)(f"packet {path}: {decoded}")
         if decoded.mask is not None:

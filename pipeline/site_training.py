@@ -151,6 +151,7 @@ def tune(network: SplitSegmenter, experiment: Experiment, taught: Taught, steps:
         )
         taken += 1
         steps.tell(partial(_line, taken, done, logged))
+    step_once.settle()  # a network that is not finite must not be exported
     return Tuned(trainee.average, taken)
 
 

@@ -91,9 +91,10 @@ def build(experiment: Experiment, classes: int) -> SplitSegmenter:
 
 
 def load_trained(experiment: Experiment, run: Path, classes: int) -> SplitSegmenter:
-    """The averaged weights of a run's checkpoint, in eval mode; ConfigError when there is none."""
+    """The averaged weights of a run's checkpoint, in eval mode; ConfigError when there is none of this experiment."""
     network = build(experiment, classes)
     checkpoint.load_average(run, network)
+    checkpoint.check_learned(run, experiment)
     return network.eval()
 
 
@@ -126,7 +127,11 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
     if folders.start is not None:
         checkpoint.load_average(folders.start, network)
     if folders.camera is not None:
-        checkpoint.load_camera(folders.camera, network, experiment.loss.rate)
+        lacking = checkpoint.load_camera(folders.camera, network, experiment.loss.rate)
+        if lacking and folders.start is None and experiment.schedule.trained == "decoder":
+            raise ConfigError(
+                f"run {folders.camera}: it has no {min(lacking)}, and schedule.trained is decoder; name another run"
+            )
 
 
 def _check_begun(network: SplitSegmenter, experiment: Experiment, folders: Folders) -> None:
@@ -167,7 +172,7 @@ def describe(progress: Progress) -> str:
     """One line for the log, and one for each split that was measured."""
     line = (
         f"epoch {progress.epoch}/{progress.epochs}  labels {progress.segmentation:.3f}  "
-        f"teacher {progress.distillation:.3f}  rate {progress.rate_bpp:.4f} bpp  "
+        f"lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}  rate {progress.rate_bpp:.4f} bpp  "
         f"gradient {progress.gradient_norm:.2f}  {progress.images_per_s:.0f} images/s"
     )
     for split in dict.fromkeys(one.split for one in progress.measured):

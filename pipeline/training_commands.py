@@ -73,6 +73,8 @@ def export(
 
     command = f"maskcast train, then maskcast export, with {config_file}, whose head has the whole commands"
     origin = Origin(load_experiment(config_file), data=data, run=run, licence=licence, command=command)
+    if whole is not None and bundle is not None:
+        raise ConfigError("export writes --bundle FOLDER or --whole FILE, not both at once; leave one out")
     if whole is not None:
         publish_whole(origin, whole)
         print(f"{whole}: {whole.stat().st_size} bytes")

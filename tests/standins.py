@@ -64,7 +64,8 @@ class StandinDecoder:
         self.batches: list[int] = []
         self._masks, self._scores = masks, scores
 
-    def decode(self, packets: Sequence[Packet]) -> list[Decoded | PipelineError]:
+    def decode(self, packets: Sequence[Packet], cameras: Sequence[str]) -> list[Decoded | PipelineError]:
+        assert len(cameras) == len(packets)
         self.batches.append(len(packets))
         return [self._decode(packet) for packet in packets]
 

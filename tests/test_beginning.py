@@ -88,6 +88,13 @@ def test_a_camera_that_has_not_learned_is_not_held_still(tiny_camvid: Path, tmp_
     assert said == "schedule.trained is decoder, but no run has trained the camera; add --camera RUN"
 
 
+def test_a_camera_of_which_a_part_has_not_learned_is_not_held_still(tiny_camvid: Path, tmp_path: Path) -> None:
+    uncoded = replace(tiny.folders(tiny_camvid, tmp_path), run=tmp_path / "uncoded")
+    epochs(tiny.experiment(model={"bottleneck": "none"}, schedule={"epochs": 1}), uncoded)
+    said = refused(tiny.experiment(schedule=HELD_STILL), replace(uncoded, run=tmp_path / "run", camera=uncoded.run))
+    assert said.startswith(f"run {uncoded.run}: it has no prior.")
+
+
 def test_a_run_that_goes_on_needs_nothing_to_begin_with(tiny_camvid: Path, tmp_path: Path) -> None:
     folders = tiny.folders(tiny_camvid, tmp_path)
     next(train(tiny.experiment(), folders))

@@ -25,6 +25,9 @@ PACKETS = {
         KEY, id=FrameId(0xFFFF, 0xFFFFFFFF), captured_ms=(1 << 48) - 1, quality=255,
         regions=(Region(Kind.KEY, 0, 0, bytes(range(256))),),
     ),
+    "warp.bin": replace(
+        KEY, regions=(Region(Kind.WARP, 0, 3, bytes.fromhex("42b8ae0e23474ab0868c4c0b2056f619f188")),)
+    ),
     "warp_and_key_2x2.bin": replace(
         KEY, rows=2, columns=2,
         regions=(

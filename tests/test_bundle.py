@@ -140,6 +140,7 @@ DAMAGES = {
     "a hyper context more than levels": (True, stored_context(coding.context(0, planes=4, rows=2), "hyper_3")),
     "a hyper limit of zero": (True, {"hyper_limit": np.zeros(1, np.int32)}),
     "a hyper limit of no number": (True, {"hyper_limit": np.zeros(0, np.int32)}),
+    "a hyper limit that is not a number": (True, {"hyper_limit": np.array([np.nan])}),
     "a scale that no byte can name": (True, {"scale_levels": np.array([257], np.int32)}),
     "offsets of another type": (False, {"latent_offsets": np.zeros((coding.LEVELS, coding.LATENTS), np.float32)}),
     "offsets of another shape": (False, {"latent_offsets": np.zeros((1, coding.LATENTS), np.int16)}),

@@ -103,6 +103,25 @@ def fresh(experiment: Experiment, seed: int) -> SplitSegmenter:
     return network
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "lacking"),
+    [
+        ({}, {"decoder": "source_task"}, ()),
+        ({"bottleneck": "none"}, {}, ("prior.",)),
+        ({"decoder": "task", "bottleneck": "none"}, {}, ("analysis.source_encoder.", "prior.")),
+    ],
+    ids=["nothing", "a run that codes nothing", "a run of untouched features"],
+)
+def test_what_a_run_s_camera_has_not_is_told(
+    tmp_path: Path, theirs: dict[str, object], ours: dict[str, object], lacking: tuple[str, ...]
+) -> None:
+    experiment, network = tiny.experiment(model=theirs), fresh(tiny.experiment(model=theirs), seed=1)
+    save(tmp_path, Trainee(network, network, torch.optim.AdamW(network.parameters())), experiment, epochs_done=1)
+    mine = fresh(tiny.experiment(model=ours), seed=2)
+    told = load_camera(tmp_path, mine, tiny.RATE)
+    assert told == {name for name in mine.state_dict() if lacking and name.startswith(lacking)}
+
+
 def begun(run: Path, experiment: Experiment) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of a network of this experiment before and after it took the run's camera."""
     network = fresh(experiment, seed=2)

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,10 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.bitstream import unpack
-from pipeline.bundle import default_bundle, read_manifest
+from pipeline.bitstream import pack, unpack
+from pipeline.bundle import default_bundle, load_bundle, read_manifest
 from pipeline.cli import app
 from pipeline.mask_image import unpack_mask
+from pipeline.messages import Kind
 from pipeline.streets import render_street
 from pipeline.video import sample_path
 
@@ -100,6 +102,33 @@ def test_evaluate_measures_one_level_or_all_of_them(streets: Path, tmp_path: Pat
     assert [int(line.split()[0]) for line in out.splitlines()[2:]] == known
 
 
+def test_encode_takes_a_key_interval_or_a_threshold_and_inspect_shows_the_warps(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    picture = next(render_street(5, frames=1)).image[..., ::-1]
+    for number in range(4):
+        assert cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), picture)
+    for option, value, keys in (("--key-interval", 2, [0, 2]), ("--threshold", 90, [0])):
+        words = ("--input", tmp_path / "in", "--output", tmp_path / option, "--engine", "onnxruntime")
+        assert maskcast("encode", *words, option, value)[0] == 0
+        sent = [unpack(path.read_bytes()) for path in sorted((tmp_path / option).glob("*.mcp"))]
+        assert [packet.id.sequence for packet in sent if packet.regions[0].kind is Kind.KEY] == keys
+    code, out, _ = maskcast("inspect", tmp_path / "--threshold" / "3.mcp")
+    assert code == 0
+    assert f"WARP of the KEY in sequence 0, age 3, {len(sent[3].regions[0].body)} bytes" in out
+    assert maskcast("decode", "--input", tmp_path / "--key-interval", "--output", tmp_path / "masks")[0] == 0
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+
+
+def test_a_packet_without_its_key_is_failed_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lonely = Path(__file__).parent / "golden" / "warp.bin"
+    packet = replace(unpack(lonely.read_bytes()), bundle=load_bundle(default_bundle()).id)
+    (tmp_path / "lonely.mcp").write_bytes(pack(packet))
+    code, err = failure(capsys, "decode", "--input", tmp_path, "--output", tmp_path / "out")
+    assert code == 1
+    assert "lonely.mcp" in err and "the key of epoch 48879, sequence 4 is not here" in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_inspect_shows_a_packet(packets: Path) -> None:
     code, out, _ = maskcast("inspect", next(packets.glob("*.mcp")))
     assert code == 0
@@ -137,6 +166,12 @@ def test_every_node_has_a_schema(node: str) -> None:
         (["evaluate", "--data", "none", "--dataset", "kitti"], "use camvid"),
         (["evaluate", "--data", "none", "--quality", "1", "--all-levels"], "only one of the two"),
         (["encode", "--input", "none.mp4", "--output", "out", "--quality", "99"], "quality 99"),
+        (
+            ["encode", "--input", "x", "--output", "y", "--key-interval", "2", "--threshold", "90"],
+            "only one of the two",
+        ),
+        (["encode", "--input", "x", "--output", "y", "--key-interval", "0"], "key interval 0"),
+        (["encode", "--input", "x", "--output", "y", "--threshold", "101"], "threshold 101"),
         (["encode", "--bundle", "none", "--input", "x", "--output", "y"], "no manifest.json"),
         (["camera", "--source", "none.mp4"], "cannot open none.mp4"),
         (["camera", "--name", "Bad Name"], "camera name"),

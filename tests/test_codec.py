@@ -1,8 +1,10 @@
 """Frame to packet to mask: what is equal on every engine, and what a broken packet does."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import coding
 import numpy as np
@@ -15,6 +17,7 @@ from pipeline.bundle import Bundle, default_bundle, load_bundle, tables_from
 from pipeline.codec import (
     Decoder,
     Encoder,
+    Outputs,
     decode_latents,
     dequantise,
     encode_latents,
@@ -24,10 +27,14 @@ from pipeline.codec import (
     quantise,
 )
 from pipeline.entropy import Writer
-from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError
+from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, PipelineError
+from pipeline.flow_coding import decode_flow, encode_flow, grid_of
+from pipeline.keys import GENERATIONS, KeyBuffers
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Mask, Packet, Region
+from pipeline.runtime import open_session
 from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
+from pipeline.video_encoder import VideoEncoder, at_interval
 
 ENGINES = ("onnxruntime", "openvino")
 FRAMES = 200
@@ -315,3 +322,216 @@ def test_an_image_of_another_size_is_refused(encoders: dict[str, Encoder]) -> No
 def test_an_unknown_quality_level_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="quality 99"):
         open_encoder(bundle, engine="onnxruntime", quality=99)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+INTERVAL = 4
+
+
+@pytest.fixture(scope="module")
+def stream(bundle: Bundle, encoders: dict[str, Encoder], images: list[np.ndarray]) -> list[Packet]:
+    """Nine packets of a moving camera, every fourth a KEY, through their bytes."""
+    encoder = VideoEncoder(encoders["onnxruntime"], bundle, policy=at_interval(INTERVAL))
+    return [unpack(pack(packet)) for packet in packets_of(encoder, images[60:87:3])]
+
+
+@pytest.fixture(scope="module")
+def session(bundle: Bundle) -> object:
+    return open_session(bundle.graph("decode"), engine="onnxruntime", threads=2)
+
+
+@pytest.fixture
+def worker(bundle: Bundle, session: object) -> Decoder:
+    """A decoder that has seen nothing yet."""
+    return Decoder(bundle, session)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def masks(bundle: Bundle, session: object, stream: list[Packet]) -> list[np.ndarray]:
+    """The classes of the stream's packets, decoded in order."""
+    decoder = Decoder(bundle, session)  # type: ignore[arg-type]
+    return [mask_of(decoder.decode([packet])[0]).classes for packet in stream]
+
+
+def types_of(results: Sequence[Decoded | PipelineError]) -> list[type]:
+    return [type(result) for result in results]
+
+
+def test_a_still_camera_sends_a_few_bytes_and_gets_the_same_mask(
+    bundle: Bundle, encoders: dict[str, Encoder], images: list[np.ndarray], worker: Decoder
+) -> None:
+    encoder = VideoEncoder(encoders["onnxruntime"], bundle, policy=at_interval(9))
+    packets = list(packets_of(encoder, [images[60]] * 3))
+    assert [packet.regions[0].kind for packet in packets] == [Kind.KEY, Kind.WARP, Kind.WARP]
+    assert max(len(pack(packet)) for packet in packets[1:]) <= 26 + 3 + 6
+    first, *others = (mask_of(result) for result in worker.decode(packets))
+    for packet, mask in zip(packets[1:], others, strict=True):
+        assert (mask.id, mask.captured_ms, mask.bundle) == (packet.id, packet.captured_ms, bundle.id)
+        np.testing.assert_array_equal(mask.classes, first.classes)
+
+
+def test_a_warped_mask_follows_the_motion(
+    bundle: Bundle, encoders: dict[str, Encoder], images: list[np.ndarray], stream: list[Packet],
+    masks: list[np.ndarray], worker: Decoder,
+) -> None:  # fmt: skip
+    fresh = [mask_of(worker.decode([one])[0]).classes for one in packets_of(encoders["onnxruntime"], images[60:87:3])]
+    warped, repeated = [], []
+    for at, packet in enumerate(stream):
+        age = packet.regions[0].age
+        assert age == at % INTERVAL
+        if age:
+            warped.append(np.mean(masks[at] == fresh[at]))
+            repeated.append(np.mean(fresh[at - age] == fresh[at]))
+    assert np.mean(warped) > 0.9
+    assert np.mean(warped) > np.mean(repeated) + 0.01
+
+
+def test_a_key_and_what_refers_to_it_may_come_in_one_batch(
+    stream: list[Packet], masks: list[np.ndarray], worker: Decoder
+) -> None:
+    for result, classes in zip(worker.decode(stream), masks, strict=True):
+        assert np.mean(mask_of(result).classes == classes) > 0.99
+
+
+def test_until_the_next_key_a_lost_one_is_missing(stream: list[Packet], worker: Decoder) -> None:
+    results = [worker.decode([packet])[0] for packet in stream if packet is not stream[4]]
+    assert types_of(results) == [Decoded] * 4 + [MissingKey] * 3 + [Decoded]
+    assert "sequence 4" in str(results[4])
+
+
+def test_a_key_after_its_warp_is_too_late_for_it_in_a_batch_too(stream: list[Packet], worker: Decoder) -> None:
+    assert types_of(worker.decode([stream[1], stream[0], stream[1]])) == [MissingKey, Decoded, Decoded]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"id": FrameId(8, 1)}, MissingKey),
+        ({"id": FrameId(7, 2)}, MissingKey),
+        ({"id": FrameId(7, 0xFFFFFFFF)}, MissingKey),
+        ({"bundle": b"abcd"}, BundleMismatch),
+        ({"quality": 200}, BitstreamError),
+        ({"rows": 2}, BitstreamError),
+    ],
+    ids=["another epoch", "another age", "before the key", "another bundle", "an unknown level", "another grid"],
+)
+def test_no_warp_is_made_of_a_key_that_it_does_not_name(
+    changed: dict[str, object], error: type, stream: list[Packet], worker: Decoder
+) -> None:
+    foreign = replace(stream[1], **changed)  # type: ignore[arg-type]
+    assert types_of(worker.decode([stream[0], foreign, stream[1]])) == [Decoded, error, Decoded]
+
+
+def test_a_camera_that_starts_again_has_no_key_left(stream: list[Packet], worker: Decoder) -> None:
+    worker.decode(stream[:4])
+    again = [replace(packet, id=FrameId(8, packet.id.sequence)) for packet in stream[:2]]
+    assert types_of(worker.decode([again[1], again[0], again[1]])) == [MissingKey, Decoded, Decoded]
+    assert types_of(worker.decode([stream[1]])) == [Decoded]  # still under way when it started again
+
+
+def test_cameras_do_not_share_keys(stream: list[Packet], worker: Decoder) -> None:
+    packets, cameras = [stream[0], stream[1], stream[1], stream[0]], ["north", "south", "north", "south"]
+    assert types_of(worker.decode(packets, cameras)) == [Decoded, MissingKey, Decoded, Decoded]
+    assert types_of(worker.decode([stream[1]] * 2, ["south", "east"])) == [Decoded, MissingKey]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_repeated_late_and_lost_packets_give_the_right_mask_or_none(
+    seed: int, stream: list[Packet], masks: list[np.ndarray], worker: Decoder
+) -> None:
+    rng = random.Random(seed)
+    come = [stream[min(max(round(at + rng.gauss(0, 2)), 0), len(stream) - 1)] for at in range(len(stream))]
+    missing = 0
+    for packet in come:
+        (result,) = worker.decode([packet])
+        if isinstance(result, MissingKey):
+            missing += 1
+        else:
+            np.testing.assert_array_equal(mask_of(result).classes, masks[packet.id.sequence])
+    assert missing < len(come)
+
+
+def test_a_damaged_warp_is_some_warp_or_an_error_and_its_key_stays(
+    stream: list[Packet], masks: list[np.ndarray], worker: Decoder
+) -> None:
+    body = stream[3].regions[0].body
+    bodies = [body[:size] for size in range(len(body))] + [body + b"\1"]
+    for at in range(len(body)):
+        bodies += [body[:at] + bytes([body[at] ^ flip]) + body[at + 1 :] for flip in (1, 128, 255)]
+    damaged = [replace(stream[3], regions=(replace(stream[3].regions[0], body=one),)) for one in bodies]
+    worker.decode(stream[:1])
+    results = [worker.decode([unpack(pack(one))])[0] for one in damaged]
+    assert set(types_of(results)) <= {Decoded, BitstreamError}
+    assert types_of(results).count(BitstreamError) > len(results) / 2
+    np.testing.assert_array_equal(mask_of(worker.decode([stream[3]])[0]).classes, masks[3])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=60))
+def test_any_bytes_are_a_warp_or_a_bitstream_error(stream: list[Packet], worker: Decoder, body: bytes) -> None:
+    try:
+        flow = worker.flow(replace(stream[1], regions=(Region(Kind.WARP, 0, 1, body),)))
+        assert np.isfinite(flow).all()
+    except BitstreamError:
+        pass
+
+
+def test_other_kinds_and_grids_are_refused_with_a_reason(stream: list[Packet], worker: Decoder) -> None:
+    delta = replace(stream[1], regions=(Region(Kind.DELTA, 0, 1, stream[1].regions[0].body),))
+    halves = replace(stream[1], columns=2, regions=(stream[0].regions[0], replace(stream[1].regions[0], index=1)))
+    for packet in (delta, halves):
+        (result,) = worker.decode([packet])
+        assert isinstance(result, BitstreamError)
+        assert "one KEY or WARP of the whole frame" in str(result)
+
+
+def test_what_is_kept_of_keys_is_bounded(bundle: Bundle, session: object, stream: list[Packet]) -> None:
+    keys = KeyBuffers[Outputs](cameras=3)
+    worker = Decoder(bundle, session, keys=keys)  # type: ignore[arg-type]
+    cameras = [f"camera-{number}" for number in range(4)]
+    for camera in cameras:
+        keyed = [replace(stream[0], id=FrameId(7, sequence)) for sequence in range(GENERATIONS + 2)]
+        worker.decode(keyed, [camera] * len(keyed))
+    assert len(keys) == 3
+    held = keys.of("camera-3")
+    assert len(held) == GENERATIONS
+    newest = held.newest(stream[0], 0)
+    assert newest is not None and newest.value.logits is not None
+    assert newest.value.logits.base is None  # not a view that keeps the batch it was part of
+
+
+class OneScore:
+    """Stands in for a graph of labels: the scores tell the number of the run."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, y_hat: np.ndarray, quality: np.ndarray) -> list[np.ndarray]:
+        self.runs += 1
+        return [np.full((len(y_hat), 11), self.runs / 10, np.float32)]
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["beside masks", "alone"])
+def test_scores_of_a_warp_are_those_of_its_key(
+    masked: bool, bundle: Bundle, session: object, stream: list[Packet]
+) -> None:
+    worker = Decoder(bundle, session if masked else None, labels=OneScore())  # type: ignore[arg-type]
+    worker.decode(stream[:1])
+    worker.decode(stream[4:5])
+    for at, score in ((1, 0.1), (5, 0.2)):
+        (result,) = worker.decode(stream[at : at + 1])
+        assert isinstance(result, Decoded) and result.scores is not None
+        assert result.scores.id == stream[at].id
+        np.testing.assert_allclose(result.scores.values, score)
+        assert (result.mask is not None) == masked
+
+
+def test_the_golden_warp_keeps_its_meaning() -> None:
+    grid = grid_of(360, 480)
+    coefficients = np.zeros((2, grid.coefficients), np.int16)
+    coefficients[:, :6] = [(5, -3, 1, 0, 2, -1), (2, 1, -4, 0, 0, 3)]
+    coefficients[:, 6:26:3] = [(1, 0, -1, 2, 0, 0, 1), (0, 0, 1, -1, 0, 3, 0)]
+    coefficients[0, 100], coefficients[1, 300] = -2, 1
+    (region,) = unpack((GOLDEN / "warp.bin").read_bytes()).regions
+    np.testing.assert_array_equal(decode_flow(region.body, grid), coefficients)
+    assert encode_flow(coefficients, grid) == region.body

@@ -134,6 +134,13 @@ def test_missing_picture_is_named(tiny_camvid: Path, tmp_path: Path, kind: str) 
     assert str(root / kind / "train" / "0001TP_train2.png") in complaint(root)
 
 
+def test_labels_of_another_size_than_their_picture_are_named(tiny_camvid: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tiny_camvid, tmp_path / "copy")
+    path = root / "labels" / "train" / "0001TP_train2.png"
+    assert cv2.imwrite(str(path), np.zeros((8, 12), np.uint8))
+    assert f"labels {path}: 12x8, but their picture is 96x64" in complaint(root)
+
+
 @pytest.mark.parametrize("content", ["{", "{}", json.dumps({"classes": [], "cityscapes_train_id_to_camvid": {"1": 0}})])
 def test_broken_classes_file_is_named(tiny_camvid: Path, tmp_path: Path, content: str) -> None:
     root = shutil.copytree(tiny_camvid, tmp_path / "copy")

@@ -42,7 +42,7 @@ def name_of(path: Path) -> str:
     return "-".join(path.relative_to(TRAIN).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_experiment_of_the_repository_is_valid_and_named_as_its_file(path: Path) -> None:
     assert load_experiment(path).name == name_of(path)
 
@@ -156,6 +156,7 @@ def test_experiment_cannot_be_changed() -> None:
         ("model", {"decoder_width": 5}, "model.decoder_width"),
         ("model", {"bottleneck": "narrow"}, "model.bottleneck"),
         ("model", {"over_parameters": 9}, "model.over_parameters"),
+        ("model", {"dilations": [3, 0]}, "model.dilations.1"),
     ],
 )
 def test_wrong_key_is_named(tmp_path: Path, section: str, values: dict[str, object], named: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline import entropy, flow_coding
+from pipeline.context import load_context, stored_context
 from pipeline.entropy import Writer
 from pipeline.errors import BitstreamError
 from pipeline.flow_coding import (
@@ -86,6 +87,12 @@ def test_golden_body_keeps_its_meaning() -> None:
 def test_tables_keep_their_meaning() -> None:
     digest = hashlib.sha256(TABLES.cumulative.astype("<u4").tobytes() + TABLES.sizes.astype("<i4").tobytes())
     assert digest.hexdigest()[:16] == "d703661d0d416cbe"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_sum_of_the_contexts_passes_16_bits(size: tuple[int, int]) -> None:
+    for one in (flow_coding._HEAD_CONTEXT, *(tents.context for tents in grid_of(*size).tents)):
+        load_context(stored_context(one, "flow"), "flow")
 
 
 def test_every_truncation_is_a_value_or_rejected() -> None:

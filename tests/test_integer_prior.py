@@ -177,6 +177,14 @@ def test_misshapen_layer_is_named(name: str, shape: tuple[int, ...], layer: int)
     assert f"layer {layer}" in complaint(tables)
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("weight_0", np.int64), ("weight_2", np.float32), ("bias_1", np.int64)])
+def test_a_layer_of_another_type_is_named(name: str, dtype: type[np.generic]) -> None:
+    """Their sums might pass 64 bits, where they cannot be checked."""
+    tables = made_up_tables()
+    tables[name] = tables[name].astype(dtype)
+    assert "types" in complaint(tables)
+
+
 @pytest.mark.parametrize(("layer", "outputs"), [(0, 4 * WIDTH + 2), (2, 2 * LATENTS + 1)])
 def test_layer_whose_channels_cannot_be_split_is_named(layer: int, outputs: int) -> None:
     tables = made_up_tables()

@@ -282,6 +282,11 @@ def test_everything_is_due_at_first_and_nothing_after_it_was_sent() -> None:
     assert table.sent(packet(1, warp(0, 1), key(2))).due(packet(2)) == set()
 
 
+def test_ages_count_on_when_sequences_begin_again() -> None:
+    table = KeyTable().sent(packet(WRAP - 2, key(0), key(2)))
+    assert [table.age(packet(sequence), 2) for sequence in (WRAP - 1, 0, 5)] == [1, 2, 7]
+
+
 def test_what_was_asked_for_is_due_until_it_is_sent() -> None:
     table = KeyTable().sent(packet(0, *map(key, range(4)))).request([1, 3, 63])
     assert table.due(packet(1)) == {1, 3}

@@ -252,6 +252,14 @@ def test_labels_that_are_no_class_are_named(tiny_camvid: Path, tmp_path: Path) -
         prepare(data, tmp_path / "run")
 
 
+def test_frames_of_several_sizes_are_refused(tiny_camvid: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_camvid, tmp_path / "data")
+    for kind in ("images", "labels"):
+        assert cv2.imwrite(str(data / kind / "train" / "0001TP_train2.png"), np.zeros((32, 48), np.uint8))
+    with pytest.raises(ConfigError, match="frames of 48x32 and 96x64"):
+        prepare(data, tmp_path / "run")
+
+
 @pytest.mark.parametrize("dataset", ["camvid", "coco"])
 def test_nothing_to_learn_from_is_an_error(tiny_camvid: Path, tmp_path: Path, dataset: str) -> None:
     nothing = {"labels": 0.0, "lovasz": 0.0}

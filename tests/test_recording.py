@@ -9,10 +9,11 @@ import pytest
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
-from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, SourceError
+from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, SourceError
 from pipeline.mask_image import unpack_mask
-from pipeline.messages import Packet
+from pipeline.messages import Kind, Packet
 from pipeline.recording import decode_files, encode_files
+from pipeline.video_encoder import VideoEncoder, at_interval
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,41 @@ def test_two_pictures_of_one_stem_are_refused(bundle: Bundle, encoder: Encoder, 
 def test_an_unreadable_clip_is_named(bundle: Bundle, encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.mp4"):
         list(encode_files(encoder, bundle, tmp_path / "none.mp4", tmp_path / "packets"))
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Five pictures of one scene, all the same."""
+    folder = tmp_path / "video"
+    folder.mkdir()
+    noise = np.random.default_rng(5).integers(0, 256, (9, 12, 3), np.uint8)
+    for number in range(5):
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(noise, (480, 360)))
+    return folder
+
+
+def test_a_folder_of_keys_and_warps_is_one_stream(
+    bundle: Bundle, encoder: Encoder, decoder: Decoder, video: Path, tmp_path: Path
+) -> None:
+    coded = VideoEncoder(encoder, bundle, policy=at_interval(3))
+    sent = [unpack(one.path.read_bytes()) for one in encode_files(coded, bundle, video, tmp_path / "packets")]
+    assert [packet.regions[0].kind for packet in sent] == [Kind.KEY, Kind.WARP, Kind.WARP, Kind.KEY, Kind.WARP]
+    masks = [one.path for one in decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks")]
+    assert [path.name for path in masks] == [f"{number}.png" for number in range(5)]
+    first, *others = (unpack_mask(path.read_bytes())[0] for path in masks)
+    assert [mask.id.sequence for mask in others] == [1, 2, 3, 4]
+    assert all((mask.classes == first.classes).all() for mask in others)
+    assert len(list(decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "again"))) == 5
+
+
+def test_the_packet_whose_key_is_gone_is_named_even_where_another_folder_has_one(
+    bundle: Bundle, encoder: Encoder, decoder: Decoder, video: Path, tmp_path: Path
+) -> None:
+    for name in ("whole", "torn"):
+        list(encode_files(VideoEncoder(encoder, bundle, policy=at_interval(3)), bundle, video, tmp_path / name))
+    list(decode_files(decoder, bundle, tmp_path / "whole", tmp_path / "masks"))
+    (tmp_path / "torn" / "3.mcp").unlink()
+    written = decode_files(decoder, bundle, tmp_path / "torn", tmp_path / "others")
+    assert [next(written).path.name for _ in range(3)] == ["0.png", "1.png", "2.png"]
+    with pytest.raises(MissingKey, match=r"4\.mcp.*sequence 3"):
+        next(written)

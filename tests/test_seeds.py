@@ -38,3 +38,16 @@ def test_figures_are_gathered_level_by_level() -> None:
     assert second.quality == 1
     assert second.miou["a"] == pytest.approx([51.0, 61.0])
     assert as_table([first, second], "a", "b", "two").row_count == 2
+
+
+def test_the_table_has_the_rates_of_both() -> None:
+    level = Level(0, {"a": [0.01, 0.03], "b": [0.05, 0.05]}, {"a": [50.0, 60.0], "b": [50.0, 60.0]})
+    table = as_table([level], "a", "b", "two")
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert (cells["a: bpp"], cells["b: bpp"], cells["difference"]) == (["0.0200"], ["0.0500"], ["+0.00 (se 7.07)"])
+
+
+def test_runs_of_other_numbers_of_levels_are_refused() -> None:
+    one, other = ([Measured("val", level, 0.5, 0.1) for level in range(count)] for count in (2, 3))
+    with pytest.raises(ConfigError, match="2 and 3 quality levels"):
+        by_level({"a": [one, one], "b": [one, other]})

@@ -10,11 +10,13 @@ import tiny
 import torch
 from test_restoring import described
 
+from pipeline import site_training as module
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.errors import ConfigError
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import restore
 from pipeline.site_training import Steps, Taught, experiment_of, optimiser_of, tune
+from pipeline.stepping import Step
 
 SCENES = tiny.scenes(5)
 SAID = np.stack([np.eye(tiny.CLASSES, dtype=np.uint8)[one.labels % tiny.CLASSES] * 255 for one in SCENES])  # void: sky
@@ -64,6 +66,22 @@ def test_what_comes_of_it_is_an_average_to_be_exported(bundle: Bundle, network: 
     assert moved == {"analysis", "prior", "decoder"}
     name = "decoder.widen.0.weight"
     assert not torch.equal(mean[name], now[name])
+
+
+def test_the_last_steps_are_looked_at_before_anything_is_made_of_them(
+    bundle: Bundle, network: SplitSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU norms are looked at some steps later."""
+    settled: list[bool] = []
+
+    class Watched(Step):
+        def settle(self) -> None:
+            settled.append(True)
+            super().settle()
+
+    monkeypatch.setattr(module, "Step", Watched)
+    tune(network, experiment_of(bundle, frames=5), TAUGHT, steps(minutes=1, most=1, seconds=1))
+    assert settled == [True]
 
 
 def test_every_weight_has_one_rate_and_the_hyper_decoder_the_highest(network: SplitSegmenter) -> None:

@@ -73,6 +73,24 @@ def test_tables_of_a_zero_and_the_escape_are_enough() -> None:
     reader.finish()
 
 
+def test_more_symbols_than_were_announced_are_refused() -> None:
+    symbols, one = made_up((2, 5))
+    writer = Writer(2 * symbols.size - 1)
+    writer.put(symbols, one, coding.TABLES)
+    with pytest.raises(ValueError, match=f"room for {symbols.size - 1}"):
+        writer.put(symbols, one, coding.TABLES)
+
+
+@pytest.mark.parametrize("shape", [(9, 2, 6), (9, 3, 5), (8, 2, 5)])
+def test_hints_of_another_size_are_refused(shape: tuple[int, int, int]) -> None:
+    symbols, one = made_up((2, 5))
+    hints = coding.prediction(1, shape)
+    with pytest.raises(ValueError, match="hints"):
+        Writer(symbols.size).put(symbols, one, coding.TABLES, hints)
+    with pytest.raises(ValueError, match="hints"):
+        Reader(b"\xf0").take((2, 5), one, coding.TABLES, hints)
+
+
 def test_reading_far_beyond_the_last_byte_ends() -> None:
     one = coding.context(6, planes=64, rows=23)
     for data in (b"", b"\1", b"\x7f\xff", b"\xff" * 5, b"\xff" * 9):

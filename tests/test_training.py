@@ -284,6 +284,26 @@ def test_run_of_another_experiment_is_named(tiny_run: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"loss": {"rate": (9.0, 2.0, 0.5)}}, "loss.rate"),
+        ({"data": {"without_drives": ("0006R0",)}}, "data.without_drives"),
+    ],
+    ids=["rate", "drives"],
+)
+def test_a_run_that_learned_otherwise_is_not_taken_for_this_experiments(
+    tiny_run: Path, changed: dict[str, dict[str, object]], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{tiny_run}: not of this experiment, it had another {named}"):
+        load_trained(tiny.experiment(**changed), tiny_run, tiny.CLASSES)
+
+
+def test_a_run_with_other_steps_is_still_of_this_experiment(tiny_run: Path) -> None:
+    longer = tiny.experiment(schedule={"epochs": 7, "seed": 3})
+    assert load_trained(longer, tiny_run, tiny.CLASSES).levels == tiny.LEVELS
+
+
 def test_run_of_another_experiment_is_not_resumed(tiny_camvid: Path, tiny_run: Path, tmp_path: Path) -> None:
     folders = replace(tiny.folders(tiny_camvid, tmp_path), run=tiny_run)
     with pytest.raises(ConfigError, match=str(tiny_run)):
@@ -307,7 +327,8 @@ def progress(*measured: Measured) -> Progress:
 def test_line_of_the_log_names_epoch_and_terms() -> None:
     line = describe(progress())
     assert "\n" not in line
-    assert all(part in line for part in ("3/70", "labels 1.000", "teacher 0.250", "0.1230 bpp", "2.00", "88 images/s"))
+    terms = ("3/70", "labels 1.000", "lovasz 0.500", "teacher 0.250", "0.1230 bpp", "2.00", "88 images/s")
+    assert all(part in line for part in terms)
 
 
 def test_each_split_that_was_measured_has_a_line_of_its_levels() -> None:

@@ -179,8 +179,9 @@ def test_export_of_a_network_without_bottleneck_is_one_file(
         ("--run OUT/none --bundle OUT/bundle --licence x", "none: no checkpoint.pt in it"),
         ("--run RUN --bundle OUT/bundle --licence x --measure-on nightly", "'nightly'"),
         ("--run RUN --whole OUT/whole.onnx", "has a bottleneck"),
+        ("--run RUN --whole OUT/whole.onnx --bundle OUT/bundle --licence x", "not both at once"),
     ],
-    ids=["no bundle", "no licence", "no run", "no split", "no whole"],
+    ids=["no bundle", "no licence", "no run", "no split", "no whole", "both"],
 )
 def test_a_wrong_call_of_export_is_said_in_one_sentence_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
