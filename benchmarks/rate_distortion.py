@@ -45,7 +45,7 @@ from pipeline.codec import Decoder, open_decoder, open_encoder
 from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
-from pipeline.messages import Frame, FrameId
+from pipeline.messages import Decoded, Frame, FrameId
 from pipeline.runtime import Session, open_session
 
 _WARM, _RAW_BPP, _UNTIMED = 4, 24.0, Times(0.0, 0.0, None)
@@ -115,9 +115,16 @@ def bundle_way(bundle: Bundle, *, engine: str, threads: int) -> Way:
     decoder = Decoder(bundle, network)
     return Way(
         lambda image: pack(encoder.encode(Frame(FrameId(0, 0), 0, image))),
-        lambda packet: decoder.decode([unpack(packet)]),
+        lambda packet: _decoded(decoder, packet),
         network,
     )
+
+
+def _decoded(decoder: Decoder, data: bytes) -> Decoded:
+    (result,) = decoder.decode([unpack(data)])
+    if isinstance(result, PipelineError):
+        raise result
+    return result
 
 
 def codec_way(setting: Setting, network: Stopwatch, size: tuple[int, int]) -> Way:

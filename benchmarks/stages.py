@@ -37,6 +37,7 @@ from pipeline.codec import (
     packet_of,
     quantise,
 )
+from pipeline.errors import PipelineError
 from pipeline.experiment import load_experiment
 from pipeline.export import DecodeGraph, EncodeGraph
 from pipeline.messages import Frame, FrameId, Packet
@@ -120,7 +121,9 @@ def measure(bundle: Bundle, codecs: Codecs, images: list[np.ndarray], quality: i
         for engine, row in times.items():
             encoder, decoder = codecs.encoders[engine], codecs.decoders[engine]
             data = timed(row["encode"], lambda encoder=encoder, frame=frame: pack(encoder.encode(frame)))
-            timed(row["decode"], lambda decoder=decoder, data=data: decoder.decode([unpack(data)]))
+            (result,) = timed(row["decode"], lambda decoder=decoder, data=data: decoder.decode([unpack(data)]))
+            if isinstance(result, PipelineError):
+                raise result
             if engine in ENGINES:
                 measure_coding(row, bundle, encoder.latents(image), quality)
     warm = min(5, len(images) // 4)

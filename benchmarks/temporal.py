@@ -224,12 +224,11 @@ def _shown(value: float | None, digits: int) -> str:
 def video_of(bundle: Bundle, *, data: Path | None, split: str, clip: Path | None, frames: int) -> Video:
     """The first frames of a split or of a clip; ConfigError unless exactly one of the two is named."""
     size = (bundle.manifest.width, bundle.manifest.height)
-    if (data is None) == (clip is None):
-        raise ConfigError("name one video: --data with a folder of CamVid, or --clip with a file")
-    if clip is not None:
+    if clip is not None and data is None:
         with open_source(str(clip), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
             return Video(clip.stem, [fit(one.image, size) for one in itertools.islice(opened.pictures, frames)], None)
-    assert data is not None
+    if data is None or clip is not None:
+        raise ConfigError("name one video: --data with a folder of CamVid, or --clip with a file")
     labelled = camvid(data, split)
     if {image.shape[1::-1] for image in labelled.images} != {size} or all(
         (one == VOID).all() for one in labelled.labels
