@@ -131,9 +131,9 @@ def _arrow(axes: Axes, main: System, codecs: Sequence[System]) -> None:
     arrow = {"arrowstyle": "->", "color": _NOTE, "lw": 1, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (level.rate_bpp * 1.1, miou), (best * 0.98, miou), arrowprops=arrow, zorder=1.5)
     text = f"1/{best / level.rate_bpp:.1f} of the bits"
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    middle = math.sqrt(level.rate_bpp * best)
-    axes.text(middle, miou, text, ha="center", va="center", fontsize=7.5, color=_NOTE, bbox=box, zorder=1.6)
+    middle = (math.sqrt(level.rate_bpp * best), miou)
+    below = {"xytext": (0, -4), "textcoords": "offset points", "ha": "center", "va": "top"}  # the curve may be flat
+    axes.annotate(text, middle, fontsize=7.5, color=_NOTE, **below)
 
 
 def _rate_or_none(system: System, miou: float) -> float | None:
