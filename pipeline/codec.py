@@ -323,7 +323,7 @@ def open_decoder(
     opened = {name: open_session(bundle.graph(name), engine=engine, threads=threads) for name in wanted}
     decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"))
     entropy.warm_up()
-    motion.warm_up()
+    motion.warm_up_warping()
     rows, columns = bundle.latent_size
     if bundle.tables.prior is not None:
         nothing = np.zeros((bundle.tables.prior.hyper_latents, *_hyper_size((rows, columns))), np.int16)

@@ -105,11 +105,17 @@ class MotionTracker:
         return np.asarray(cv2.resize(field, cells, interpolation=cv2.INTER_AREA))
 
 
-def warm_up() -> None:
-    """Compile what both ends run, or load it from the cache, so that the first frame is not late."""
+def warm_up_tracking() -> None:
+    """Compile what the camera runs, or load it from the cache, so that the first frame is not late."""
     tracker, picture = MotionTracker(_LEAST_SIDE, _LEAST_SIDE), np.zeros((_LEAST_SIDE, _LEAST_SIDE, 3), np.uint8)
     tracker.start(picture)
-    warp(np.zeros((1, 6, 6), np.float32), tracker.track(picture, 1).flow, _LEAST_SIDE, _LEAST_SIDE)
+    tracker.track(picture, 1)
+
+
+def warm_up_warping() -> None:
+    """The same for what the worker runs."""
+    side = _LEAST_SIDE // STRIDE
+    warp(np.zeros((1, side, side), np.float32), np.zeros((2, 9, 9), np.float32), _LEAST_SIDE, _LEAST_SIDE)
 
 
 def _differences(picture: NDArray[np.uint8], key: NDArray[np.uint8], flow: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -51,9 +51,7 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
     if not packets:
         raise ConfigError(f"input {source}: no {SUFFIX} files in it; name a folder made by maskcast encode")
     folder.mkdir(parents=True, exist_ok=True)
-    camera = (
-        uuid4().hex
-    )  # a new one: what keys the decoder has, of another folder or of this one before, are not its own
+    camera = uuid4().hex  # a new one: keys of another folder, or of this one before, are not its own
     for path in packets:
         try:
             (decoded,) = decoder.decode([unpack(path.read_bytes())], [camera])

@@ -132,7 +132,8 @@ class VideoEncoder:
 
     def _key(self, frame: Frame) -> Packet:
         packet = self._encoder.encode(frame)
-        self._tracker.start(frame.image)
+        if self._policy.longest_age:
+            self._tracker.start(frame.image)
         self._key_bytes = len(packet.regions[0].body)
         return packet
 
@@ -148,5 +149,5 @@ def open_video_encoder(
     """A camera's half for video, ready and warm; ConfigError when the bundle has no such quality level."""
     encoder = open_encoder(bundle, engine=engine, threads=threads, quality=quality)
     if policy.longest_age:
-        motion.warm_up()
+        motion.warm_up_tracking()
     return VideoEncoder(encoder, bundle, policy=policy)

@@ -20,7 +20,8 @@ K = 5
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     entropy.warm_up()
-    motion.warm_up()
+    motion.warm_up_tracking()
+    motion.warm_up_warping()
 
 
 @pytest.fixture(scope="module")
