@@ -1,12 +1,13 @@
-"""What WARPs save and what they cost: every frame a KEY, fixed key intervals, thresholds on the predicted agreement.
+"""What WARPs and DELTAs save and cost: every frame a KEY, fixed key intervals, thresholds on the predicted agreement.
 
-    python benchmarks/temporal.py --data CAMVID [--split val] [--bundle B] [--level Q] [--json FILE]
+    python benchmarks/temporal.py --data CAMVID [--split val] [--bundle B] [--level Q] [--key-level Q ...] [--json FILE]
     python benchmarks/temporal.py --clip FILE [--frames N] ...
 
-Whole frames. Bits are those of the packets, all overhead in; their share is of what a KEY in every frame takes. The
-loss is in mIoU where there are labels, else in the share of pixels whose class is that of the fresh mask; both in
-percent. Times are medians from frame to bytes and from bytes to class map, for a KEY and for a WARP; the policies take
-turns frame by frame, so that a busy machine slows all of them alike.
+Whole frames. Bits are those of the packets, all overhead in; their share is of what a KEY in every frame takes at the
+level that all is held against. KEYs may be of a lower one: that too saves bits, alone or together with WARPs. The loss
+is in mIoU where there are labels, else in the share of pixels whose class is that of the fresh mask; both in percent.
+Times are medians from frame to bytes and from bytes to class map, by kind; the policies take turns frame by frame, so
+that a busy machine slows all of them alike.
 """
 
 import itertools
@@ -27,8 +28,9 @@ from rich.table import Table
 from pipeline.accuracy import VOID, confusion, mean_iou
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import Decoder, open_decoder, open_encoder
+from pipeline.codec import Decoder, check_quality, open_decoder, open_encoder
 from pipeline.datasets import camvid
+from pipeline.deciding import Predictor, open_predictor
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.messages import Frame, FrameId, Kind
 from pipeline.sources import fit, open_source
@@ -36,8 +38,9 @@ from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_inte
 
 TARGETS = ((0.40, 0.5), (0.27, 1.0), (0.15, 2.5))  # share of the bits, loss in percent
 INTERVALS = (2, 3, 4, 6, 10)
-THRESHOLDS = (96.0, 95.0, 94.0, 93.0, 92.0, 90.0, 88.0)
-EVERY, INTERVAL, THRESHOLD = "every frame", "interval", "threshold"
+THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
+EVERY, INTERVAL, THRESHOLD, DELTA = "every frame", "interval", "threshold", "threshold, DELTA"
+_DELTA_BITS = 0.62  # of a KEY's, at most
 Image = NDArray[np.uint8]
 
 
@@ -52,34 +55,54 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One policy: its family, and the value that it was given."""
+    """One policy: its family, the value that it was given, the levels of its KEYs and DELTAs."""
 
     family: str
     value: float
+    level: int
+    delta_level: int | None = None
 
-    @property
-    def policy(self) -> KeyPolicy:
+    def __str__(self) -> str:
+        return self.family if self.family == EVERY else f"{self.family} {self.value:g}"
+
+    def policy(self, predict: Predictor) -> KeyPolicy:
         if self.family == EVERY:
             return EVERY_FRAME
-        return at_interval(int(self.value)) if self.family == INTERVAL else at_threshold(self.value)
+        if self.family == INTERVAL:
+            return at_interval(int(self.value))
+        return at_threshold(self.value, predict=predict, delta_level=self.delta_level)
+
+
+def by_kind() -> dict[Kind, list[float]]:
+    return {kind: [] for kind in Kind}
 
 
 @dataclass(slots=True, eq=False)
 class Way:
-    """One policy on its way through the video, and what was counted on it."""
+    """One policy on its way through the video, and what was counted on it: bytes and ms by kind."""
 
     setting: Setting
     encoder: VideoEncoder
     matrix: NDArray[np.int64]
     agreed: list[float] = field(default_factory=list)
-    sizes: dict[Kind, list[int]] = field(default_factory=lambda: {Kind.KEY: [], Kind.WARP: []})
-    camera_ms: dict[Kind, list[float]] = field(default_factory=lambda: {Kind.KEY: [], Kind.WARP: []})
-    worker_ms: dict[Kind, list[float]] = field(default_factory=lambda: {Kind.KEY: [], Kind.WARP: []})
+    sizes: dict[Kind, list[float]] = field(default_factory=by_kind)
+    camera_ms: dict[Kind, list[float]] = field(default_factory=by_kind)
+    worker_ms: dict[Kind, list[float]] = field(default_factory=by_kind)
+
+
+@dataclass(frozen=True, slots=True)
+class OfKind:
+    """What the packets of one kind were: their share, mean bytes, median ms."""
+
+    share: float
+    size_bytes: float
+    camera_ms: float
+    worker_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One policy: accuracies in percent, bytes of packets, medians of ms; None where there is nothing to measure."""
+    """One policy: accuracies in percent, bytes of packets, and of each kind that was sent; None without labels."""
 
     setting: Setting
     miou: float | None
@@ -87,25 +110,44 @@ class Result:
     loss: float
     total_bytes: int
     share: float
-    key_share: float
-    key_bytes: float | None
-    warp_bytes: float | None
-    key_camera_ms: float | None
-    warp_camera_ms: float | None
-    key_worker_ms: float | None
-    warp_worker_ms: float | None
+    kinds: dict[str, OfKind]
 
 
-def measure(
-    video: Video, bundle: Bundle, settings: Sequence[Setting], *, level: int, engine: str, threads: int
-) -> list[Result]:
-    """Every policy on one video, the one with a KEY in every frame first."""
-    encoder = open_encoder(bundle, engine=engine, threads=threads, quality=level)
+def settings_of(
+    bundle: Bundle, level: int, key_levels: Sequence[int], intervals: Sequence[int], thresholds: Sequence[float]
+) -> list[Setting]:
+    """All that is compared; the first is what the others are held against."""
+    settings = [Setting(EVERY, 1, level)]
+    for one in dict.fromkeys((level, *key_levels)):
+        settings += [Setting(EVERY, 1, one)] if one != level else []
+        settings += [Setting(INTERVAL, value, one) for value in intervals]
+        settings += [Setting(THRESHOLD, value, one) for value in thresholds]
+        if (cheaper := cheaper_level(bundle, one)) is not None:
+            settings += [Setting(DELTA, value, one, cheaper) for value in thresholds]
+    return settings
+
+
+def cheaper_level(bundle: Bundle, level: int) -> int | None:
+    """The best level whose latents cost clearly less than those of a KEY; None where there is none."""
+    rates = {one.index: one.rate_bpp for one in bundle.manifest.quality_levels}
+    return max((one for one in rates if rates[one] <= _DELTA_BITS * rates[level]), default=None)
+
+
+def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine: str, threads: int) -> list[Result]:
+    """Every policy on one video; all are held against the first one."""
+    encoders = {
+        level: open_encoder(bundle, engine=engine, threads=threads, quality=level)
+        for level in {one.level for one in settings}
+    }
     decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False)
-    classes = len(bundle.palette)
+    classes, predict = len(bundle.palette), open_predictor(bundle)
     ways = [
-        Way(one, VideoEncoder(encoder, bundle, policy=one.policy), np.zeros((classes, classes), np.int64))
-        for one in (Setting(EVERY, 1), *settings)
+        Way(
+            one,
+            VideoEncoder(encoders[one.level], bundle, policy=one.policy(predict)),
+            np.zeros((classes, classes), np.int64),
+        )
+        for one in settings
     ]
     labels: Iterable[Image | None] = itertools.repeat(None) if video.labels is None else video.labels
     for sequence, (image, truth) in enumerate(zip(video.images, labels, strict=False)):
@@ -122,7 +164,7 @@ def measure(
 def step(way: Way, frame: Frame, decoder: Decoder) -> Image:
     """One frame through camera and worker, each policy being a camera of its own; gives its classes (H, W)."""
     sent, encode_ms = timed(lambda: pack(way.encoder.encode(frame)))
-    (decoded,), decode_ms = timed(lambda: decoder.decode([unpack(sent)], [f"{way.setting}"]))
+    (decoded,), decode_ms = timed(lambda: decoder.decode([unpack(sent)], [repr(way.setting)]))
     if isinstance(decoded, PipelineError):
         raise decoded
     if decoded.mask is None:
@@ -131,7 +173,8 @@ def step(way: Way, frame: Frame, decoder: Decoder) -> Image:
     way.sizes[kind].append(len(sent))
     way.camera_ms[kind].append(encode_ms)
     way.worker_ms[kind].append(decode_ms)
-    return decoded.mask.classes
+    classes: Image = decoded.mask.classes
+    return classes
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -143,7 +186,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def result_of(way: Way, every: Way) -> Result:
     """The figures of one policy, beside those of a KEY in every frame."""
-    total, whole = (sum(map(sum, one.sizes.values())) for one in (way, every))
+    total, whole = (int(sum(map(sum, one.sizes.values()))) for one in (way, every))
     labelled = bool(way.matrix.any())
     miou = 100 * mean_iou(way.matrix) if labelled else None
     agreement = statistics.mean(way.agreed)
@@ -154,65 +197,54 @@ def result_of(way: Way, every: Way) -> Result:
         loss=100 * mean_iou(every.matrix) - miou if miou is not None else 100 - agreement,
         total_bytes=total,
         share=total / whole,
-        key_share=len(way.sizes[Kind.KEY]) / len(way.agreed),
-        key_bytes=_mean(way.sizes[Kind.KEY]),
-        warp_bytes=_mean(way.sizes[Kind.WARP]),
-        key_camera_ms=_median(way.camera_ms[Kind.KEY]),
-        warp_camera_ms=_median(way.camera_ms[Kind.WARP]),
-        key_worker_ms=_median(way.worker_ms[Kind.KEY]),
-        warp_worker_ms=_median(way.worker_ms[Kind.WARP]),
+        kinds={kind.name: of_kind(way, kind) for kind in Kind if way.sizes[kind]},
     )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.mean(values) if values else None
+def of_kind(way: Way, kind: Kind) -> OfKind:
+    return OfKind(
+        share=len(way.sizes[kind]) / len(way.agreed),
+        size_bytes=statistics.mean(way.sizes[kind]),
+        camera_ms=statistics.median(way.camera_ms[kind]),
+        worker_ms=statistics.median(way.worker_ms[kind]),
+    )
 
 
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
+def loss_at(results: Sequence[Result], family: str, level: int, share: float) -> float | None:
+    """The loss of a family of policies with KEYs of a level at this share of the bits, between its neighbours there.
 
-
-def loss_at(results: Sequence[Result], family: str, share: float) -> float | None:
-    """The loss of a family of policies at this share of the bits, between its neighbours there; None outside them.
-
-    A KEY in every frame, with no loss, is of both families.
+    None outside them. A KEY in every frame is of every family.
     """
-    points = sorted((one.share, one.loss) for one in results if one.setting.family in (family, EVERY))
-    if not points[0][0] <= share <= points[-1][0]:
+    of_level = [one for one in results if one.setting.level == level]
+    points = sorted((one.share, one.loss) for one in of_level if one.setting.family in (family, EVERY))
+    if not points or not points[0][0] <= share <= points[-1][0]:
         return None
     return float(np.interp(share, [x for x, _ in points], [y for _, y in points]))
 
 
 def table_of(results: Sequence[Result], title: str) -> Table:
-    columns = (
-        "policy",
-        "mIoU",
-        "agreement",
-        "loss",
-        "bits",
-        "KEYs",
-        "KEY bytes",
-        "WARP bytes",
-        "camera ms",
-        "worker ms",
-    )
-    table = Table(*columns, title=title, title_justify="left")
+    columns = ("policy", "level", "mIoU", "agreement", "loss", "bits", "KEY / WARP / DELTA")
+    table = Table(*columns, "bytes", "camera ms", "worker ms", title=title, title_justify="left")
     for one in results:
+        found = [one.kinds.get(kind.name) for kind in Kind]
         table.add_row(
-            one.setting.family if one.setting.family == EVERY else f"{one.setting.family} {one.setting.value:g}",
-            _shown(one.miou, 2), _shown(one.agreement, 2), _shown(one.loss, 2), f"{100 * one.share:.1f} %",
-            f"{100 * one.key_share:.0f} %", _shown(one.key_bytes, 0), _shown(one.warp_bytes, 0),
-            f"{_shown(one.key_camera_ms, 1)} / {_shown(one.warp_camera_ms, 1)}",
-            f"{_shown(one.key_worker_ms, 1)} / {_shown(one.warp_worker_ms, 1)}",
+            str(one.setting), str(one.setting.level), _shown(one.miou, 2), _shown(one.agreement, 2),
+            _shown(one.loss, 2), f"{100 * one.share:.1f} %",
+            " / ".join("-" if of is None else f"{100 * of.share:.0f} %" for of in found),
+            " / ".join("-" if of is None else f"{of.size_bytes:.0f}" for of in found),
+            " / ".join("-" if of is None else f"{of.camera_ms:.1f}" for of in found),
+            " / ".join("-" if of is None else f"{of.worker_ms:.1f}" for of in found),
         )  # fmt: skip
     return table
 
 
 def targets_of(results: Sequence[Result]) -> Table:
-    """What each family loses where the targets lie."""
-    table = Table("bits", "loss, at most", INTERVAL, THRESHOLD)
+    """What each family loses where the targets lie, by the level of its KEYs."""
+    levels = list(dict.fromkeys(one.setting.level for one in results))
+    families = [(family, level) for level in levels for family in (INTERVAL, THRESHOLD, DELTA)]
+    table = Table("bits", "loss, at most", *(f"{family}\nlevel {level}" for family, level in families))
     for share, limit in TARGETS:
-        losses = (loss_at(results, family, share) for family in (INTERVAL, THRESHOLD))
+        losses = (loss_at(results, family, level, share) for family, level in families)
         table.add_row(f"{100 * share:.0f} %", f"{limit:.1f}", *(_shown(loss, 2) for loss in losses))
     return table
 
@@ -242,7 +274,8 @@ def main(
     split: Annotated[str, typer.Option(help="whose frames follow one another in time: val, or a drive")] = "val",
     clip: Annotated[Path | None, typer.Option(help="clip, or directory of images, without labels")] = None,
     bundle: Annotated[Path | None, typer.Option(help="folder of the trained model")] = None,
-    level: Annotated[int | None, typer.Option(help="quality level; without it, the bundle's default")] = None,
+    level: Annotated[int | None, typer.Option(help="level all is held against; without it, the default")] = None,
+    key_level: Annotated[list[int] | None, typer.Option(help="another level for KEYs; repeat it")] = None,
     frames: Annotated[int, typer.Option(min=2, help="no more than so many")] = 400,
     interval: Annotated[list[int] | None, typer.Option(help="fixed key interval; repeat it")] = None,
     threshold: Annotated[list[float] | None, typer.Option(help="threshold, 0 to 100; repeat it")] = None,
@@ -250,13 +283,14 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 1,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    settings = [Setting(INTERVAL, one) for one in interval or INTERVALS]
-    settings += [Setting(THRESHOLD, one) for one in threshold or THRESHOLDS]
     try:
         loaded = load_bundle(bundle or default_bundle())
         quality = loaded.manifest.default_quality if level is None else level
         video = video_of(loaded, data=data, split=split, clip=clip, frames=frames)
-        results = measure(video, loaded, settings, level=quality, engine=engine, threads=threads)
+        for one in (quality, *(key_level or ())):
+            check_quality(loaded, one)
+        settings = settings_of(loaded, quality, key_level or (), interval or INTERVALS, threshold or THRESHOLDS)
+        results = measure(video, loaded, settings, engine=engine, threads=threads)
     except PipelineError as error:
         raise SystemExit(str(error)) from error
     console = Console(width=150)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Generic, Protocol, TypeVar
 
 import structlog
@@ -41,8 +41,13 @@ class Droppable(Protocol):
     """What waits in a buffer: a packet of this node's making."""
 
     @property
-    def key(self) -> bool:
-        """Whether other packets may refer to this one."""
+    def camera(self) -> str:
+        """Whose packet it is; packets refer to none of another camera."""
+        ...
+
+    @property
+    def keys(self) -> Collection[int]:
+        """Its KEY regions, to which those of later packets may refer."""
         ...
 
 
@@ -50,7 +55,11 @@ T = TypeVar("T", bound=Droppable)
 
 
 class PacketBuffer(Generic[T]):
-    """Packets in order, `limit` at most: for one more, the oldest that is no key goes, else the oldest."""
+    """Packets in order, `limit` at most: for one more, the first one goes that no other can need.
+
+    Keys may be needed until the next packet of their camera brings keys of the same regions: without them the WARPs
+    behind are of no use, and without one of those only a frame is lost. Where all may be needed the oldest goes.
+    """
 
     def __init__(self, limit: int, *, on_drop: Callable[[], None]) -> None:
         self._limit = limit
@@ -62,11 +71,12 @@ class PacketBuffer(Generic[T]):
     def __len__(self) -> int:
         return len(self._packets)
 
-    def put(self, packet: T) -> None:
-        """Add a packet, at the cost of an older one where there is no room."""
+    def put(self, packet: T) -> T | None:
+        """Add a packet, at the cost of an older one where there is no room: that one is returned."""
         self._packets.append(packet)
-        self._shrink()
+        dropped = self._shrink()
         self._changed.set()
+        return dropped
 
     async def put_when_free(self, packet: T) -> None:
         """Add a packet as soon as there is room: back-pressure instead of loss."""
@@ -76,7 +86,7 @@ class PacketBuffer(Generic[T]):
         self.put(packet)
 
     def give_back(self, packet: T) -> None:
-        """Return a packet to the front; now it is the oldest, and goes where there is no room."""
+        """Return a packet to the front; now it is the oldest, and may go where there is no room."""
         self._packets.appendleft(packet)
         self._shrink()
 
@@ -95,8 +105,24 @@ class PacketBuffer(Generic[T]):
         self._closed = True
         self._changed.set()
 
-    def _shrink(self) -> None:
-        if len(self._packets) > self._limit:
-            victim = next((at for at, packet in enumerate(self._packets) if not packet.key), 0)
-            del self._packets[victim]
-            self._on_drop()
+    def _shrink(self) -> T | None:
+        if len(self._packets) <= self._limit:
+            return None
+        at = _not_needed(self._packets)
+        dropped = self._packets[at]
+        del self._packets[at]
+        self._on_drop()
+        return dropped
+
+
+def _not_needed(packets: Iterable[Droppable]) -> int:
+    """Where the first packet is that none behind it, and none yet to come, can refer to; 0 where there is none."""
+    keys: dict[str, tuple[int, Droppable]] = {}  # of each camera the last packet looked at, which has keys
+    for at, packet in enumerate(packets):
+        before, last = keys.get(packet.camera, (at, None))
+        if last is not None and set(last.keys) <= set(packet.keys):
+            return before
+        if not packet.keys:
+            return at
+        keys[packet.camera] = at, packet
+    return 0

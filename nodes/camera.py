@@ -1,45 +1,37 @@
 """The camera node: frames of a source -> packets on its topic; obeys what is said on its control topic.
 
-Video -> [lane: Encoder, preview] -> PacketBuffer -> uplink       control topic -> quality, pause, key
+Video -> [lane: VideoEncoder, preview] -> Uplink       control topic -> quality, pause, key
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import structlog
 
-from nodes.buffer import Losses, PacketBuffer
+from nodes.buffer import Losses
 from nodes.control import Control, read_control
 from nodes.preview import Preview
 from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell, until_connected
+from nodes.uplink import Encoded, Uplink
 from pipeline import metrics
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import Encoder, open_encoder
-from pipeline.config import CameraSettings, PreviewSection, SourceSection
+from pipeline.config import CameraSettings, EncoderSection, PreviewSection, SourceSection
 from pipeline.errors import BitstreamError, TransportError
-from pipeline.messages import Frame, FrameId, Kind
+from pipeline.messages import Frame
 from pipeline.sources import Origin
-from pipeline.transport import Channel, Delivery, open_channel
+from pipeline.transport import Channel, open_channel
 from pipeline.video import Video
+from pipeline.video_encoder import VideoEncoder, key_policy, open_video_encoder
 
-_LIVE_EXPIRY_S = 2
 _CONNECT_S = 2.0
+_KEYS_LAST_S = 30.0  # workers and the queue's server keep them for 60 s, and frames may be seconds apart
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A packet on its way to the uplink."""
-
-    id: FrameId
-    data: bytes
-    key: bool
-    preview: bytes | None
 
 
 class Camera:
@@ -50,19 +42,28 @@ class Camera:
         name: str,
         *,
         video: Video,
-        encoder: Encoder,
+        encoder: VideoEncoder,
         lane: Lane,
         channel: Channel,
         levels: frozenset[int],
         preview: Preview | None = None,
         buffer_packets: int = 4,
         fast: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.video = video
         self._name, self._encoder, self._lane = name, encoder, lane
-        self._channel, self._levels, self._preview, self._fast = channel, levels, preview, fast
+        self._channel, self._levels, self._preview = channel, levels, preview
+        self._clock = clock
+        self._keys_s = clock()  # when all of a frame was last KEY
         self.losses = Losses("camera", camera=name)
-        self._buffer: PacketBuffer[Encoded] = PacketBuffer(buffer_packets, on_drop=lambda: self.losses.add("uplink"))
+        self._uplink = Uplink(
+            channel,
+            losses=self.losses,
+            ask_keys=partial(lane.run, encoder.request_key),
+            buffer_packets=buffer_packets,
+            fast=fast,
+        )
         self._wanted = asyncio.Event()
         self._wanted.set()
 
@@ -70,9 +71,9 @@ class Camera:
         """Send the source until it ends."""
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._obey()), tasks.create_task(self.losses.report())]
-            sending = tasks.create_task(self._send())
+            sending = tasks.create_task(self._uplink.run())
             await self._encode()
-            self._buffer.close()
+            self._uplink.close()
             await sending
             for task in beside:
                 task.cancel()
@@ -90,16 +91,19 @@ class Camera:
             metrics.FRAMES.labels(self._name).inc()
             with metrics.STAGE_SECONDS.labels("encode").time():
                 encoded = await self._lane.run(self._encode_frame, frame)
-            if self._fast:
-                await self._buffer.put_when_free(encoded)
-            else:
-                self._buffer.put(encoded)
+            await self._uplink.put(encoded)
 
     def _encode_frame(self, frame: Frame) -> Encoded:
         """Runs on the lane."""
+        now_s = self._clock()
+        if now_s - self._keys_s > _KEYS_LAST_S:
+            self._encoder.request_key()
         packet = self._encoder.encode(frame)
-        key = any(region.kind is Kind.KEY for region in packet.regions)
-        return Encoded(packet.id, pack(packet), key, self._preview.picture(frame) if self._preview else None)
+        preview = self._preview.picture(frame) if self._preview else None
+        encoded = Encoded(self._name, packet, pack(packet), preview)
+        if encoded.stands_alone:
+            self._keys_s = now_s
+        return encoded
 
     async def _until_wanted(self) -> str | None:
         """Wait while paused or without uplink; returns which of the two it was, if any."""
@@ -115,31 +119,8 @@ class Camera:
                 await until_connected(self._channel)
         if reason is not None:
             log.info("frames are sent again", camera=self._name)
+            await self._uplink.begin_anew()  # what was under way may be lost, and keys are not kept for ever
         return reason
-
-    async def _send(self) -> None:
-        """Buffer -> uplink, until the buffer is closed and empty."""
-        while (encoded := await self._buffer.take()) is not None:
-            try:
-                with metrics.STAGE_SECONDS.labels("uplink").time():
-                    await self._publish(encoded)
-            except TransportError:
-                if self._fast:
-                    self._buffer.give_back(encoded)
-                    await until_connected(self._channel)
-                else:
-                    self.losses.add("uplink")
-
-    async def _publish(self, encoded: Encoded) -> None:
-        frame = {"epoch": str(encoded.id.epoch), "sequence": str(encoded.id.sequence)}
-        expiry_s = None if self._fast else _LIVE_EXPIRY_S
-        packet = Delivery(expiry_s=expiry_s, content_type="application/octet-stream", properties=frame)
-        await self._channel.publish(f"{self._name}/latent", encoded.data, packet)
-        metrics.PACKETS.labels("camera").inc()
-        metrics.PACKET_BYTES.labels("camera").inc(len(encoded.data))
-        if encoded.preview is not None:
-            picture = Delivery(expiry_s=_LIVE_EXPIRY_S, content_type="image/jpeg", properties=frame)
-            await self._channel.publish(f"{self._name}/preview", encoded.preview, picture)
 
     async def _obey(self) -> None:
         async for message in self._channel.subscribe(f"{self._name}/control"):
@@ -152,9 +133,10 @@ class Camera:
             await self._apply(control)
 
     async def _apply(self, control: Control) -> None:
-        # A request for keys is met by the next packet, since every packet is a key.
         for command in control.model_fields_set:
             metrics.CONTROLS.labels(command).inc()
+        if control.key:
+            await self._lane.run(self._encoder.request_key, control.key)
         if control.quality is not None:
             await self._lane.run(setattr, self._encoder, "quality", control.quality)
             log.info("quality set", camera=self._name, quality=control.quality)
@@ -178,6 +160,18 @@ def open_video(source: SourceSection, *, width: int, height: int) -> Video:
         timeout_s=source.timeout_s,
         retry_max_s=source.retry_max_s,
         decode_threads=source.decode_threads,
+    )
+
+
+def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], VideoEncoder]:
+    """What opens the encoder that the settings ask for."""
+    return partial(
+        open_video_encoder,
+        bundle,
+        engine=encoder.engine,
+        threads=encoder.threads,
+        quality=encoder.quality,
+        policy=key_policy(key_interval=encoder.key_interval, threshold=encoder.threshold),
     )
 
 
@@ -237,7 +231,7 @@ async def main(settings: CameraSettings) -> None:
         Lane("encoder") as lane,
         open_video(settings.source, width=manifest.width, height=manifest.height) as video,
     ):
-        encoder = await lane.run(partial(open_encoder, bundle, **settings.encoder.model_dump()))
+        encoder = await lane.run(opening(bundle, settings.encoder))
         transport = settings.mqtt_url.partition(":")[0]
         presence = presence_of(name, bundle=bundle, video=video, transport=transport)
         root = settings.mqtt.root

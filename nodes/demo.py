@@ -5,17 +5,16 @@ import os
 import sys
 import webbrowser
 from collections.abc import Mapping
-from functools import partial
 
 import structlog
 
 from nodes import viewer
 from nodes.camera import Camera, open_preview, open_video, presence_of, stream
+from nodes.camera import opening as opening_encoder
 from nodes.gateway import Gateway
 from nodes.service import Health, Lane
 from nodes.worker import opening, work
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import open_encoder
 from pipeline.config import DemoSettings, SourceSection
 from pipeline.sources import kind_of
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
@@ -101,7 +100,7 @@ async def _play(name: str, source: SourceSection, settings: DemoSettings, bundle
         open_video(source, width=manifest.width, height=manifest.height) as video,
     ):
         presence = presence_of(name, bundle=bundle, video=video, transport="memory")
-        encoder = await lane.run(partial(open_encoder, bundle, **settings.encoder.model_dump()))
+        encoder = await lane.run(opening_encoder(bundle, settings.encoder))
         async with MemoryChannel(broker, will=presence.will) as channel:
             camera = Camera(
                 name,

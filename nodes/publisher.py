@@ -18,7 +18,7 @@ from nodes.service import Lane, until_connected
 from nodes.stats import Cameras, Served
 from pipeline.errors import PipelineError, TransportError
 from pipeline.label_report import pack_labels
-from pipeline.mask_image import pack_mask, pack_mask_rle
+from pipeline.mask_image import REGIONS, pack_mask, pack_mask_rle, regions_of
 from pipeline.messages import Decoded, FrameId
 from pipeline.transport import Channel, Delivery
 
@@ -38,10 +38,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rendered:
-    """A frame as it is published; `share` (K,) is the part of the mask's pixels per class, zero without a mask."""
+    """A frame as it is published.
+
+    `share` (K,) is the part of the mask's pixels per class, zero without a mask; `regions` how each region was coded,
+    as the mask's PNG says it, empty if not known.
+    """
 
     parts: tuple[Part, ...]
     share: NDArray[np.float64]
+    regions: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,9 +60,10 @@ class Looks:
 
 def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineError:
     """What was decoded as bytes, and the share of each class."""
-    mask, share, parts = decoded.mask, np.zeros(len(looks.palette)), []
+    mask, share, parts, regions = decoded.mask, np.zeros(len(looks.palette)), [], ""
     try:
         if mask is not None:
+            regions = regions_of(mask)
             parts.append(Part("mask", "image/png", pack_mask(mask, camera, looks.palette)))
             if looks.rle:
                 parts.append(Part("mask/rle", "application/octet-stream", pack_mask_rle(mask)))
@@ -66,7 +72,7 @@ def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineEr
             parts.append(Part("labels", "application/json", pack_labels(decoded.scores, looks.names)))
     except PipelineError as error:
         return error
-    return Rendered(tuple(parts), share)
+    return Rendered(tuple(parts), share, regions)
 
 
 class FramePublisher:
@@ -104,6 +110,7 @@ class FramePublisher:
 
     async def _send(self, camera: str, id: FrameId, rendered: Rendered) -> None:
         frame = {"epoch": str(id.epoch), "sequence": str(id.sequence)}
+        frame |= {REGIONS: rendered.regions} if rendered.regions else {}
         expiry_s = _LIVE_EXPIRY_S if self._live else None
         for part in rendered.parts:
             delivery = Delivery(expiry_s=expiry_s, content_type=part.content_type, properties=frame)

@@ -25,6 +25,13 @@ class _Report(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class KindRate(_Report):
+    """How many regions of one kind come in a second, and their bits."""
+
+    regions_s: NotNegative = 0.0
+    kbit_s: NotNegative = 0.0
+
+
 class Stats(_Report):
     """What `<camera>/stats` says once a second; `share` is the part of the pixels (0 to 1) per class name."""
 
@@ -35,6 +42,7 @@ class Stats(_Report):
     drops: Annotated[dict[Name, NonNegativeInt], Field(max_length=64)] = {}
     share: Annotated[dict[Name, NotNegative], Field(max_length=256)] = {}
     key_share: NotNegative | None = None
+    kinds: Annotated[dict[Name, KindRate], Field(max_length=8)] = {}
 
 
 class State(_Report):

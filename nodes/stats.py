@@ -10,7 +10,7 @@ import structlog
 from numpy.typing import NDArray
 
 from pipeline import metrics
-from pipeline.messages import FrameId
+from pipeline.messages import FrameId, Kind, Packet
 
 _WINDOWS = 5  # the percentiles of latency are over this many intervals, one alone is too few frames
 _SETTLE_MS, _SETTLE_PACKETS = 6000, 10
@@ -21,6 +21,7 @@ _SLOT_MS, _SLOTS = 10_000, 6  # a clock that was ahead for a while is believed a
 _OLD_EPOCHS = 8
 _SILENT_S = 5.0  # a camera that is silent for longer is not spoken of
 _FORGET_S = 60.0
+_ABSENT = "absent"  # what regions are called that are not in a packet
 _CAMERAS = 1024  # a stranger may make up names without end
 
 log = structlog.get_logger()
@@ -116,14 +117,18 @@ class CameraStats:
         self._begin()
 
     def _begin(self) -> None:
-        self.masks = self._bytes = self._keys = self._regions = 0
+        self.masks = self._bytes = 0
+        self._kinds: Counter[str] = Counter()  # regions, by what they are called in the summary
+        self._kind_bytes: Counter[str] = Counter()
         self._share = np.zeros(len(self._class_names))
 
-    def packet(self, *, size_bytes: int, keys: int, regions: int) -> None:
-        """Count a packet that came, whatever becomes of it."""
+    def take(self, packet: Packet, *, size_bytes: int) -> None:
+        """Count a packet that came and what its regions are, whatever becomes of it."""
         self._bytes += size_bytes
-        self._keys += keys
-        self._regions += regions
+        self._kinds[_ABSENT] += packet.rows * packet.columns - len(packet.regions)
+        for region in packet.regions:
+            self._kinds[_called(region.kind)] += 1
+            self._kind_bytes[_called(region.kind)] += len(region.body)
 
     def mask(self, facts: MaskFacts) -> None:
         """Count a mask that was published."""
@@ -136,6 +141,7 @@ class CameraStats:
         latencies_ms = [each for window in self._latencies_ms for each in window]
         p50, p95 = np.percentile(latencies_ms, (50, 95)).tolist() if latencies_ms else (None, None)
         share = self._share / max(1, self.masks)
+        sent = self._kinds.total() - self._kinds[_ABSENT]
         facts = {
             "fps": round(self.masks / elapsed_s, 2),
             "kbit_s": round(self._bytes * 8 / 1000 / elapsed_s, 2),
@@ -143,12 +149,27 @@ class CameraStats:
             "latency_p95_ms": p95 and round(p95, 1),
             "drops": dict(self.drops),
             "share": dict(zip(self._class_names, share.round(4).tolist(), strict=True)),
-            "key_share": round(self._keys / max(1, self._regions), 4),
+            "key_share": round(self._kinds[_called(Kind.KEY)] / max(1, sent), 4),
+            "kinds": self._kinds_summary(elapsed_s),
             "masks": self.masks,
         }
         self._latencies_ms.append([])
         self._begin()
         return facts
+
+    def _kinds_summary(self, elapsed_s: float) -> dict[str, dict[str, float]]:
+        return {
+            kind: {
+                "regions_s": round(count / elapsed_s, 2),
+                "kbit_s": round(self._kind_bytes[kind] * 8 / 1000 / elapsed_s, 2),
+            }
+            for kind, count in sorted(self._kinds.items())
+            if count
+        }
+
+
+def _called(kind: Kind) -> str:
+    return kind.name.lower()
 
 
 @dataclass(slots=True, eq=False)

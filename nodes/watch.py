@@ -33,6 +33,7 @@ _SHARES_SHOWN = 5
 _PICTURE_COLUMNS = 36
 _HEADING_ROWS = 5
 _FACTS_COLUMNS = 84
+_KEYS_COLUMNS = 6
 _LABELS_COLUMNS = 26
 _STALE_MS = 5000
 _STYLES = {"online": "green", "stopped": "yellow", "offline": "bold red"}
@@ -207,9 +208,13 @@ def table(watch: Watch, *, now_ms: int, size: ConsoleDimensions) -> Table:
     shown.add_column("state", no_wrap=True)
     for heading in ("fps", "kbit/s", "p50/p95", "drops", "age"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("share", no_wrap=True)
     cameras = [watch.cameras[name] for name in sorted(watch.cameras)]
     room = size.width - _FACTS_COLUMNS
+    keyed = room >= _KEYS_COLUMNS and any(seen.stats.key_share is not None for seen in cameras)
+    if keyed:
+        shown.add_column("keys", justify="right", no_wrap=True)
+        room -= _KEYS_COLUMNS
+    shown.add_column("share", no_wrap=True)
     crowded = room < _LABELS_COLUMNS and any(largest(seen.stats.share) for seen in cameras)
     labelled = any(seen.labels for seen in cameras) and not crowded
     if labelled:
@@ -221,15 +226,17 @@ def table(watch: Watch, *, now_ms: int, size: ConsoleDimensions) -> Table:
     if fits:
         shown.add_column("mask", no_wrap=True)
     for seen, small in zip(cameras, pictures, strict=True):
+        keys = [Text(portion(seen.stats.key_share))] if keyed else []
         labels = [Text(", ".join(present(seen)))] if labelled else []
-        shown.add_row(*row(seen, watch.colours(seen), now_ms=now_ms), *labels, *([small] if fits else []))
+        facts = [*row(seen, now_ms=now_ms), *keys, shares(seen, watch.colours(seen))]
+        shown.add_row(*facts, *labels, *([small] if fits else []))
     if not cameras:
         shown.caption = "no camera has been heard of yet; waiting"
     return shown
 
 
-def row(seen: Seen, colours: Mapping[str, str], *, now_ms: int) -> list[Text]:
-    """The cells of one camera, but for its picture."""
+def row(seen: Seen, *, now_ms: int) -> list[Text]:
+    """The cells of one camera that every table has."""
     stats = seen.stats
     newest = seen.mask or seen.labels
     age_ms = None if newest is None else max(0, now_ms - newest.captured_ms)
@@ -244,22 +251,27 @@ def row(seen: Seen, colours: Mapping[str, str], *, now_ms: int) -> list[Text]:
         Text(latency),
         Text(str(drops), style="yellow" if drops else ""),
         Text(age, style="bold red" if age_ms is not None and age_ms > _STALE_MS else ""),
-        Text("\n").join(
-            Text.assemble(("\u25a0 ", colours.get(name, "")), f"{share:3.0%} {name}")
-            for name, share in largest(stats.share)
-        ),
     ]
+
+
+def shares(seen: Seen, colours: Mapping[str, str]) -> Text:
+    """The classes that cover most of the picture, in their colours, a line each."""
+    return Text("\n").join(
+        Text.assemble(("\u25a0 ", colours.get(name, "")), f"{share:3.0%} {name}")
+        for name, share in largest(seen.stats.share)
+    )
 
 
 def stats_line(seen: Seen) -> str:
     """One report as a line for logs and pipes."""
     stats = seen.stats
-    shares = "  ".join(f"{name} {share:.0%}" for name, share in largest(stats.share))
+    parts = "  ".join(f"{name} {share:.0%}" for name, share in largest(stats.share))
+    keys = "" if stats.key_share is None else f"keys {portion(stats.key_share)}  "
     labels = ", ".join(f"{name} {score:.0%}" for name, score in present(seen).items())
     return (
         f"{seen.name}  {seen.state}  {number(stats.fps, 1)} fps  {number(stats.kbit_s, 1)} kbit/s  "
-        f"p50 {number(stats.latency_p50_ms)} ms  p95 {number(stats.latency_p95_ms)} ms  "
-        f"drops {sum(stats.drops.values())}  {shares}{'  in the picture: ' * bool(labels)}{labels}"
+        f"{keys}p50 {number(stats.latency_p50_ms)} ms  p95 {number(stats.latency_p95_ms)} ms  "
+        f"drops {sum(stats.drops.values())}  {parts}{'  in the picture: ' * bool(labels)}{labels}"
     ).rstrip()
 
 
@@ -294,6 +306,11 @@ def present(seen: Seen) -> dict[str, float]:
 def number(value: float | None, digits: int = 0) -> str:
     """The number, or a dash where it is not known."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def portion(share: float | None) -> str:
+    """A share in percent, or a dash where it is not known."""
+    return "-" if share is None else f"{share:.0%}"
 
 
 def make_folder(folder: Path) -> None:

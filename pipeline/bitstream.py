@@ -4,8 +4,9 @@
              | quality u8 | rows << 4 or columns u8 | regions u8 | region* | CRC-32 u32 of all bytes before it
     region   kind << 6 or index u8 | age u8 | size varint | body
 
-Numbers are big endian; a varint is unsigned LEB128, at most 3 bytes, in its shortest form. So a packet has
-one form only: what unpacks packs to the same bytes.
+Of the flags bit 0 says that the packet is of a recording; the others are 0. Numbers are big endian; a varint is
+unsigned LEB128, at most 3 bytes, in its shortest form. So a packet has one form only: what unpacks packs to the
+same bytes.
 """
 
 import struct
@@ -21,6 +22,7 @@ MAX_PACKET_BYTES = 1 << 20
 MAX_REGIONS = 64
 MAX_SIDE = 15  # rows or columns of the grid
 MAX_AGE = 255
+RECORDED = 1  # the one flag that is known
 
 _HEADER = struct.Struct("!BBB4sHI6sBBB")
 _REGION = struct.Struct("!BB")
@@ -33,8 +35,8 @@ def pack(packet: Packet) -> bytes:
     _check_header(packet)
     _check_regions(packet.regions, packet.rows * packet.columns)
     head = _HEADER.pack(
-        MAGIC, VERSION, 0, packet.bundle, packet.id.epoch, packet.id.sequence, packet.captured_ms.to_bytes(6),
-        packet.quality, packet.rows << 4 | packet.columns, len(packet.regions),
+        MAGIC, VERSION, RECORDED * packet.recorded, packet.bundle, packet.id.epoch, packet.id.sequence,
+        packet.captured_ms.to_bytes(6), packet.quality, packet.rows << 4 | packet.columns, len(packet.regions),
     )  # fmt: skip
     data = head + b"".join(_pack_region(region) for region in packet.regions)
     if len(data) + _CHECKSUM.size > MAX_PACKET_BYTES:
@@ -46,7 +48,7 @@ def unpack(data: bytes) -> Packet:
     """Raises BitstreamError, naming the field, where the bytes are not exactly one valid packet."""
     payload = _checked(data)
     _, _, flags, bundle, epoch, sequence, captured, quality, grid, count = _HEADER.unpack_from(payload)
-    if flags != 0:
+    if flags & ~RECORDED:
         raise BitstreamError(f"packet: flags {flags:#04x} are not known")
     if count > MAX_REGIONS:
         raise BitstreamError(f"packet: {count} regions, at most {MAX_REGIONS}")
@@ -58,7 +60,7 @@ def unpack(data: bytes) -> Packet:
         raise BitstreamError(f"packet: {len(payload) - at} bytes left over after the last region")
     packet = Packet(
         id=FrameId(epoch, sequence), captured_ms=int.from_bytes(captured), bundle=bundle, quality=quality,
-        rows=grid >> 4, columns=grid & 15, regions=tuple(regions),
+        rows=grid >> 4, columns=grid & 15, regions=tuple(regions), recorded=bool(flags & RECORDED),
     )  # fmt: skip
     _check_header(packet)
     _check_regions(packet.regions, packet.rows * packet.columns)
@@ -109,7 +111,7 @@ def _check_regions(regions: Sequence[Region], cells: int) -> None:
 
 def _pack_region(region: Region) -> bytes:
     head = _REGION.pack(region.kind << 6 | region.index, region.age)
-    return head + _pack_varint(len(region.body)) + region.body
+    return head + pack_varint(len(region.body)) + region.body
 
 
 def _unpack_region(data: bytes, at: int) -> tuple[Region, int]:
@@ -118,7 +120,7 @@ def _unpack_region(data: bytes, at: int) -> tuple[Region, int]:
         raise BitstreamError(f"packet: ends at byte {len(data)}, inside the head of a region")
     head, age = _REGION.unpack_from(data, at)
     index = head & 63
-    size, start = _unpack_varint(data, at + _REGION.size)
+    size, start = unpack_varint(data, at + _REGION.size)
     if start + size > len(data):
         raise BitstreamError(f"region {index}: {len(data) - start} bytes, need {size}")
     if head >> 6 == 0:
@@ -126,7 +128,8 @@ def _unpack_region(data: bytes, at: int) -> tuple[Region, int]:
     return Region(Kind(head >> 6), index, age, data[start : start + size]), start + size
 
 
-def _pack_varint(number: int) -> bytes:
+def pack_varint(number: int) -> bytes:
+    """Unsigned LEB128 of at most 3 bytes; BitstreamError where the number needs more."""
     if number >> 7 * _VARINT_BYTES:
         raise BitstreamError(f"region: a size of {number} does not fit into {_VARINT_BYTES} bytes")
     coded = bytearray()
@@ -137,8 +140,8 @@ def _pack_varint(number: int) -> bytes:
     return bytes(coded)
 
 
-def _unpack_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at offset at, and the offset after it."""
+def unpack_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at offset at, and the offset after it; BitstreamError where there is none."""
     number = 0
     for place, byte in enumerate(data[at : at + _VARINT_BYTES]):
         number |= (byte & 127) << 7 * place

@@ -40,6 +40,13 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file wit
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="folder of the trained model")]
 Engine = Annotated[str, typer.Option(help="auto, openvino or onnxruntime")]
 Quality = Annotated[int | None, typer.Option(help="quality level of the bundle; without it, its default")]
+KeyInterval = Annotated[
+    int | None, typer.Option(help="frames from one KEY to the next at most, WARPs of it between; 1: only KEYs")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="a KEY sooner where a WARP should match in less than so many percent of the pixels"),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -100,6 +107,8 @@ def camera(
     uplink: Annotated[str | None, typer.Option(help="mqtt://host:port")] = None,
     bundle: BundleFolder = None,
     quality: Quality = None,
+    key_interval: KeyInterval = None,
+    threshold: Threshold = None,
     loop: Annotated[bool | None, typer.Option("--loop", help="begin a file again at its end")] = None,
     fast: Annotated[bool | None, typer.Option("--fast", help="play as fast as frames are taken")] = None,
 ) -> None:
@@ -113,6 +122,8 @@ def camera(
         "camera.name": name,
         "mqtt_url": uplink,
         "encoder.quality": quality,
+        "encoder.key_interval": key_interval,
+        "encoder.threshold": threshold,
         "bundle": bundle,
     }
     _run(node.main, config.load_settings(config.CameraSettings, config_file, overrides))
@@ -151,28 +162,20 @@ def encode(
     output: Annotated[Path, typer.Option(help="folder for the packet files")],
     bundle: BundleFolder = None,
     quality: Quality = None,
-    key_interval: Annotated[
-        int | None, typer.Option(help="one KEY in so many frames, WARPs of it between; without it each frame is a KEY")
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="WARPs where in so many percent of the pixels, 0 to 100, their class should hold"),
+    key_interval: KeyInterval = None,
+    threshold: Threshold = None,
+    grid: Annotated[
+        str | None, typer.Option(help="rows x columns of regions, such as 2x2; without it, the bundle's")
     ] = None,
     engine: Engine = "auto",
 ) -> None:
-    """Encode each frame to a packet file of the same stem."""
-    from pipeline import video_encoder
+    """Encode each frame to a packet file of the same stem; each one is a KEY unless an option says otherwise."""
     from pipeline.recording import encode_files
+    from pipeline.video_encoder import key_policy, open_video_encoder
 
-    if key_interval is not None and threshold is not None:
-        raise ConfigError("--key-interval and --threshold both say when a frame is a KEY; give only one of the two")
-    policy = video_encoder.EVERY_FRAME
-    if key_interval is not None:
-        policy = video_encoder.at_interval(key_interval)
-    elif threshold is not None:
-        policy = video_encoder.at_threshold(threshold)
+    policy = key_policy(key_interval=key_interval, threshold=threshold)
     loaded = _bundle(bundle)
-    encoder = video_encoder.open_video_encoder(loaded, engine=engine, quality=quality, policy=policy)
+    encoder = open_video_encoder(loaded, engine=engine, quality=quality, policy=policy, grid=grid)
     written = list(_progress(encode_files(encoder, loaded, source, output), "encoding"))
     pixels = len(written) * loaded.manifest.width * loaded.manifest.height
     total = sum(one.bytes for one in written)

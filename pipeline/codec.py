@@ -1,115 +1,33 @@
 """Frame to packet on the camera, packet to mask on the worker: two halves that face each other.
 
-Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y - mean -> coder -> KEY region
+Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y - mean -> coder -> KEY regions
 Decoder   KEY region -> coder -> z -> integer prior -> coder -> y_hat -> [decode graph] -> logits -> class map
                                                                     +--> [labels graph] -> scores
           WARP region -> coder -> flow -> [warp of its key's logits] -> logits -> class map
+          DELTA region: both of these, and the average of their logits
 
-Bundles without a prior have no z; y is rounded as it is. The WARP regions are made in `video_encoder`.
+Both graphs see whole frames, of any grid. Bundles without a prior have no z; y is rounded as it is. WARP and DELTA
+regions are made in `video_encoder`; `region_decoder` reads and shows the regions of a packet.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline import entropy, motion
-from pipeline.bundle import Bundle, Tables
+from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
-from pipeline.entropy import Reader, Writer
-from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, PipelineError
-from pipeline.flow_coding import decode_flow, grid_of, node_flow
-from pipeline.frequency_tables import MAX_SYMBOL
-from pipeline.integer_prior import ACTIVATION_UNITS, Prediction, check_hyper
-from pipeline.keys import KeyBuffers
-from pipeline.messages import Decoded, Frame, Kind, Mask, Packet, Region, Scores
+from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineError
+from pipeline.keys import KeyBuffer, KeyBuffers, Stream, key_sequence, stream_of
+from pipeline.latent_coding import Latents, encode_latents, hyper_size, quantise
+from pipeline.messages import Decoded, Frame, FrameId, Kind, Packet, Region
+from pipeline.region_decoder import HeldKey, LastMasks, Outputs, Reading, canvas_of, cells_of, read, show
+from pipeline.regions import OVERLAP_PX, Grid, parse_grid, warm_up_merging
 from pipeline.runtime import Session, batch_sizes, open_session
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Latents:
-    """One frame's integers: z (Z, hz, wz) and y less its predicted mean (C, h, w), both int16, and that prediction."""
-
-    hyper: NDArray[np.int16]
-    symbols: NDArray[np.int16]
-    prediction: Prediction
-
-
-def quantise(y: NDArray[np.float32], z: NDArray[np.float32], tables: Tables, quality: int) -> Latents:
-    """Round the encode graph's y (C, h, w) and z (Z, hz, wz), Z = 0 where none is sent; what cannot be sent is clamped.
-
-    ValueError where the bundle has no such quality level.
-    """
-    _check_level(tables, quality)
-    hyper = _rounded(z, tables.hyper_limit)
-    if tables.hyper:
-        hyper = tables.hyper[quality].silenced(hyper)
-    prediction = _predict(tables, hyper, (y.shape[1], y.shape[2]), quality)
-    symbols = _rounded(y - prediction.means, MAX_SYMBOL)
-    return Latents(hyper, tables.latent[quality].silenced(symbols), prediction)
-
-
-def encode_latents(latents: Latents, tables: Tables, quality: int) -> bytes:
-    """Code the integers of one frame as the body of a KEY region; ValueError where they are not of that level."""
-    _check_level(tables, quality)
-    writer = Writer(latents.hyper.size + latents.symbols.size)
-    if tables.hyper:
-        writer.put(latents.hyper, tables.hyper[quality], tables.frequencies)
-    writer.put(latents.symbols, tables.latent[quality], tables.frequencies, _hints(tables, latents.prediction))
-    return writer.finish()
-
-
-def decode_latents(body: bytes, tables: Tables, size: tuple[int, int], quality: int) -> Latents:
-    """Read the integers of a latent of `size` (h, w); raises BitstreamError on anything an encoder cannot have sent."""
-    if not 0 <= quality < tables.levels:
-        raise BitstreamError(_unknown_level(tables, quality))
-    reader = Reader(body)
-    hyper = np.zeros((0, *_hyper_size(size)), np.int16)
-    if tables.hyper:
-        hyper = reader.take(_hyper_size(size), tables.hyper[quality], tables.frequencies)
-        check_hyper(hyper, tables.hyper_limit)
-    prediction = _predict(tables, hyper, size, quality)
-    symbols = reader.take(size, tables.latent[quality], tables.frequencies, _hints(tables, prediction))
-    reader.finish()
-    return Latents(hyper, symbols, prediction)
-
-
-def _check_level(tables: Tables, quality: int) -> None:
-    if not 0 <= quality < tables.levels:
-        raise ValueError(_unknown_level(tables, quality))
-
-
-def _unknown_level(tables: Tables, quality: int) -> str:
-    return f"quality {quality}: the bundle has levels 0 to {tables.levels - 1}"
-
-
-def _rounded(latent: NDArray[np.float32], limit: int) -> NDArray[np.int16]:
-    whole: NDArray[np.float32] = np.floor(latent + np.float32(0.5)).clip(-limit, limit)
-    return whole.astype(np.int16)
-
-
-def _hyper_size(size: tuple[int, int]) -> tuple[int, int]:
-    return -(-size[0] // 4), -(-size[1] // 4)
-
-
-def _predict(tables: Tables, hyper: NDArray[np.int16], size: tuple[int, int], quality: int) -> Prediction:
-    """What is known of y before it is read; the same at all places where there is no prior."""
-    if tables.prior is not None:
-        return tables.prior.predict(hyper, size)
-    shape = (tables.latents, *size)
-    means = (tables.offsets[quality] / np.float32(ACTIVATION_UNITS))[:, None, None]
-    return Prediction(np.broadcast_to(means, shape), np.broadcast_to(np.uint8(0), shape))
-
-
-def _hints(tables: Tables, prediction: Prediction) -> Prediction | None:
-    return None if tables.prior is None else prediction
-
-
-def dequantise(latents: Latents) -> NDArray[np.float32]:
-    """The integers -> y_hat float32 (C, h, w), what the joint decoder sees."""
-    return latents.symbols + latents.prediction.means
 
 
 def packet_of(frame: Frame, body: bytes, *, bundle: bytes, quality: int) -> Packet:
@@ -126,54 +44,53 @@ def packet_of(frame: Frame, body: bytes, *, bundle: bytes, quality: int) -> Pack
 
 
 class Encoder:
-    """Turns frames of the bundle's size into packets; keep it on one thread."""
+    """Turns frames of the bundle's size into packets of a grid, 1x1 unless told; keep it on one thread."""
 
-    def __init__(self, bundle: Bundle, session: Session, *, quality: int) -> None:
+    def __init__(self, bundle: Bundle, session: Session, *, quality: int, grid: Grid | None = None) -> None:
         self._bundle = bundle
         self._session = session
+        self._grid = grid or Grid(1, 1, bundle.manifest.height, bundle.manifest.width)
         self.quality = quality
 
-    def encode(self, frame: Frame) -> Packet:
-        """One frame -> one packet with a single KEY region; ValueError when the image has another size."""
+    def encode(self, frame: Frame, regions: Iterable[int] | None = None) -> Packet:
+        """One frame -> one packet of KEY regions: these, or all of the grid; ValueError on an image of another size."""
         quality = self.quality  # read once: another thread may set it
-        body = encode_latents(self._latents(frame.image, quality), self._bundle.tables, quality)
-        return packet_of(frame, body, bundle=self._bundle.id, quality=quality)
+        indexes = sorted(range(self._grid.count) if regions is None else regions)
+        y, z = self.analysed(frame.image, quality)
+        keys = tuple(Region(Kind.KEY, index, 0, self._coded(y, z, quality, index)) for index in indexes)
+        head = packet_of(frame, b"", bundle=self._bundle.id, quality=quality)
+        return replace(head, rows=self._grid.rows, columns=self._grid.columns, regions=keys)
+
+    def body(self, image: NDArray[np.uint8], quality: int) -> bytes:
+        """RGB (H, W, 3) -> the body of a KEY region of this level that is the whole frame."""
+        return encode_latents(self._latents(image, quality), self._bundle.tables, quality)
 
     def latents(self, image: NDArray[np.uint8]) -> Latents:
-        """RGB (H, W, 3) -> the integers that are sent."""
+        """RGB (H, W, 3) -> the integers that are sent where one region is the whole frame."""
         return self._latents(image, self.quality)
 
     def _latents(self, image: NDArray[np.uint8], quality: int) -> Latents:
+        return quantise(*self.analysed(image, quality), self._bundle.tables, quality)
+
+    def _coded(self, y: NDArray[np.float32], z: NDArray[np.float32], quality: int, index: int) -> bytes:
+        """The body of one region, of the frame's y (C, h, w) and z (Z, hz, wz)."""
+        cells = cells_of(self._grid.places[index].core)
+        return encode_latents(quantise(y, z, self._bundle.tables, quality, cells), self._bundle.tables, quality)
+
+    def analysed(self, image: NDArray[np.uint8], quality: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """RGB (H, W, 3) -> y (C, h, w) and z (Z, hz, wz), Z = 0 where none is sent, neither of them rounded yet."""
         manifest = self._bundle.manifest
         if image.shape != (manifest.height, manifest.width, 3) or image.dtype != np.uint8:
             raise ValueError(f"image {image.dtype} {image.shape}; expected uint8 {manifest.height}x{manifest.width}x3")
         y, *z = self._session.run(image[None], np.array([quality], np.int64))
-        hyper = z[0][0] if z else np.zeros((0, *_hyper_size((y.shape[2], y.shape[3]))), np.float32)
-        return quantise(y[0], hyper, self._bundle.tables, quality)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outputs:
-    """What the graphs make of one frame: logits (K, h4, w4), scores (K,); None where the bundle lacks the graph."""
-
-    logits: NDArray[np.float32] | None
-    scores: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Content:
-    """What a packet carries: the latents y_hat (C, h, w) of a KEY, or the flow (2, R, C) of a WARP."""
-
-    packet: Packet
-    kind: Kind
-    values: NDArray[np.float32]
+        return y[0], z[0][0] if z else np.zeros((0, *hyper_size((y.shape[2], y.shape[3]))), np.float32)
 
 
 class Decoder:
     """Turns packets of any number of cameras into masks, class scores or both; keep it on one thread.
 
     `session` runs the graph of the masks, `labels` that of the scores, both on the same latents. `keys` holds what
-    WARP packets refer to.
+    WARP regions refer to; `overlap_px` is that of the cameras' grids.
     """
 
     def __init__(
@@ -182,62 +99,61 @@ class Decoder:
         session: Session | None,
         *,
         labels: Session | None = None,
-        keys: KeyBuffers[Outputs] | None = None,
+        keys: KeyBuffers[HeldKey] | None = None,
+        overlap_px: int = OVERLAP_PX,
     ) -> None:
-        self._bundle = bundle
+        self._bundle, self._overlap_px = bundle, overlap_px
         self._session, self._labels = session, labels
-        self._keys = KeyBuffers[Outputs]() if keys is None else keys
+        self._keys = KeyBuffers[HeldKey]() if keys is None else keys
+        self._last = LastMasks()
 
     def decode(self, packets: Sequence[Packet], cameras: Sequence[str] | None = None) -> list[Decoded | PipelineError]:
         """One result per packet, in their order; what is wrong with one packet does not touch the others.
 
         `cameras` says whose each packet is, since no key is shared; without it all packets are of one camera. A KEY is
-        there for all packets after it. A WARP whose key is not here gives MissingKey; its scores are those of its key.
+        there for all packets after it. Regions that are absent, or whose keys are not here, keep their last mask, and
+        the latter are named; where nothing new or nothing before can be shown, that is MissingKey. A DELTA without its
+        key is the mask of its latents alone. The scores of a WARP are those of its key.
         """
         names = [""] * len(packets) if cameras is None else cameras
-        found = [self._content_or_error(packet) for packet in packets]
-        fresh = iter(self._run([one for one in found if isinstance(one, _Content) and one.kind is Kind.KEY]))
-        return [
-            self._decoded_or_error(name, one, fresh) if isinstance(one, _Content) else one
-            for name, one in zip(names, found, strict=True)
-        ]
+        found = [self._read(name, packet) for name, packet in zip(names, packets, strict=True)]
+        fresh = self._run([one for one in found if isinstance(one, Reading) and one.level is not None])
+        return [one if isinstance(one, PipelineError) else self._shown(one, fresh) for one in found]
 
-    def _run(self, keys: Sequence[_Content]) -> list[Outputs]:
-        """What the graphs make of KEY packets, all of them in one batch."""
-        if not keys:
-            return []
-        y_hat = np.stack([key.values for key in keys])  # (B, C, h, w)
-        quality = np.array([key.packet.quality for key in keys], np.int64)
-        logits = [None] * len(keys) if self._session is None else self._logits(y_hat, quality)
-        scores = [None] * len(keys) if self._labels is None else self.class_scores(y_hat, quality)
-        return [Outputs(*both) for both in zip(logits, scores, strict=True)]
+    def missing(self, packets: Sequence[Packet], cameras: Sequence[str]) -> list[tuple[Region, ...]]:
+        """The regions of each packet whose keys are neither here nor, it seems, in a packet before it."""
+        before: set[tuple[str, Stream, int, int]] = set()  # camera, stream, region and sequence of the KEYs
+        found = []
+        for camera, packet in zip(cameras, packets, strict=True):
+            ours = packet.bundle == self._bundle.id
+            absent, stream = self._keys.of(camera).missing(packet) if ours else (), stream_of(packet)
+            keys = {region: (camera, stream, region.index, key_sequence(packet, region)) for region in packet.regions}
+            found.append(tuple(one for one, key in keys.items() if one.index in absent and key not in before))
+            before.update(key for one, key in keys.items() if one.kind is Kind.KEY)
+        return found
 
-    def _decoded_or_error(self, camera: str, content: _Content, fresh: Iterator[Outputs]) -> Decoded | PipelineError:
-        """What one packet is decoded to; that of a KEY are the next of the fresh outputs."""
-        packet, keys = content.packet, self._keys.of(camera)
-        if content.kind is Kind.KEY:
-            outputs = next(fresh)
-            keys.put(packet, 0, outputs)
-            return self._decoded(packet, outputs)
+    def _read(self, camera: str, packet: Packet) -> Reading | PipelineError:
         try:
-            return self._decoded(packet, self._moved(keys.get(packet, packet.regions[0]), content.values))
-        except MissingKey as error:
+            return read(camera, packet, self._bundle, self._keys.of(camera), overlap_px=self._overlap_px)
+        except PipelineError as error:
             return error
 
-    def _moved(self, key: Outputs, flow: NDArray[np.float32]) -> Outputs:
-        manifest = self._bundle.manifest
-        if key.logits is None:
-            return key
-        return replace(key, logits=motion.warp(key.logits, flow, manifest.height, manifest.width))
+    def _run(self, readings: Sequence[Reading]) -> Iterator[Outputs]:
+        """What the graphs make of packets that bring latents, all of them in one batch."""
+        if not readings:
+            return iter(())
+        y_hat = np.stack([canvas_of(one, self._keys.of(one.camera)) for one in readings])  # (B, C, h, w)
+        quality = np.array([one.level for one in readings], np.int64)
+        logits = [None] * len(readings) if self._session is None else self._logits(y_hat, quality)
+        scores = [None] * len(readings) if self._labels is None else self.class_scores(y_hat, quality)
+        return itertools.starmap(Outputs, zip(logits, scores, strict=True))
 
-    def _decoded(self, packet: Packet, outputs: Outputs) -> Decoded:
-        manifest, mask, scores = self._bundle.manifest, None, None
-        if outputs.logits is not None:
-            classes = class_map(outputs.logits, manifest.height, manifest.width)
-            mask = Mask(packet.id, packet.captured_ms, packet.bundle, classes)
-        if outputs.scores is not None:
-            scores = Scores(packet.id, packet.captured_ms, packet.bundle, outputs.scores)
-        return Decoded(mask, scores)
+    def _shown(self, reading: Reading, fresh: Iterator[Outputs]) -> Decoded | PipelineError:
+        """What one packet is decoded to; the next of the outputs are its own, if it brings latents."""
+        try:
+            return show(reading, None if reading.level is None else next(fresh), self._last)
+        except MissingKey as error:
+            return error
 
     def class_maps(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Latents (B, C, h, w) of levels (B,) -> B class maps (H, W); ConfigError where the bundle makes no masks."""
@@ -246,7 +162,7 @@ class Decoder:
 
     def _logits(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         (logits,) = self._opened(self._session, "decode").run(y_hat, quality)  # (B, K, h4, w4)
-        return [one.copy() for one in logits]  # views would keep the whole batch for as long as one of them is a key
+        return list(logits)
 
     def class_scores(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         """Latents (B, C, h, w) of levels (B,) -> B times the scores (K,) of the classes; ConfigError without any."""
@@ -262,50 +178,41 @@ class Decoder:
         return session
 
     def y_hat(self, packet: Packet) -> NDArray[np.float32]:
-        """The latents (C, h, w) of a KEY packet; BundleMismatch or BitstreamError when they are not to be had."""
-        tables, body = self._bundle.tables, self._body(packet, Kind.KEY)
-        return dequantise(decode_latents(body, tables, self._bundle.latent_size, packet.quality))
-
-    def flow(self, packet: Packet) -> NDArray[np.float32]:
-        """The flow (2, R, C) from the key that a WARP packet carries; raises as y_hat does."""
-        body = self._body(packet, Kind.WARP)
-        grid = grid_of(self._bundle.manifest.height, self._bundle.manifest.width)
-        return node_flow(decode_flow(body, grid), grid)
-
-    def _body(self, packet: Packet, kind: Kind) -> bytes:
-        """The body of the packet's one region, if it is of this kind."""
-        if packet.bundle != self._bundle.id:
-            raise BundleMismatch(
-                f"the packet is of bundle {packet.bundle.hex()}, this worker has {self._bundle.id.hex()}; "
-                "start both with the same bundle"
-            )
-        if (packet.rows, packet.columns) != (1, 1) or [region.kind for region in packet.regions] != [kind]:
-            raise BitstreamError("the packet is not one KEY or WARP of the whole frame, all this version decodes")
-        if not 0 <= packet.quality < self._bundle.tables.levels:
-            raise BitstreamError(_unknown_level(self._bundle.tables, packet.quality))
-        return packet.regions[0].body
-
-    def _content_or_error(self, packet: Packet) -> _Content | PipelineError:
-        warps = [region.kind for region in packet.regions] == [Kind.WARP]
-        try:
-            if warps:
-                return _Content(packet, Kind.WARP, self.flow(packet))
-            return _Content(packet, Kind.KEY, self.y_hat(packet))
-        except PipelineError as error:
-            return error
+        """The latents (C, h, w) of a packet whose regions are all KEY; raises what `read` does, else BitstreamError."""
+        reading = read("", packet, self._bundle, KeyBuffer())
+        if {index for index, part in enumerate(reading.parts) if part.flow is None} != set(range(reading.grid.count)):
+            raise BitstreamError("the packet is not a KEY of all of its frame")
+        return canvas_of(reading, KeyBuffer())
 
 
-def open_encoder(bundle: Bundle, *, engine: str = "auto", threads: int = 0, quality: int | None = None) -> Encoder:
-    """The camera's half, ready and warm; ConfigError when the bundle has no such quality level."""
+def check_quality(bundle: Bundle, quality: int) -> int:
+    """The level as it is; ConfigError when the bundle has no such quality level."""
     levels = [level.index for level in bundle.manifest.quality_levels]
-    chosen = bundle.manifest.default_quality if quality is None else quality
-    if chosen not in levels:
-        raise ConfigError(f"quality {chosen}: bundle {bundle.manifest.name} has {', '.join(map(str, levels))}")
+    if quality not in levels:
+        raise ConfigError(f"quality {quality}: bundle {bundle.manifest.name} has {', '.join(map(str, levels))}")
+    return quality
+
+
+def grid_named(bundle: Bundle, text: str | None) -> Grid:
+    """The grid called so, such as 2x2, or the bundle's own; ConfigError where it is none for its frames."""
+    return parse_grid(text or bundle.manifest.grid, height=bundle.manifest.height, width=bundle.manifest.width)
+
+
+def open_encoder(
+    bundle: Bundle,
+    *,
+    engine: str = "auto",
+    threads: int = 0,
+    quality: int | None = None,
+    grid: Grid | None = None,
+) -> Encoder:
+    """The camera's half, ready and warm, of a 1x1 grid unless told; ConfigError when there is no such quality level."""
+    chosen = check_quality(bundle, bundle.manifest.default_quality if quality is None else quality)
     _keep_blas_on_one_thread()
     # bf16 in the first layers would cost 0.3 to 0.5 mIoU, and make it depend on the camera's processor.
     session = open_session(bundle.graph("encode"), engine=engine, threads=threads, float32=True)
-    encoder = Encoder(bundle, session, quality=chosen)
-    encode_latents(encoder.latents(_grey(bundle)), bundle.tables, chosen)
+    encoder = Encoder(bundle, session, quality=chosen, grid=grid)
+    encoder.encode(Frame(FrameId(0, 0), 0, _grey(bundle)))
     return encoder
 
 
@@ -324,9 +231,10 @@ def open_decoder(
     decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"))
     entropy.warm_up()
     motion.warm_up_warping()
+    warm_up_merging()
     rows, columns = bundle.latent_size
     if bundle.tables.prior is not None:
-        nothing = np.zeros((bundle.tables.prior.hyper_latents, *_hyper_size((rows, columns))), np.int16)
+        nothing = np.zeros((bundle.tables.prior.hyper_latents, *hyper_size((rows, columns))), np.int16)
         bundle.tables.prior.predict(nothing, (rows, columns))
     for size in batch_sizes(batch):
         y_hat = np.zeros((size, bundle.tables.latents, rows, columns), np.float32)

@@ -76,7 +76,10 @@ class SourceSection(_Section):
 class CameraSection(_Section):
     name: CameraName = Field("cam-1", description="name of this camera: a-z, 0-9, - and _")
     buffer_packets: int = Field(
-        4, ge=1, le=1000, description="packets that wait for the uplink at most; the oldest go first"
+        4,
+        ge=1,
+        le=1000,
+        description="packets that wait for the uplink at most; the oldest that none refers to goes first",
     )
 
 
@@ -88,6 +91,18 @@ class _EngineSection(_Section):
 class EncoderSection(_EngineSection):
     quality: int | None = Field(
         None, ge=0, le=255, description="quality level of the bundle; null: the bundle's default level"
+    )
+    key_interval: int = Field(
+        30,
+        ge=1,
+        le=256,
+        description="frames from one KEY to the next at most, WARPs of it between; 1: every frame is a KEY",
+    )
+    threshold: float | None = Field(
+        96.0,
+        ge=0,
+        le=100,
+        description="a KEY sooner where a WARP should match in less than so many percent of the pixels; null: never",
     )
 
 

@@ -14,19 +14,10 @@ from pipeline import context
 from pipeline.accuracy import VOID, LabelAccuracy, class_iou, confusion, label_accuracy, mean_iou, shares_of
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, Tables
-from pipeline.codec import (
-    Decoder,
-    Encoder,
-    Latents,
-    decode_latents,
-    dequantise,
-    encode_latents,
-    open_decoder,
-    open_encoder,
-    packet_of,
-)
+from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder, packet_of
 from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.latent_coding import Latents, decode_latents, dequantise, encode_latents
 from pipeline.messages import Frame, FrameId
 
 _T = TypeVar("_T")
@@ -43,6 +34,7 @@ class Evaluation:
     quality: int
     frames: int
     miou: float
+    unrounded_miou: float  # of the same network with its latents not rounded: what coding costs, training apart
     class_iou: NDArray[np.float64]  # (K,), NaN where a class does not occur
     rate_bpp: float
     payload_bpp: float  # without packet and region headers
@@ -78,6 +70,7 @@ class Measured:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scores:
     matrix: NDArray[np.int64]
+    unrounded: NDArray[np.int64]
     packet_bytes: int
     payload_bytes: int
     estimated_bits: float
@@ -129,6 +122,7 @@ def evaluate(
         quality=encoder.quality,
         frames=len(data.images),
         miou=mean_iou(matrix),
+        unrounded_miou=mean_iou(np.sum([one.unrounded for one in found], axis=0)),
         class_iou=class_iou(matrix),
         rate_bpp=8 * sum(one.packet_bytes for one in found) / pixels,
         payload_bpp=8 * sum(one.payload_bytes for one in found) / pixels,
@@ -150,8 +144,9 @@ def _scores(
         received = partial(decode_latents, region.body, tables, bundle.latent_size, encoder.quality)
         read = _timed(times["entropy_decode"], received)
         (mask,) = _timed(times["synthesis"], partial(decoder.class_maps, dequantise(read)[None], levels))
-        matrix = confusion(labels, mask, len(bundle.palette))
-        yield _Scores(matrix, len(sent), len(body), estimated_bits(latents, tables, encoder.quality))
+        (ideal,) = decoder.class_maps(encoder.analysed(image, encoder.quality)[0][None], levels)
+        matrix, unrounded = (confusion(labels, one, len(bundle.palette)) for one in (mask, ideal))
+        yield _Scores(matrix, unrounded, len(sent), len(body), estimated_bits(latents, tables, encoder.quality))
 
 
 def evaluate_labels(
@@ -236,7 +231,7 @@ def as_text(result: Evaluation, bundle: Bundle) -> str:
     """The figures for a person."""
     lines = [
         f"{_title(result, bundle)}, quality {result.quality}",
-        f"mIoU           {100 * result.miou:.2f} %",
+        f"mIoU           {100 * result.miou:.2f} %, {100 * result.unrounded_miou:.2f} % if latents were not rounded",
         f"rate           {result.rate_bpp:.4f} bits per pixel, all overhead in",
         f"payload        {result.payload_bpp:.4f} bits per pixel, {100 * result.drift:+.2f} % of the estimate",
         *(f"{stage:<14} {ms:.2f} ms (median)" for stage, ms in result.stage_ms.items()),
@@ -293,10 +288,12 @@ def levels_as_text(measured: Sequence[Measured], bundle: Bundle) -> str:
     labels = [one.labels for one in measured if one.labels is not None]
     lines: list[str] = []
     if masks:
-        lines += [_title(masks[0], bundle), "level  rate bpp  payload bpp  of the estimate     mIoU"]
+        lines += [_title(masks[0], bundle), "level  rate bpp  payload bpp  of the estimate     mIoU  unrounded"]
     for mask in masks:
         payload = f"{mask.payload_bpp:11.4f}  {100 * mask.drift:+13.2f} %"
-        lines.append(f"{mask.quality:5}  {mask.rate_bpp:8.4f}  {payload}  {100 * mask.miou:5.2f} %")
+        lines.append(
+            f"{mask.quality:5}  {mask.rate_bpp:8.4f}  {payload}  {100 * mask.miou:5.2f} %    {100 * mask.unrounded_miou:5.2f} %"
+        )
     if labels:
         lines += [f"{_title(labels[0], bundle)}, labels", "level  rate bpp      mAP  micro F1"]
     for label in labels:

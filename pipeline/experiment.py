@@ -147,6 +147,47 @@ class LabelExperiment(_Section):
     schedule: LabelSchedule
 
 
+class Street(_Section):
+    """A rendered video to learn from."""
+
+    seed: int = Field(ge=0)
+    frames: int = Field(ge=2)
+    fps: float = Field(gt=0, description="fewer: more motion from frame to frame")
+    light: float = Field(gt=0, description="brightness, as a multiple of the usual")
+
+
+class DecideSamples(_Section):
+    """What a decision network is shown of each video: warps of keys at random frames."""
+
+    keys: int = Field(ge=1, description="keys in each video")
+    longest_age: int = Field(ge=1, le=255, description="frames after its key that a warp has at most")
+    share: float = Field(gt=0, le=1, description="of the frames after a key that are learned from")
+    steps: int = Field(ge=1, description="frames of the video, at most, from one that the camera takes to the next")
+    fresh: int = Field(ge=0, description="cheaper levels that the key's own frame is looked at, at most")
+    cheaper: float = Field(ge=0, le=1, description="share of keys whose level is below that of the fresh masks")
+    deltas: float = Field(ge=0, le=1, description="share of warps that are looked at as a DELTA too")
+
+
+class DecideSchedule(_Section):
+    """Steps and learning rate of a decision network."""
+
+    seed: int = Field(ge=0)
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=2)
+    lr: float = Field(gt=0, description="peak learning rate")
+    weight_decay: float = Field(ge=0)
+
+
+class DecideExperiment(_Section):
+    """One experiment of `maskcast train-decide`: everything it needs besides bundle and videos."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    width: int = Field(ge=1, description="channels of the decision network")
+    streets: tuple[Street, ...] = Field(description="rendered videos, beside those that are named")
+    samples: DecideSamples
+    schedule: DecideSchedule
+
+
 S = TypeVar("S", bound=_Section)
 
 
@@ -158,6 +199,11 @@ def load_experiment(path: Path) -> Experiment:
 def load_label_experiment(path: Path) -> LabelExperiment:
     """Read the experiment of a label decoder; ConfigError names the file and the key that is wrong."""
     return _load(path, LabelExperiment)
+
+
+def load_decide_experiment(path: Path) -> DecideExperiment:
+    """Read the experiment of a decision network; ConfigError names the file and the key that is wrong."""
+    return _load(path, DecideExperiment)
 
 
 def _load(path: Path, kind: type[S]) -> S:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.bundle import MANIFEST, TABLES, Bundle, content_files, content_hash, load_bundle
-from pipeline.codec import dequantise, open_encoder
+from pipeline.codec import open_encoder
 from pipeline.errors import ConfigError
 from pipeline.experiment import load_experiment, load_label_experiment
 from pipeline.labelling import describe_labels, load_labels, train_labels, trained_network
+from pipeline.latent_coding import dequantise
 from pipeline.material import Folders
 from pipeline.models.entropy_model import MeanScaleHyperprior, NoBottleneck
 from pipeline.models.label_decoder import LabelDecoder

@@ -1,7 +1,9 @@
 """Mask <-> bytes: an indexed PNG that any program opens, and a compact form of runs for programs.
 
 The PNG has 1, 2, 4 or 8 bits a pixel, as few as the palette needs, and the chunks IHDR, PLTE, tEXt (camera,
-epoch, sequence, captured_ms, bundle), IDAT, IEND in this order.
+epoch, sequence, captured_ms, bundle), IDAT, IEND in this order. Where it is known how the regions were coded, one
+more tEXt, `regions`, follows bundle: rows x columns, a space and a letter per region, row by row, such as `2x2 KW-D`.
+Further tEXt chunks there are passed over.
 
 The compact form, big endian:
 
@@ -12,18 +14,22 @@ Runs go row by row and across the ends of rows; a varint is unsigned LEB128, at 
 form.
 """
 
+import re
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BitstreamError, ConfigError
-from pipeline.messages import FrameId, Mask, check_camera_name
+from pipeline.messages import FrameId, Kind, Mask, check_camera_name
 
 MAX_PIXELS = 1 << 24
 MAX_PNG_BYTES = 32 << 20
 MAX_RUN_BYTES = 1 << 20  # uncompressed; bounds the time that unpacking takes
+
+REGIONS = "regions"  # the text chunk, and the property of a message
 
 RLE_MAGIC = 0x4E
 RLE_VERSION = 1
@@ -35,7 +41,10 @@ _IHDR = struct.Struct("!IIBBBBB")  # width, height, bits, colour type, compressi
 _INDEXED = 3
 _UP = 2  # PNG's filter type "difference to the row above", in every row
 _TEXT = ("camera", "epoch", "sequence", "captured_ms", "bundle")
-_CHUNKS = [b"IHDR", b"PLTE", *[b"tEXt"] * len(_TEXT), b"IDAT", b"IEND"]
+_LETTERS: dict[Kind | None, str] = {Kind.KEY: "K", Kind.WARP: "W", Kind.DELTA: "D", None: "-"}
+_LETTERED = {letter: kind for kind, letter in _LETTERS.items()}
+_GRID = re.compile(r"([1-9]|1[0-5])x([1-9]|1[0-5]) ([KWD-]+)")  # as large as a packet's
+_MOST_CHUNKS = 24  # room for texts of newer senders
 
 _RLE = struct.Struct("!BB4sHI6sHH")  # magic, version, bundle, epoch, sequence, captured_ms, width, height
 _VARINT_BYTES = 4
@@ -54,14 +63,17 @@ def pack_mask(mask: Mask, camera: str, palette: NDArray[np.uint8]) -> bytes:
     depth = _bit_depth(colours)
     identity = (mask.id.epoch, mask.id.sequence, mask.captured_ms)
     values = [check_camera_name(camera), *(str(number) for number in identity), mask.bundle.hex()]
+    texts = list(zip(_TEXT, values, strict=True))
+    if mask.kinds:
+        texts.append((REGIONS, regions_of(mask)))
     bodies = [
         _IHDR.pack(width, height, depth, _INDEXED, 0, 0, 0),
         palette.tobytes(),
-        *(f"{key}\0{value}".encode() for key, value in zip(_TEXT, values, strict=True)),
+        *(f"{key}\0{value}".encode() for key, value in texts),
         _deflate(_filter_rows(_pack_rows(mask.classes, depth))),
         b"",
     ]
-    chunks = [_pack_chunk(kind, body) for kind, body in zip(_CHUNKS, bodies, strict=True)]
+    chunks = [_pack_chunk(kind, body) for kind, body in zip(_kinds(len(texts)), bodies, strict=True)]
     return _SIGNATURE + b"".join(chunks)
 
 
@@ -86,9 +98,9 @@ def unpack_mask(data: bytes) -> tuple[Mask, str]:
 
 def _identified(text: list[bytes], classes: NDArray[np.uint8]) -> tuple[Mask, str]:
     pairs = [body.decode("latin-1").partition("\0") for body in text]
-    if tuple(key for key, _, _ in pairs) != _TEXT:
-        raise BitstreamError(f"mask: the text chunks are not {', '.join(_TEXT)}")
-    camera, epoch, sequence, captured_ms, bundle = (value for _, _, value in pairs)
+    if tuple(key for key, _, _ in pairs[: len(_TEXT)]) != _TEXT:
+        raise BitstreamError(f"mask: the text chunks do not begin with {', '.join(_TEXT)}")
+    camera, epoch, sequence, captured_ms, bundle = (value for _, _, value in pairs[: len(_TEXT)])
     try:
         check_camera_name(camera)
     except ConfigError as error:
@@ -98,7 +110,35 @@ def _identified(text: list[bytes], classes: NDArray[np.uint8]) -> tuple[Mask, st
         raise BitstreamError("mask: bundle is not 8 hex digits")
     mask = Mask(frame, _number(captured_ms, "captured_ms"), bytes.fromhex(bundle), classes)
     _check_identity(mask)
+    for key, _, value in pairs[len(_TEXT) :]:
+        if key == REGIONS:
+            mask = _with_regions(mask, value)
     return mask, camera
+
+
+def regions_of(mask: Mask) -> str:
+    """How the regions were coded, such as `2x2 KW-D`, empty if not known; BitstreamError where it cannot be so."""
+    if not mask.kinds:
+        return ""
+    text = f"{mask.rows}x{mask.columns} {''.join(_LETTERS[kind] for kind in mask.kinds)}"
+    parse_regions(text)
+    return text
+
+
+def parse_regions(text: str) -> tuple[tuple[int, int], tuple[Kind | None, ...]]:
+    """Rows and columns, and the kind of each region, row by row, from what regions_of wrote, but for the empty text.
+
+    Raises BitstreamError.
+    """
+    found = _GRID.fullmatch(text)
+    if not found or len(found[3]) != int(found[1]) * int(found[2]):
+        raise BitstreamError(f"mask: regions {text[:16]!r} are not rows x columns and a letter of KWD- for each")
+    return (int(found[1]), int(found[2])), tuple(_LETTERED[letter] for letter in found[3])
+
+
+def _with_regions(mask: Mask, text: str) -> Mask:
+    (rows, columns), kinds = parse_regions(text)
+    return replace(mask, rows=rows, columns=columns, kinds=kinds)
 
 
 def _number(text: str, field: str) -> int:
@@ -269,22 +309,36 @@ def _pack_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _unpack_chunks(data: bytes) -> list[bytes]:
-    """The bodies of exactly the chunks that pack_mask writes."""
+    """The bodies of the chunks that pack_mask writes, and of a few more texts."""
     if len(data) > MAX_PNG_BYTES or not data.startswith(_SIGNATURE):
         raise BitstreamError("mask: not a PNG, or one that is too large")
-    bodies, at = [], len(_SIGNATURE)
-    for kind in _CHUNKS:
-        end = at + _CHUNK.size + _CRC.size
-        if end > len(data):
-            raise BitstreamError(f"mask: the PNG ends before chunk {kind.decode()}")
-        size, found = _CHUNK.unpack_from(data, at)
-        if found != kind or end + size > len(data):
-            raise BitstreamError(f"mask: no whole chunk {kind.decode()} at byte {at}")
-        body = data[at + _CHUNK.size : at + _CHUNK.size + size]
-        at = end + size
-        if data[at - _CRC.size : at] != _CRC.pack(zlib.crc32(kind + body)):
-            raise BitstreamError(f"mask: checksum of chunk {kind.decode()} is wrong")
-        bodies.append(body)
-    if at != len(data) or bodies[-1]:
+    chunks, at = [b""], len(_SIGNATURE)
+    while not chunks[-1].startswith(b"IEND") and len(chunks) <= _MOST_CHUNKS:
+        chunk, at = _unpack_chunk(data, at)
+        chunks.append(chunk)
+    del chunks[0]
+    if [chunk[:4] for chunk in chunks] != _kinds(len(chunks) - len(_kinds(0))):
+        raise BitstreamError("mask: the PNG has other chunks than a mask")
+    if at != len(data) or chunks[-1] != b"IEND":
         raise BitstreamError("mask: bytes in or after the PNG's last chunk")
-    return bodies
+    return [chunk[4:] for chunk in chunks]
+
+
+def _unpack_chunk(data: bytes, at: int) -> tuple[bytes, int]:
+    """Kind and body of the chunk at this offset, joined, and the offset after it."""
+    start = at + _CHUNK.size
+    if start + _CRC.size > len(data):
+        raise BitstreamError("mask: the PNG ends early")
+    size, kind = _CHUNK.unpack_from(data, at)
+    end = start + size + _CRC.size
+    if end > len(data):
+        raise BitstreamError(f"mask: no whole chunk {kind!r} at byte {at}")
+    chunk = data[at + 4 : start + size]
+    if data[start + size : end] != _CRC.pack(zlib.crc32(chunk)):
+        raise BitstreamError(f"mask: checksum of chunk {kind!r} is wrong")
+    return chunk, end
+
+
+def _kinds(texts: int) -> list[bytes]:
+    """The kinds of the chunks of a mask with so many texts."""
+    return [b"IHDR", b"PLTE", *[b"tEXt"] * texts, b"IDAT", b"IEND"]

@@ -63,7 +63,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One frame of one camera as it travels; `bundle` is the first 4 bytes of the bundle's hash."""
+    """One frame of one camera as it travels; `bundle` is the first 4 bytes of the bundle's hash.
+
+    `recorded`: it is of a recording, of which every frame gets its mask, however late.
+    """
 
     id: FrameId
     captured_ms: int
@@ -72,16 +75,24 @@ class Packet:
     rows: int
     columns: int
     regions: tuple[Region, ...]
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """Class index per pixel, uint8 (H, W), of one frame."""
+    """Class index per pixel, uint8 (H, W), of one frame, and how each of its regions was coded.
+
+    `kinds` holds rows x columns kinds, row by row; None: the region was not in the packet, its last mask stands. It is
+    empty where that is not known.
+    """
 
     id: FrameId
     captured_ms: int
     bundle: bytes
     classes: NDArray[np.uint8]
+    rows: int = 1
+    columns: int = 1
+    kinds: tuple[Kind | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,10 +107,14 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """What one packet was decoded to: a mask, scores or both, as the bundle has graphs for them."""
+    """What one packet was decoded to: a mask, scores or both, as the bundle has graphs for them.
+
+    `missing`: the regions whose keys were not there, so that their last mask stands.
+    """
 
     mask: Mask | None
     scores: Scores | None
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,12 +37,14 @@ class Motion:
     """The motion of a region since its key, as sent and as found.
 
     coefficients int16 (2, N); flow float32 (2, R, C), what they stand for, px at the nodes; residual float32
-    (R - 1, C - 1), by how many grey levels the picture differs, on average over each cell, from the moved key.
+    (R - 1, C - 1), by how many grey levels the picture differs, on average over each cell, from the moved key; detail
+    float32 (R - 1, C - 1), the picture's gradient, in grey levels, on average over each cell.
     """
 
     coefficients: NDArray[np.int16]
     flow: NDArray[np.float32]
     residual: NDArray[np.float32]
+    detail: NDArray[np.float32]
 
 
 class MotionTracker:
@@ -94,10 +96,10 @@ class MotionTracker:
         scale = np.array([grid.width / picture.shape[1], grid.height / picture.shape[0]], np.float32)
         flow = self._by_cell(dense) * scale
         residual = self._by_cell(_differences(picture, key, dense))
-        weights = self._by_cell(_gradients(picture))
-        weights = ((weights + _CALM_GREY) / _USUAL_GREY) ** _GRADIENT_POWER / (1 + (residual / _DOUBT_GREY) ** 2)
+        detail = self._by_cell(_gradients(picture))
+        weights = ((detail + _CALM_GREY) / _USUAL_GREY) ** _GRADIENT_POWER / (1 + (residual / _DOUBT_GREY) ** 2)
         coefficients = fit_flow(flow, weights, grid, rate_weight=self._rate_weight * (self._age + _AGE_OFFSET))
-        return Motion(coefficients, node_flow(coefficients, grid), residual)
+        return Motion(coefficients, node_flow(coefficients, grid), residual, detail)
 
     def _by_cell(self, field: NDArray[np.float32]) -> NDArray[np.float32]:
         """Means of a field (h, w, ...) over the cells (R - 1, C - 1, ...)."""

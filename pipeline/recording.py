@@ -15,7 +15,7 @@ from pipeline.codec import Decoder, Encoder
 from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineError, SourceError
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
-from pipeline.messages import Frame, FrameId
+from pipeline.messages import Decoded, Frame, FrameId
 from pipeline.sources import fit, image_files, open_source
 from pipeline.video_encoder import VideoEncoder
 
@@ -57,6 +57,8 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
             (decoded,) = decoder.decode([unpack(path.read_bytes())], [camera])
         except BitstreamError as error:
             raise BitstreamError(f"packet {path}: {error}") from error
+        if isinstance(decoded, Decoded) and decoded.missing:  # part of the mask would be that of an older frame
+            decoded = MissingKey(f"the keys of regions {', '.join(map(str, decoded.missing))} are not here")
         if isinstance(decoded, MissingKey):
             raise MissingKey(f"packet {path}: {decoded}; put back the packet file that is missing before it")
         if isinstance(decoded, PipelineError):

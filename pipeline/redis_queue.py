@@ -1,8 +1,9 @@
 """The queue between gateways and workers on Redis Streams.
 
 A job that was claimed is held: while the worker lives, its heartbeat keeps the job's idle time near zero, so
-a slow batch is not taken for a dead worker. When the heartbeats end, others claim the job again after
-`reclaim_after_s`.
+a slow batch is not taken for a dead worker. When the heartbeats end, others take the shards and claim the job again
+after `reclaim_after_s`. A job whose answer did not reach Redis is answered with a later heartbeat, so that it does not
+come again.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import Self
 import structlog
 
 from pipeline.errors import TransportError
+from pipeline.mask_order import Turn
 from pipeline.redis_streams import RedisStreams
 from pipeline.work_queue import (
     DELIVERY_LIMIT,
@@ -25,9 +27,12 @@ from pipeline.work_queue import (
     SHARDS,
     STEAL_AFTER_S,
     Job,
+    Place,
     given_up,
     preferred_shards,
 )
+
+_BEATS = 4  # while a job could be taken for one of a dead worker
 
 log = structlog.get_logger(__name__)
 
@@ -62,11 +67,14 @@ class RedisWorkQueue:
         self._own: list[int] | None = None  # shards; None before the first heartbeat
         self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
         self._ready: list[Job] = []  # claimed, not handed out yet
+        self._turns: set[Job] = set()  # whose frames had their turn
+        self._unanswered: set[Job] = set()  # done, but Redis was away
+        self._stolen: int | None = None  # the shard that was last stolen from
         self._reclaimed = clock() - reclaim_after_s
         self._looked = clock()  # at what others are late with
         self._dropped = 0
         self._connected = False
-        self._resting = False
+        self._resting = True  # a worker that starts has a decoder to open first
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -122,10 +130,24 @@ class RedisWorkQueue:
         self._resting = True
         await self._streams.leave()
 
+    async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
+        """Ask for the turns of frames that are about to be published."""
+        turns = await self._streams.take_turns(places)
+        given = zip(places, turns, strict=True)
+        self._turns.update(place.job for place, turn in given if turn is Turn.MINE)
+        return turns
+
     async def done(self, jobs: Sequence[Job]) -> None:
-        """Take the jobs from the queue."""
-        if jobs:
-            await self._streams.answer(jobs)
+        """Take the jobs from the queue, and end their turns."""
+        self._unanswered.update(jobs)
+        await self._answer(self._unanswered.intersection(jobs))
+
+    async def _answer(self, jobs: Collection[Job]) -> None:
+        if not jobs:
+            return
+        await self._streams.answer(jobs, turns=self._turns.intersection(jobs))
+        self._unanswered.difference_update(jobs)
+        self._turns.difference_update(jobs)
         for job in jobs:
             self._held.pop((job.shard, job.entry), None)
 
@@ -180,12 +202,18 @@ class RedisWorkQueue:
             shards = [shard for shard in shards if taken[shard] >= count][:left]
 
     async def _steal(self, batch: int, own: Sequence[int]) -> None:
+        """Make what waits in others' shards ready, one shard after the other; best in that whose keys may be here."""
         self._looked = self._clock()
         others = [shard for shard in range(self._shards) if shard not in own]
         waited_ms, late_ms = await self._streams.waited_ms(others), self._steal_after_s * 1000
-        late = [shard for shard, ms in zip(others, waited_ms, strict=True) if ms >= late_ms]
-        if late:
-            await self._take(late, batch, 0)
+        late = [(ms, shard) for ms, shard in zip(waited_ms, others, strict=True) if ms >= late_ms]
+        late.sort(key=lambda each: (each[1] == self._stolen, each), reverse=True)
+        self._stolen = late[0][1] if late else self._stolen
+        for _, shard in late:
+            if batch > 0:
+                jobs = await self._streams.read([shard], batch, 0)
+                self._hold(jobs)
+                batch -= len(jobs)
 
     async def _reclaim(self, batch: int) -> None:
         """Claim what dead workers left; bury what was left too often."""
@@ -215,14 +243,15 @@ class RedisWorkQueue:
                 if reported:
                     log.info("connected to redis", address=self._streams.address)
                 reported = ""
-            await asyncio.sleep(self._reclaim_after_s / 3)
+            await asyncio.sleep(self._reclaim_after_s / _BEATS)
 
     async def _beat(self) -> None:
         """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""
         oldest = self._clock() - self._hold_s
         self._held = {job: since for job, since in self._held.items() if since > oldest}
+        await self._answer(list(self._unanswered))
         if self._worker and not self._resting:
-            live = await self._streams.beat(self._held)
+            live = await self._streams.beat(self._held, self._reclaim_after_s)
             self._own = preferred_shards(self._worker, live, self._shards)
         else:
             await self._streams.ping()

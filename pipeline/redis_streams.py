@@ -13,51 +13,15 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from pipeline.cancellation import cancellable
 from pipeline.errors import ConfigError, TransportError
-from pipeline.work_queue import DEAD_BYTES, DEAD_LIMIT, KEYS_EXPIRE_S, Job, shard_of
+from pipeline.mask_order import FORGET_S, TURN_S, Turn
+from pipeline.redis_scripts import BEAT, END_TURN, STORE_KEYS, TAKE_TURN, WAITED_MS
+from pipeline.work_queue import DEAD_BYTES, DEAD_LIMIT, KEYS_EXPIRE_S, Job, Place, shard_of
 
 GROUP = "workers"
 WORKERS = "maskcast:workers"
 DEAD = "maskcast:dead"
 ANSWER_S = 2.0  # for Redis to answer, on top of what a read waits for
-LIVE_S = 3.0  # a worker whose heartbeat is older has left its shards to the others
 _LENGTH_BYTES = 4
-
-# Says "here" on Redis's own clock, so machines may disagree about the time; returns who else did lately.
-_BEAT = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000)
-return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[2], '+inf')
-"""
-
-# How long the oldest entry that no worker was given has waited, in ms; -1 if there is none.
-_WAITED_MS = """
-local last = '0-0'
-local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
-for _, group in ipairs(groups.err and {} or groups) do
-  for at = 1, #group, 2 do
-    if group[at] == 'last-delivered-id' then last = group[at + 1] end
-  end
-end
-local oldest = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
-if not oldest then return -1 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-return math.max(0, now - tonumber(string.match(oldest[1], '^%d+')))
-"""
-
-# A region's value is u32 length of the newest KEY, the newest KEY, the KEY before it (or nothing).
-_STORE_KEYS = """
-for at = 2, #ARGV, 2 do
-  local held, newest = redis.call('HGET', KEYS[1], ARGV[at]), ''
-  if held and #held >= 4 then newest = string.sub(held, 5, 4 + struct.unpack('>I4', held)) end
-  if newest ~= ARGV[at + 1] then
-    redis.call('HSET', KEYS[1], ARGV[at], struct.pack('>I4', #ARGV[at + 1]) .. ARGV[at + 1] .. newest)
-  end
-end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-"""
 
 
 class RedisStreams:
@@ -84,10 +48,10 @@ class RedisStreams:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def beat(self, held: Iterable[tuple[int, str]]) -> list[str]:
-        """Say that this worker lives and still holds these (shard, entry); returns the live workers."""
+    async def beat(self, held: Iterable[tuple[int, str]], live_s: float) -> list[str]:
+        """Say that this worker lives and still holds these (shard, entry); returns who said so within `live_s`."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.eval(_BEAT, 1, WORKERS, self._worker, int(LIVE_S * 1000))
+        pipe.eval(BEAT, 1, WORKERS, self._worker, int(live_s * 1000))
         for shard, entries in _by_shard(held).items():
             # JUSTID: idle time begins anew, the count of deliveries stays
             pipe.xclaim(self._frames(shard), GROUP, self._worker, 0, entries, justid=True)
@@ -137,7 +101,7 @@ class RedisStreams:
         """Return for each shard how long its oldest new entry has waited; -1 if there is none."""
         pipe = self._redis.pipeline(transaction=False)
         for shard in shards:
-            pipe.eval(_WAITED_MS, 1, self._frames(shard))
+            pipe.eval(WAITED_MS, 1, self._frames(shard))
         async with self._talk():
             answers: list[int] = await pipe.execute()
         return answers
@@ -164,12 +128,24 @@ class RedisStreams:
             for each, state in zip(found, states, strict=True)
         ]
 
-    async def answer(self, jobs: Iterable[Job]) -> None:
-        """Acknowledge and delete, in one round trip."""
+    async def take_turns(self, places: Iterable[Place]) -> list[Turn]:
+        """Ask for the turns of these frames, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for place in places:
+            frame, entry, waits = place.frame, place.job.entry, (int(TURN_S * 1000), int(FORGET_S * 1000))
+            order = self._order(place.job.camera)
+            pipe.eval(TAKE_TURN, 1, order, frame.epoch, frame.sequence, entry, self._worker, *waits)
+        async with self._talk():
+            return [Turn(answer) for answer in await pipe.execute()]
+
+    async def answer(self, jobs: Iterable[Job], *, turns: Iterable[Job] = ()) -> None:
+        """Acknowledge and delete, and end the turns of those that had one, in one round trip."""
         pipe = self._redis.pipeline(transaction=False)
         for shard, entries in _by_shard((job.shard, job.entry) for job in jobs).items():
             pipe.xack(self._frames(shard), GROUP, *entries)
             pipe.xdel(self._frames(shard), *entries)
+        for job in turns:
+            pipe.eval(END_TURN, 1, self._order(job.camera), job.entry)
         async with self._talk():
             await pipe.execute()
 
@@ -192,7 +168,7 @@ class RedisStreams:
         values = [part for region, key in keys.items() for part in (region, key)]
         async with self._talk():
             expire_ms = int(KEYS_EXPIRE_S * 1000)
-            await self._redis.eval(_STORE_KEYS, 1, self._keys(camera), expire_ms, *values)
+            await self._redis.eval(STORE_KEYS, 1, self._keys(camera), expire_ms, *values)
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
         """Return the KEYs of each of the regions that has any, newest first."""
@@ -230,6 +206,9 @@ class RedisStreams:
     def _keys(self, camera: str) -> str:
         return f"maskcast:{{{shard_of(camera, self._shards)}}}:keys:{camera}"
 
+    def _order(self, camera: str) -> str:
+        return f"maskcast:{{{shard_of(camera, self._shards)}}}:order:{camera}"
+
 
 def check_redis_url(url: str) -> str:
     """Return host:port of `redis[s]://[[user]:password@]host[:port][/number]`; raises ConfigError.
@@ -265,7 +244,7 @@ def _by_shard(jobs: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
 
 
 def _generations(value: bytes) -> tuple[bytes, ...]:
-    """Read a region's value as _STORE_KEYS writes it; none if it is not one."""
+    """Read a region's value as STORE_KEYS writes it; none if it is not one."""
     start = _LENGTH_BYTES + int.from_bytes(value[:_LENGTH_BYTES], "big")
     if not _LENGTH_BYTES < start <= len(value):
         return ()

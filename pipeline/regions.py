@@ -1,11 +1,17 @@
-"""A frame as overlapping regions of one size.
+"""A frame as a grid of regions: which latents are each one's own, and the windows, overlapping, that show them.
 
-image -> split -> crops -> [coded one by one] -> logits by region -> merge -> full logits -> class map -> onto_last
+image -> [encode graph] -> latents of each core -> [coded one by one] -> put together -> [decode graph] -> windows
+windows, new or warped -> merge -> full logits -> class map -> onto_last
+
+Only whole frames go through the graphs: of a crop they would see a frame with borders where there are none. Cores
+begin where cells of the hyper latent do, so that none is sent for two regions' sake but those around a core.
 """
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +21,14 @@ from pipeline.compiled import compiled
 from pipeline.errors import ConfigError
 
 CELL_PX = 16  # one place of the latent
+HYPER_PX = 64  # and of the hyper latent
 LOGIT_PX = 4
 OVERLAP_PX = 32  # camera and worker must agree on it: a packet tells only rows and columns
-_LEAST_CELLS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """Part of a padded frame in pixels, all multiples of 16."""
+    """Part of a padded frame in pixels."""
 
     top: int
     left: int
@@ -38,12 +44,24 @@ class Rectangle:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """A frame (height, width) in rows x columns regions, neighbours sharing `overlap_px` pixels or more.
+class Place:
+    """Where one region lies in the padded frame: all sides multiples of 16, but of `picture`.
 
-    The frame is padded to multiples of 16. All regions have the same size, so that they can be coded as one batch: the
-    overlap grows where the frame cannot be divided evenly. ConfigError where the wire cannot carry the grid, or where
-    a region would be below 32 pixels or begin where the one before it does.
+    core: what is its own, no two regions share any; window: the core and so much of its neighbours as shall overlap;
+    picture: the window as far as the frame has pixels.
+    """
+
+    core: Rectangle
+    window: Rectangle
+    picture: Rectangle
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A frame (height, width) in rows x columns regions whose windows reach `overlap_px` pixels into their neighbours.
+
+    The frame is padded to multiples of 16; cores begin at multiples of 64, so that they differ a little in size.
+    ConfigError where the wire cannot carry the grid, or where there are more rows or columns than such cells.
     """
 
     rows: int
@@ -53,15 +71,14 @@ class Grid:
     overlap_px: int = OVERLAP_PX
 
     def __post_init__(self) -> None:
-        name = f"grid {self.rows}x{self.columns} with an overlap of {self.overlap_px} pixels"
+        name = f"grid {self.rows}x{self.columns}"
         if not (1 <= self.rows <= MAX_SIDE and 1 <= self.columns <= MAX_SIDE and self.count <= MAX_REGIONS):
             raise ConfigError(f"{name}: use 1 to {MAX_SIDE} rows and columns, and at most {MAX_REGIONS} regions")
-        if self.overlap_px < 0 or self.height < 1 or self.width < 1:
-            raise ConfigError(f"{name} of a {self.width}x{self.height} frame: sizes cannot be negative or nothing")
-        for side_px, parts in ((self.height, self.rows), (self.width, self.columns)):
-            cells, size = _cells(side_px), self._size(side_px, parts)
-            if parts > 1 and (size < _LEAST_CELLS or cells - size < parts - 1):
-                raise ConfigError(f"{name}: too much for a {self.width}x{self.height} frame; use fewer regions")
+        if self.height < 1 or self.width < 1 or self.overlap_px < 0 or self.overlap_px % CELL_PX:
+            raise ConfigError(f"{name} of a {self.width}x{self.height} frame, overlap {self.overlap_px}: no such sizes")
+        most = -(-self.height // HYPER_PX), -(-self.width // HYPER_PX)
+        if self.rows > most[0] or self.columns > most[1]:
+            raise ConfigError(f"{name}: a {self.width}x{self.height} frame has at most {most[0]}x{most[1]} regions")
 
     @property
     def count(self) -> int:
@@ -71,76 +88,81 @@ class Grid:
     @property
     def padded_size(self) -> tuple[int, int]:
         """Height and width of the padded frame in pixels."""
-        return _cells(self.height) * CELL_PX, _cells(self.width) * CELL_PX
+        return -(-self.height // CELL_PX) * CELL_PX, -(-self.width // CELL_PX) * CELL_PX
 
     @property
-    def region_size(self) -> tuple[int, int]:
-        """Height and width of every region in pixels."""
-        return self._size(self.height, self.rows) * CELL_PX, self._size(self.width, self.columns) * CELL_PX
-
-    @property
-    def rectangles(self) -> tuple[Rectangle, ...]:
-        """The place of each region in the padded frame, by index: row by row."""
-        height, width = self.region_size
-        tops = _starts(self.padded_size[0] - height, self.rows)
-        lefts = _starts(self.padded_size[1] - width, self.columns)
-        return tuple(Rectangle(top, left, height, width) for top in tops for left in lefts)
-
-    def _size(self, side_px: int, parts: int) -> int:
-        """Cells of the smallest parts that cover a side with this overlap."""
-        return -(-(_cells(side_px) + (parts - 1) * _cells(self.overlap_px)) // parts)
+    def places(self) -> tuple[Place, ...]:
+        """Where each region lies, by index: row by row."""
+        return _places(self)
 
 
-def _cells(pixels: int) -> int:
-    return -(-pixels // CELL_PX)
+@lru_cache(maxsize=64)
+def _places(grid: Grid) -> tuple[Place, ...]:
+    height, width = grid.padded_size
+    rows, columns = _cuts(height, grid.rows), _cuts(width, grid.columns)
+    found = []
+    for top, bottom in pairwise(rows):
+        for left, right in pairwise(columns):
+            y0, y1 = max(top - grid.overlap_px, 0), min(bottom + grid.overlap_px, height)
+            x0, x1 = max(left - grid.overlap_px, 0), min(right + grid.overlap_px, width)
+            core = Rectangle(top, left, bottom - top, right - left)
+            picture = Rectangle(y0, x0, min(y1, grid.height) - y0, min(x1, grid.width) - x0)
+            found.append(Place(core, Rectangle(y0, x0, y1 - y0, x1 - x0), picture))
+    return tuple(found)
 
 
-def _starts(room_px: int, parts: int) -> list[int]:
-    """Where parts begin that share the room they leave as evenly as cells allow."""
-    return [part * (room_px // CELL_PX) // max(1, parts - 1) * CELL_PX for part in range(parts)]
+def _cuts(side_px: int, parts: int) -> list[int]:
+    """Where parts begin that are as equal as whole cells of the hyper latent allow, and where the last one ends."""
+    cells = -(-side_px // HYPER_PX)
+    return [*((2 * part * cells + parts) // (2 * parts) * HYPER_PX for part in range(parts)), side_px]
 
 
-def parse_grid(text: str, *, height: int, width: int, overlap_px: int = OVERLAP_PX) -> Grid:
+def parse_grid(text: str, *, height: int, width: int) -> Grid:
     """The grid that a manifest calls `2x3` (rows x columns); ConfigError where it is none, or not for this frame."""
     if not (sides := re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", text)):
         raise ConfigError(f"grid {text!r}: write rows x columns, such as 2x2")
-    return Grid(int(sides[1]), int(sides[2]), height, width, overlap_px)
+    return Grid(int(sides[1]), int(sides[2]), height, width)
 
 
 def split(image: NDArray[np.uint8], grid: Grid) -> list[NDArray[np.uint8]]:
-    """Image (H, W, ...) -> the crop of each region, views of one padded frame; ValueError on another size."""
-    height, width = image.shape[:2]
-    if (height, width) != (grid.height, grid.width):
-        raise ValueError(f"image {image.shape}; the grid is for {grid.height}x{grid.width}")
-    padded = np.empty((*grid.padded_size, *image.shape[2:]), image.dtype)
-    padded[:height, :width] = image
-    padded[height:, :width] = image[-1:]
-    padded[:, width:] = padded[:, width - 1 : width]
-    return [padded[rectangle.at()] for rectangle in grid.rectangles]
+    """Image (H, W, ...) -> the picture of each region, a view; ValueError on another size."""
+    if image.shape[:2] != (grid.height, grid.width):
+        raise ValueError(f"image {image.shape}; expected {grid.height}x{grid.width}")
+    return [image[place.picture.at()] for place in grid.places]
 
 
 def merge(logits: Mapping[int, NDArray[np.float32]], grid: Grid) -> NDArray[np.float32]:
-    """Logits (K, h/4, w/4) by region -> those of the padded frame (K, H/4, W/4); ValueError on other sizes.
+    """Logits (K, h/4, w/4) of windows by region -> those of the padded frame (K, H/4, W/4); ValueError on other sizes.
 
     In overlaps the region whose largest logit is larger gives all of its logits (Yang et al., ICCD 2019), the first of
     equals. Places of absent regions are 0, which leaves every arg max interpolated next to them as it is. The logits
     of a 1x1 grid are given back themselves.
     """
-    height, width = grid.region_size
-    shapes = {one.shape for one in logits.values()}
-    expected = (max((shape[0] for shape in shapes), default=1), height // LOGIT_PX, width // LOGIT_PX)
-    if shapes != {expected} or not set(logits) <= set(range(grid.count)):
-        raise ValueError(f"logits {sorted(shapes)} of regions {sorted(logits)}; expected {expected} of {grid.count}")
+    classes = _check_windows(logits, grid)
     if grid.count == 1:
         return logits[0]
     rows, columns = (side // LOGIT_PX for side in grid.padded_size)
-    full = np.zeros((expected[0], rows, columns), np.float32)
+    full = np.zeros((classes, rows, columns), np.float32)
     largest = np.full((rows, columns), -np.inf, np.float32)
-    rectangles = grid.rectangles
     for index in sorted(logits):
-        place = rectangles[index].at(LOGIT_PX)
+        place = grid.places[index].window.at(LOGIT_PX)
         _paste(np.ascontiguousarray(logits[index], np.float32), full[:, *place], largest[place])
     return full
+
+
+def _check_windows(logits: Mapping[int, NDArray[np.float32]], grid: Grid) -> int:
+    """How many classes the logits are of; ValueError unless they are those of windows, as many in each."""
+    if not logits:
+        raise ValueError("no logits to merge; expected those of one region or more")
+    classes = max(one.shape[0] for one in logits.values())
+    for index, one in logits.items():
+        if not 0 <= index < grid.count:
+            raise ValueError(f"logits of region {index}; expected 0 to {grid.count - 1}")
+        window = grid.places[index].window
+        expected = classes, window.height // LOGIT_PX, window.width // LOGIT_PX
+        if one.shape != expected:
+            raise ValueError(f"logits {one.shape} of region {index}; expected {expected}")
+    return classes
 
 
 @compiled
@@ -163,12 +185,18 @@ def _paste(logits: NDArray[np.float32], full: NDArray[np.float32], largest: NDAr
 def onto_last(
     classes: NDArray[np.uint8], last: NDArray[np.uint8], *, present: Collection[int], grid: Grid
 ) -> NDArray[np.uint8]:
-    """Classes (H, W) where a region is present, the last mask (H, W) elsewhere; ValueError on other sizes."""
+    """Classes (H, W) in the cores of regions present, the last mask (H, W) elsewhere; ValueError on other sizes."""
     if classes.shape != (grid.height, grid.width) or last.shape != classes.shape:
-        raise ValueError(f"masks {classes.shape} and {last.shape}; the grid is for {grid.height}x{grid.width}")
+        raise ValueError(f"masks {classes.shape} and {last.shape}; expected {grid.height}x{grid.width}")
     joined = last.copy()
-    rectangles = grid.rectangles
     for index in present:
-        place = rectangles[index].at()
-        joined[place] = classes[place]
+        core = grid.places[index].core.at()
+        joined[core] = classes[core]
     return joined
+
+
+def warm_up_merging() -> None:
+    """Compile what the worker runs, or load it from the cache, so that the first frame is not late."""
+    grid = Grid(1, 2, HYPER_PX, 2 * HYPER_PX)
+    sizes = ((place.window.height // LOGIT_PX, place.window.width // LOGIT_PX) for place in grid.places)
+    merge({index: np.zeros((1, *size), np.float32) for index, size in enumerate(sizes)}, grid)

@@ -1,4 +1,4 @@
-"""The commands that need torch: train, export, adapt, train-labels. What is heavy is imported when one is called."""
+"""The commands that need torch: train, export, adapt, train-labels, train-decide; each imports what is heavy itself."""
 
 import importlib.util
 import json
@@ -21,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(export)
     app.command()(adapt)
     app.command("train-labels")(train_labels)
+    app.command("train-decide")(train_decide)
 
 
 def train(
@@ -127,6 +128,23 @@ def train_labels(
     from pipeline.label_export import train_into_bundle
 
     for line in train_into_bundle(config_file, data=data, network=network, run=run, bundle=bundle, output=output):
+        print(line, flush=True)
+
+
+def train_decide(
+    config_file: ConfigFile,
+    source: Annotated[list[Path], typer.Option(help="clip, or folder of images in the order of time; repeatable")],
+    bundle: Annotated[Path, typer.Option(help="bundle whose masks the videos get; gets a graph that decides")],
+    run: Annotated[Path, typer.Option(help="folder for the decision network's weights")],
+    held: Annotated[list[Path] | None, typer.Option(help="clip or folder that is only measured on; repeatable")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
+) -> None:
+    """Train what says on the camera how well a warped mask will do, from videos without labels, into a bundle."""
+    _need_torch()
+    from pipeline.decide_export import Watched, train_into_bundle
+
+    watched = Watched(tuple(source), tuple(held or ()))
+    for line in train_into_bundle(config_file, watched, run=run, bundle=bundle, output=output):
         print(line, flush=True)
 
 

@@ -5,7 +5,8 @@
                         +---- reclaim <-----+ the worker died
 
 Delivery is at least once. Each shard has one worker that prefers it, found by rendezvous hashing over the
-live ones; any other may take from it when that worker is behind.
+live ones; any other may take from it when that worker is behind. What comes of the jobs of one camera leaves in
+order all the same, by turns (`mask_order`).
 """
 
 import asyncio
@@ -19,13 +20,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from pipeline.mask_order import MaskOrder, Turn
+from pipeline.messages import FrameId
+
 SHARDS = 16
 SHARD_LIMIT = 1000  # entries; a full shard drops its oldest, and that is counted
 DELIVERY_LIMIT = 2  # a job that two workers left unanswered is not given to a third
 DEAD_LIMIT = 1000
 DEAD_BYTES = 4096  # of a packet: enough to see what is wrong, too little to fill the memory
-RECLAIM_AFTER_S = 1.0
-STEAL_AFTER_S = 0.1
+RECLAIM_AFTER_S = 0.6
+# A worker that takes another's jobs first has to decode the keys they refer to, so it is not for a single late one:
+# at 25 fps some four of a camera wait by then, and go together.
+STEAL_AFTER_S = 0.15
 HOLD_S = 10.0  # a live worker that is still silent after this long has lost the job
 KEYS_EXPIRE_S = 60.0
 
@@ -41,8 +47,19 @@ class Job:
     deliveries: int
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A frame in the order of its camera's masks, and the job it came with."""
+
+    job: Job
+    frame: FrameId
+
+
 class WorkQueue(Protocol):
-    """An async context manager; what talks to a server raises TransportError, and may be tried again."""
+    """An async context manager; what talks to a server raises TransportError, and may be tried again.
+
+    A worker has shards of its own from its first claim on.
+    """
 
     async def __aenter__(self) -> Self: ...
 
@@ -68,7 +85,7 @@ class WorkQueue(Protocol):
         """Return up to `batch` jobs, oldest first, or none after `wait_s`; done or bury answers each.
 
         What a dead worker left comes first, then own shards; with `steal`, room that is left goes to the jobs
-        of a worker that is behind.
+        of a worker that is behind, as many as wait in one shard before those of the next: few keys serve them.
         """
         ...
 
@@ -76,8 +93,15 @@ class WorkQueue(Protocol):
         """Leave the own shards, and what was claimed, to others until the next claim."""
         ...
 
+    async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
+        """Ask for the turns of frames that are about to be published; those of one camera stand in order.
+
+        A turn that was given ends when its job is answered.
+        """
+        ...
+
     async def done(self, jobs: Sequence[Job]) -> None:
-        """Take the jobs from the queue; answering twice does no harm."""
+        """Take the jobs from the queue, and end their turns; answering twice does no harm."""
         ...
 
     async def bury(self, job: Job, reason: str) -> None:
@@ -157,6 +181,7 @@ class MemoryQueueState:
         self.workers: set[str] = set()
         self.dead: deque[Buried] = deque(maxlen=DEAD_LIMIT)
         self.keys: dict[str, tuple[float, dict[int, tuple[bytes, ...]]]] = {}  # with the time they expire
+        self.orders: dict[str, MaskOrder] = {}  # by camera
         self.changed = asyncio.Event()
         self._count = 0
 
@@ -193,11 +218,10 @@ class MemoryWorkQueue:
         self._hold_s = hold_s
         self._entered = False
         self._dropped = 0
+        self._stolen: int | None = None  # the shard that was last stolen from
 
     async def __aenter__(self) -> Self:
         self._entered = True
-        if self._worker is not None:
-            self._state.workers.add(self._worker)
         return self
 
     async def __aexit__(
@@ -240,10 +264,21 @@ class MemoryWorkQueue:
         """Leave the own shards, and what was claimed, to others until the next claim."""
         self._state.workers.discard(self._worker or "")
 
+    async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
+        """Ask for the turns of frames that are about to be published."""
+        return [self._take_turn(place) for place in places]
+
+    def _take_turn(self, place: Place) -> Turn:
+        order = self._state.orders.setdefault(place.job.camera, MaskOrder())
+        entry, now_s = place.job.entry, self._state.clock()
+        return order.take(place.frame, entry=entry, worker=self._worker or "", now_s=now_s)
+
     async def done(self, jobs: Sequence[Job]) -> None:
-        """Take the jobs from the queue."""
+        """Take the jobs from the queue, and end their turns."""
         for job in jobs:
             self._state.entries[job.shard].pop(int(job.entry), None)
+            if job.camera in self._state.orders:
+                self._state.orders[job.camera].end(job.entry)
 
     async def bury(self, job: Job, reason: str) -> None:
         """Take the job from the queue and keep its beginning among the dead letters."""
@@ -281,18 +316,22 @@ class MemoryWorkQueue:
                 await self._state.changed.wait()
 
     def _take(self, worker: str, batch: int, steal: bool) -> list[Job]:
-        now = self._state.clock()
-        shards = preferred_shards(worker, self._state.workers, len(self._state.entries))
-        mine = {entry.number for shard in shards for entry in self._state.entries[shard].values()}
-        everything = [entry for entries in self._state.entries for entry in entries.values()]
-        waiting = [entry for entry in everything if entry.worker is None]
-        found = [entry for entry in everything if self._is_abandoned(entry, now)]
-        found += [entry for entry in waiting if entry.number in mine]
+        now, shards = self._state.clock(), self._state.entries
+        own = preferred_shards(worker, self._state.workers, len(shards))
+        found = [entry for entries in shards for entry in entries.values() if self._is_abandoned(entry, now)]
+        found += [entry for shard in own for entry in shards[shard].values() if entry.worker is None]
         found = sorted(found, key=_number)[:batch]
-        if steal:
-            late = [entry for entry in waiting if now - entry.added >= self._steal_after_s and entry.number not in mine]
-            found += late[: batch - len(found)]
+        if steal and len(found) < batch:
+            found += self._late(set(range(len(shards))).difference(own), now)[: batch - len(found)]
         return [job for entry in sorted(found, key=_number) for job in self._give(entry, worker, now)]
+
+    def _late(self, others: Iterable[int], now: float) -> list[_Entry]:
+        """What waits in others' shards whose worker is behind, shard by shard."""
+        waiting = [[each for each in self._state.entries[shard].values() if each.worker is None] for shard in others]
+        late = [entries for entries in waiting if entries and now - entries[0].added >= self._steal_after_s]
+        late.sort(key=lambda entries: (entries[0].shard != self._stolen, entries[0].number))
+        self._stolen = late[0][0].shard if late else self._stolen
+        return [entry for entries in late for entry in entries]
 
     def _is_abandoned(self, entry: _Entry, now: float) -> bool:
         if entry.worker is None:

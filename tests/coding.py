@@ -50,17 +50,17 @@ def stored_prior(seed: int = 0) -> Stored:
     return stored
 
 
-def stored_tables(*, prior: bool) -> Stored:
-    """The arrays of a bundle's tables, LEVELS quality levels of ROWS rows."""
+def stored_tables(*, prior: bool, rows: int = ROWS) -> Stored:
+    """The arrays of a bundle's tables, LEVELS quality levels of so many rows."""
     stored: Stored = {
         "cumulative": TABLES.cumulative, "sizes": TABLES.sizes, "hyper_limit": np.array([63], np.int32),
     }  # fmt: skip
     for level in range(LEVELS):
-        stored |= stored_context(context(level, planes=LATENTS, rows=ROWS, live=4 * (level + 1)), f"latent_{level}")
+        stored |= stored_context(context(level, planes=LATENTS, rows=rows, live=4 * (level + 1)), f"latent_{level}")
     if prior:
         stored |= stored_prior() | {"scale_levels": np.array([64], np.int32)}
         for level in range(LEVELS):
-            stored |= stored_context(context(9 + level, planes=HYPER, rows=-(-ROWS // 4)), f"hyper_{level}")
+            stored |= stored_context(context(9 + level, planes=HYPER, rows=-(-rows // 4)), f"hyper_{level}")
     else:
         stored["latent_offsets"] = np.arange(LEVELS * LATENTS, dtype=np.int16).reshape(LEVELS, LATENTS) - 16
     return stored

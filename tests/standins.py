@@ -1,6 +1,7 @@
 """A codec small enough to see through: a packet's body is the number of the picture, a mask is full of one class."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,6 +58,15 @@ class StandinEncoder:
         )
 
 
+class BulkyEncoder(StandinEncoder):
+    """Its KEYs are so large that every WARP saves."""
+
+    def encode(self, frame: Frame) -> Packet:
+        packet = super().encode(frame)
+        (region,) = packet.regions
+        return replace(packet, regions=(replace(region, body=region.body + bytes(500)),))
+
+
 class StandinDecoder:
     """The picture's number is the class; a number that is none is a packet that cannot be decoded."""
 
@@ -68,6 +78,9 @@ class StandinDecoder:
         assert len(cameras) == len(packets)
         self.batches.append(len(packets))
         return [self._decode(packet) for packet in packets]
+
+    def missing(self, packets: Sequence[Packet], cameras: Sequence[str]) -> list[tuple[Region, ...]]:
+        return [()] * len(packets)
 
     def _decode(self, packet: Packet) -> Decoded | PipelineError:
         number = packet.regions[0].body[0]

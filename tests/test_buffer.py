@@ -12,7 +12,8 @@ from nodes.buffer import Losses, PacketBuffer
 @dataclass(frozen=True)
 class Waiting:
     number: int
-    key: bool = False
+    keys: tuple[int, ...] = ()
+    camera: str = "cam-1"
 
 
 def buffer(limit: int, drops: list[int] | None = None) -> PacketBuffer[Waiting]:
@@ -43,19 +44,40 @@ async def test_a_full_buffer_drops_the_oldest_and_counts_it() -> None:
     assert len(drops) == 2
 
 
+K, W = (0,), ()
+
+
 @pytest.mark.parametrize(
     ("keys", "left"),
     [
-        ([True, False, True, False], [0, 2, 3]),
-        ([True, False, False, True, True], [0, 3, 4]),
-        ([True, True, True, True], [1, 2, 3]),
+        ([K, W, W, W, W], [0, 3, 4]),
+        ([W, W, K, W], [1, 2, 3]),
+        ([K, W, K, W], [0, 2, 3]),
+        ([K, W, W, K, K], [0, 3, 4]),
+        ([K, W, K, W, W], [2, 3, 4]),
+        ([K, K, K, K], [1, 2, 3]),
     ],
 )
-async def test_a_key_is_dropped_only_when_all_are_keys(keys: list[bool], left: list[int]) -> None:
+async def test_a_key_is_not_dropped_before_the_warps_behind_it_nor_kept_once_there_is_a_newer_one(
+    keys: list[tuple[int, ...]], left: list[int]
+) -> None:
     packets = buffer(3)
     for number, key in enumerate(keys):
         packets.put(Waiting(number, key))
     assert await drain(packets) == left
+
+
+async def test_a_newer_key_of_another_region_or_of_another_camera_takes_no_ones_place() -> None:
+    packets = buffer(3)
+    for waiting in (Waiting(0, (0, 1)), Waiting(1, (0, 1), "cam-2"), Waiting(2, (1,)), Waiting(3, (1,))):
+        packets.put(waiting)
+    assert await drain(packets) == [0, 1, 3]
+
+
+async def test_what_had_to_go_is_returned_and_where_all_may_be_needed_that_is_the_oldest() -> None:
+    packets = buffer(2)
+    waiting = [Waiting(0, (0, 1)), Waiting(1, (0,)), Waiting(2, (1,))]
+    assert [packets.put(each) for each in waiting] == [None, None, waiting[0]]
 
 
 async def test_a_packet_given_back_is_first_and_goes_first_when_there_is_no_room() -> None:

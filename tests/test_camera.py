@@ -4,17 +4,17 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from channels import until
-from clips import RtspServer, write_clip
+from clips import RtspServer, picture, write_clip
 from processes import site, wait_until
 from servers import accepts, free_port
-from standins import BUNDLE, HASH, LEVELS, MANIFEST, StandinEncoder
+from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
 
 from nodes import camera as node
 from nodes.camera import Camera, presence_of, stream
@@ -23,10 +23,11 @@ from nodes.service import Lane
 from pipeline.bitstream import unpack
 from pipeline.config import CameraSettings, load_settings
 from pipeline.errors import ConfigError, SourceError, TransportError
-from pipeline.messages import Packet
+from pipeline.messages import Frame, FrameId, Packet
 from pipeline.transport import CONTROL, LIVE, Channel, Delivery, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.video import Video
+from pipeline.video_encoder import VideoEncoder, at_interval
 
 LIMIT_S = 20
 
@@ -42,8 +43,17 @@ def open_clip(folder: Path, *, frames: int = 10, fps: int = 25, fast: bool = Tru
     return Video(str(clip), width=MANIFEST.width, height=MANIFEST.height, fast=fast, loop=loop)
 
 
+def encoder_of(interval: int) -> VideoEncoder:
+    """One KEY in so many frames."""
+    return VideoEncoder(BulkyEncoder(), BUNDLE, policy=at_interval(interval))  # type: ignore[arg-type]
+
+
+def kinds(packets: Sequence[Packet]) -> str:
+    return "".join(packet.regions[0].kind.name[0] for packet in packets)
+
+
 def camera_of(video: Video, channel: Channel, lane: Lane, **options: object) -> Camera:
-    options = {"encoder": StandinEncoder(), "levels": LEVELS, "fast": True, **options}
+    options = {"encoder": encoder_of(1), "levels": LEVELS, "fast": True, **options}
     return Camera("cam-1", video=video, lane=lane, channel=channel, **options)  # type: ignore[arg-type]
 
 
@@ -203,6 +213,77 @@ async def test_commands_are_obeyed_and_malformed_ones_counted(tmp_path: Path, la
         await asyncio.wait({running}, timeout=LIMIT_S)
 
 
+async def test_between_keys_the_packets_are_warps(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        async with asyncio.timeout(LIMIT_S):
+            await camera_of(video, uplink, lane, encoder=encoder_of(4)).run()
+        packets = await packets_of(arriving, 10)
+    assert kinds(packets) == "KWWWKWWWKW"
+    assert [packet.regions[0].age for packet in packets] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("command", [b'{"key": [0]}', b'{"quality": 1}'])
+async def test_a_key_asked_for_is_sent_and_another_level_begins_with_one(
+    command: bytes, tmp_path: Path, lane: Lane
+) -> None:
+    broker = MemoryBroker()
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane, encoder=encoder_of(256), fast=False)
+        running = asyncio.create_task(camera.run())
+        assert kinds(await packets_of(arriving, 3)) == "KWW"
+        for payload in (b'{"key": [3]}', b'{"key": []}', command):  # this frame has one region
+            await other.publish("cam-1/control", payload, CONTROL)
+        packets = await packets_of(arriving, 20)
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    assert kinds(packets).count("K") == 1
+    first = kinds(packets).index("K")
+    quality = 1 if b"quality" in command else 0
+    assert [packet.quality for packet in packets] == [0] * first + [quality] * (20 - first)
+
+
+class Frames:
+    """Stands in for a video: frames made at once."""
+
+    skipped = 0
+
+    def __init__(self, ids: Sequence[FrameId]) -> None:
+        self._ids = ids
+
+    async def __aiter__(self) -> AsyncIterator[Frame]:
+        for number, id in enumerate(self._ids):
+            yield Frame(id, 0, picture(number))
+
+
+async def packets_from(frames: Frames, lane: Lane, **options: object) -> list[Packet]:
+    """What a camera that would send no second KEY makes of them."""
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other:
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(frames, uplink, lane, encoder=encoder_of(256), **options)  # type: ignore[arg-type]
+        async with asyncio.timeout(LIMIT_S):
+            await camera.run()
+        return await packets_of(arriving, len(frames._ids))
+
+
+async def test_a_source_that_starts_again_starts_with_a_key(lane: Lane) -> None:
+    ids = [FrameId(7, 0), FrameId(7, 1), FrameId(9, 0), FrameId(9, 1), FrameId(9, 2)]
+    assert kinds(await packets_from(Frames(ids), lane)) == "KWKWW"
+
+
+async def test_frames_that_are_far_apart_refer_to_no_key_that_may_be_forgotten(lane: Lane) -> None:
+    times_s = iter(range(0, 1000, 10))
+    packets = await packets_from(Frames([FrameId(7, n) for n in range(10)]), lane, clock=lambda: next(times_s))
+    assert kinds(packets) == "KWWWKWWWKW"
+
+
 async def test_a_paused_camera_sends_nothing_and_goes_on_when_told(tmp_path: Path, lane: Lane) -> None:
     broker = MemoryBroker()
     async with (
@@ -211,7 +292,7 @@ async def test_a_paused_camera_sends_nothing_and_goes_on_when_told(tmp_path: Pat
         open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
     ):
         arriving = other.subscribe("cam-1/latent")
-        camera = camera_of(video, uplink, lane, fast=False)
+        camera = camera_of(video, uplink, lane, encoder=encoder_of(256), fast=False)
         running = asyncio.create_task(camera.run())
         await packets_of(arriving, 2)
         await other.publish("cam-1/control", b'{"pause": true}', CONTROL)
@@ -226,6 +307,7 @@ async def test_a_paused_camera_sends_nothing_and_goes_on_when_told(tmp_path: Pat
         running.cancel()
         await asyncio.wait({running}, timeout=LIMIT_S)
     assert after.id.sequence == last.id.sequence + 1
+    assert (kinds([last]), kinds([after])) == ("W", "K")
     assert camera.losses.total["paused"] > 5
 
 
@@ -254,17 +336,19 @@ async def test_while_the_uplink_is_away_frames_are_dropped_and_counted(tmp_path:
         open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
     ):
         arriving = other.subscribe("cam-1/latent")
-        camera = camera_of(video, uplink, lane, fast=False)
+        camera = camera_of(video, uplink, lane, encoder=encoder_of(256), fast=False)
         running = asyncio.create_task(camera.run())
-        before = (await packets_of(arriving, 3))[-1]
+        before = await packets_of(arriving, 3)
         uplink.back.clear()
         await asyncio.sleep(0.3)
         uplink.back.set()
-        after = (await packets_of(arriving, 5))[-1]
+        after = await packets_of(arriving, 5)
         running.cancel()
         await asyncio.wait({running}, timeout=LIMIT_S)
-    assert after.id.epoch == before.id.epoch
-    assert after.id.sequence > before.id.sequence
+    assert len({packet.id.epoch for packet in before + after}) == 1
+    assert [packet.id.sequence for packet in before + after] == sorted({p.id.sequence for p in before + after})
+    assert kinds(before) == "KWW"
+    assert kinds(after).strip("W") == "K"  # a WARP that was under way may come before it
     assert camera.losses.total["uplink"] > 5
 
 

@@ -103,21 +103,37 @@ def test_evaluate_measures_one_level_or_all_of_them(streets: Path, tmp_path: Pat
     assert [int(word) for word in first_words if word.isdigit()] == 2 * known  # masks, then class labels
 
 
-def test_encode_takes_a_key_interval_or_a_threshold_and_inspect_shows_the_warps(tmp_path: Path) -> None:
+def test_encode_takes_a_key_interval_and_a_threshold_and_inspect_shows_the_warps(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     picture = next(render_street(5, frames=1)).image[..., ::-1]
     for number in range(4):
         assert cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), picture)
-    for option, value, keys in (("--key-interval", 2, [0, 2]), ("--threshold", 90, [0])):
-        words = ("--input", tmp_path / "in", "--output", tmp_path / option, "--engine", "onnxruntime")
-        assert maskcast("encode", *words, option, value)[0] == 0
-        sent = [unpack(path.read_bytes()) for path in sorted((tmp_path / option).glob("*.mcp"))]
+    interval, threshold = ("--key-interval", 2), ("--threshold", 90)
+    for name, options, keys in (("both", (*interval, *threshold), [0, 2]), ("one", threshold, [0])):
+        words = ("--input", tmp_path / "in", "--output", tmp_path / name, "--engine", "onnxruntime")
+        assert maskcast("encode", *words, *options)[0] == 0
+        sent = [unpack(path.read_bytes()) for path in sorted((tmp_path / name).glob("*.mcp"))]
         assert [packet.id.sequence for packet in sent if packet.regions[0].kind is Kind.KEY] == keys
-    code, out, _ = maskcast("inspect", tmp_path / "--threshold" / "3.mcp")
+    code, out, _ = maskcast("inspect", tmp_path / "one" / "3.mcp")
     assert code == 0
     assert f"WARP of the KEY in sequence 0, age 3, {len(sent[3].regions[0].body)} bytes" in out
-    assert maskcast("decode", "--input", tmp_path / "--key-interval", "--output", tmp_path / "masks")[0] == 0
+    assert maskcast("decode", "--input", tmp_path / "both", "--output", tmp_path / "masks")[0] == 0
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+
+
+def test_encode_takes_a_grid_and_inspect_shows_its_regions(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        picture = next(render_street(5, frames=1)).image[..., ::-1]
+        assert cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), picture)
+    words = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--engine", "onnxruntime")
+    assert maskcast("encode", *words, "--grid", "2x1", "--key-interval", 2)[0] == 0
+    code, out, _ = maskcast("inspect", tmp_path / "out" / "1.mcp")
+    assert code == 0
+    assert "2x1" in out and "region 1" in out
+    assert out.count("WARP of the KEY in sequence 0, age 1") == 2
+    assert maskcast("decode", "--input", tmp_path / "out", "--output", tmp_path / "masks")[0] == 0
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 2
 
 
 def test_a_packet_without_its_key_is_failed_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -167,15 +183,14 @@ def test_every_node_has_a_schema(node: str) -> None:
         (["evaluate", "--data", "none", "--dataset", "kitti"], "use camvid"),
         (["evaluate", "--data", "none", "--quality", "1", "--all-levels"], "only one of the two"),
         (["encode", "--input", "none.mp4", "--output", "out", "--quality", "99"], "quality 99"),
-        (
-            ["encode", "--input", "x", "--output", "y", "--key-interval", "2", "--threshold", "90"],
-            "only one of the two",
-        ),
         (["encode", "--input", "x", "--output", "y", "--key-interval", "0"], "key interval 0"),
         (["encode", "--input", "x", "--output", "y", "--threshold", "101"], "threshold 101"),
+        (["encode", "--input", "x", "--output", "y", "--grid", "2x9"], "grid 2x9"),
         (["encode", "--bundle", "none", "--input", "x", "--output", "y"], "no manifest.json"),
         (["camera", "--source", "none.mp4"], "cannot open none.mp4"),
         (["camera", "--name", "Bad Name"], "camera name"),
+        (["camera", "--key-interval", "257"], "encoder.key_interval"),
+        (["camera", "--threshold", "-1"], "encoder.threshold"),
         (["worker", "--bundle", "none"], "no manifest.json"),
         (["gateway", "--config", "none.yaml"], "none.yaml"),
         (["config", "schema", "fridge"], "use one of"),

@@ -14,23 +14,17 @@ from hypothesis import strategies as st
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle, tables_from
-from pipeline.codec import (
-    Decoder,
-    Encoder,
-    Outputs,
-    decode_latents,
-    dequantise,
-    encode_latents,
-    open_decoder,
-    open_encoder,
-    packet_of,
-    quantise,
-)
+from pipeline.class_map import class_map
+from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder, packet_of
+from pipeline.delta import Delta, fuse, join
 from pipeline.entropy import Writer
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, PipelineError
-from pipeline.flow_coding import decode_flow, encode_flow, grid_of
+from pipeline.flow_coding import decode_flow, encode_flow, grid_of, node_flow
 from pipeline.keys import GENERATIONS, KeyBuffers
+from pipeline.latent_coding import decode_latents, dequantise, encode_latents, quantise
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Mask, Packet, Region
+from pipeline.motion import warp
+from pipeline.region_decoder import HeldKey
 from pipeline.runtime import open_session
 from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
@@ -221,7 +215,7 @@ def test_a_bad_packet_does_not_spoil_its_batch(
         Decoded,
         BundleMismatch,
         BitstreamError,
-        BitstreamError,
+        Decoded,
     ]
     assert decoders["onnxruntime"].decode([]) == []
 
@@ -393,6 +387,16 @@ def test_a_key_and_what_refers_to_it_may_come_in_one_batch(
         assert np.mean(mask_of(result).classes == classes) > 0.99
 
 
+def test_the_keys_that_a_batch_will_miss_are_told_before_it_is_decoded(stream: list[Packet], worker: Decoder) -> None:
+    assert [each.kind for packet in stream[:5] for each in packet.regions] == [Kind.KEY, *[Kind.WARP] * 3, Kind.KEY]
+    key, warp, later = stream[0], stream[1], stream[5]
+    cameras = ["north"] * 3 + ["south"]
+    assert worker.missing([warp, key, warp, warp], cameras) == [warp.regions, (), (), warp.regions]
+    assert worker.missing([key, later, replace(warp, bundle=b"othr")], cameras[:3]) == [(), later.regions, ()]
+    worker.decode([key], ["north"])
+    assert worker.missing([warp, warp], ["north", "south"]) == [(), warp.regions]
+
+
 def test_until_the_next_key_a_lost_one_is_missing(stream: list[Packet], worker: Decoder) -> None:
     results = [worker.decode([packet])[0] for packet in stream if packet is not stream[4]]
     assert types_of(results) == [Decoded] * 4 + [MissingKey] * 3 + [Decoded]
@@ -467,26 +471,59 @@ def test_a_damaged_warp_is_some_warp_or_an_error_and_its_key_stays(
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=st.binary(max_size=60))
-def test_any_bytes_are_a_warp_or_a_bitstream_error(stream: list[Packet], worker: Decoder, body: bytes) -> None:
-    try:
-        flow = worker.flow(replace(stream[1], regions=(Region(Kind.WARP, 0, 1, body),)))
-        assert np.isfinite(flow).all()
-    except BitstreamError:
-        pass
+@given(body=st.binary(max_size=60), kind=st.sampled_from([Kind.WARP, Kind.DELTA]))
+def test_any_bytes_are_a_mask_or_a_bitstream_error(
+    stream: list[Packet], worker: Decoder, body: bytes, kind: Kind
+) -> None:
+    results = worker.decode([stream[0], replace(stream[1], regions=(Region(kind, 0, 1, body),))])
+    assert isinstance(results[0], Decoded)
+    assert isinstance(results[1], Decoded | BitstreamError)
 
 
-def test_other_kinds_and_grids_are_refused_with_a_reason(stream: list[Packet], worker: Decoder) -> None:
-    delta = replace(stream[1], regions=(Region(Kind.DELTA, 0, 1, stream[1].regions[0].body),))
-    halves = replace(stream[1], columns=2, regions=(stream[0].regions[0], replace(stream[1].regions[0], index=1)))
-    for packet in (delta, halves):
-        (result,) = worker.decode([packet])
-        assert isinstance(result, BitstreamError)
-        assert "one KEY or WARP of the whole frame" in str(result)
+def with_delta(packet: Packet, key: Packet, *, level: int | None = None) -> Packet:
+    """The WARP packet with latents of a KEY packet beside its flow."""
+    parts = Delta(key.quality if level is None else level, packet.regions[0].body, key.regions[0].body)
+    return replace(packet, regions=(replace(packet.regions[0], kind=Kind.DELTA, body=join(parts)),))
+
+
+def test_a_delta_is_the_average_of_its_latents_and_its_warped_key(
+    stream: list[Packet], masks: list[np.ndarray], worker: Decoder, bundle: Bundle
+) -> None:
+    fused = with_delta(stream[3], stream[4])
+    keys = KeyBuffers[HeldKey]()
+    spied = Decoder(bundle, worker._session, keys=keys)
+    _, _, between, fresh = (mask_of(one).classes for one in spied.decode([stream[0], stream[3], fused, stream[4]]))
+    buffer, (height, width) = keys.of(""), masks[0].shape
+    held = [buffer.get(stream[3], stream[3].regions[0]), buffer.newest(stream[4], 0).value]  # type: ignore[union-attr]
+    logits = [key.outputs.logits for key in held]
+    grid = grid_of(height, width)
+    flow = node_flow(decode_flow(stream[3].regions[0].body, grid), grid)
+    expected = class_map(fuse(warp(logits[0], flow, height, width), logits[1], age=3), height, width)
+    np.testing.assert_array_equal(between, expected)
+    assert (between != fresh).any()
+
+
+def test_a_delta_without_its_key_is_the_mask_of_its_latents(
+    stream: list[Packet], masks: list[np.ndarray], worker: Decoder
+) -> None:
+    (result,) = worker.decode([with_delta(stream[1], stream[4])])
+    np.testing.assert_array_equal(mask_of(result).classes, masks[4])
+
+
+def test_nothing_refers_to_a_delta(stream: list[Packet], worker: Decoder) -> None:
+    later = replace(stream[2], regions=(replace(stream[2].regions[0], age=1),))
+    results = worker.decode([stream[0], with_delta(stream[1], stream[4]), later])
+    assert types_of(results) == [Decoded, Decoded, MissingKey]
+
+
+def test_a_delta_of_an_unknown_level_is_a_bitstream_error(stream: list[Packet], worker: Decoder) -> None:
+    (result,) = worker.decode([with_delta(stream[1], stream[4], level=200)])
+    assert isinstance(result, BitstreamError)
+    assert "quality 200" in str(result)
 
 
 def test_what_is_kept_of_keys_is_bounded(bundle: Bundle, session: object, stream: list[Packet]) -> None:
-    keys = KeyBuffers[Outputs](cameras=3)
+    keys = KeyBuffers[HeldKey](cameras=3)
     worker = Decoder(bundle, session, keys=keys)  # type: ignore[arg-type]
     cameras = [f"camera-{number}" for number in range(4)]
     for camera in cameras:
@@ -496,8 +533,8 @@ def test_what_is_kept_of_keys_is_bounded(bundle: Bundle, session: object, stream
     held = keys.of("camera-3")
     assert len(held) == GENERATIONS
     newest = held.newest(stream[0], 0)
-    assert newest is not None and newest.value.logits is not None
-    assert newest.value.logits.base is None  # not a view that keeps the batch it was part of
+    assert newest is not None and newest.value.outputs.logits is not None
+    assert newest.value.outputs.logits.base is None  # not a view that keeps the batch it was part of
 
 
 class OneScore:

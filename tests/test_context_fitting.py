@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.bundle import tables_from
-from pipeline.codec import decode_latents, encode_latents, quantise
 from pipeline.context import estimated_bits
 from pipeline.context_fitting import Effort, LevelLatents, fit_context, fit_tables, rounded
 from pipeline.integer_prior import load_prior
+from pipeline.latent_coding import decode_latents, encode_latents, quantise
 
 torch.set_num_threads(1)
 FRAMES, SIZE = 24, (6, 9)

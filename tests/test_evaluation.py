@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import encode_latents, open_encoder
+from pipeline.codec import open_encoder
 from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError
 from pipeline.evaluation import (
@@ -24,6 +24,7 @@ from pipeline.evaluation import (
     measure,
     measured_as_json,
 )
+from pipeline.latent_coding import encode_latents
 from pipeline.streets import render_street
 
 
@@ -76,6 +77,11 @@ def test_figures_are_complete_and_serialisable(evaluation: Evaluation, bundle: B
     known = [iou for iou in evaluation.class_iou if not math.isnan(iou)]
     assert evaluation.miou == pytest.approx(np.mean(known))
     assert "bits per pixel, all overhead in" in as_text(evaluation, bundle)
+
+
+def test_at_the_default_level_rounding_costs_little(evaluation: Evaluation, bundle: Bundle) -> None:
+    assert abs(evaluation.miou - evaluation.unrounded_miou) < 0.03  # eight frames only
+    assert f"{100 * evaluation.unrounded_miou:.2f} % if latents were not rounded" in as_text(evaluation, bundle)
 
 
 def test_a_table_of_levels_has_a_row_for_each(evaluation: Evaluation, bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.experiment import load_experiment, load_label_experiment
+from pipeline.experiment import load_decide_experiment, load_experiment, load_label_experiment
 
 TRAIN = Path(__file__).parent.parent / "configs" / "train"
 
@@ -34,7 +34,8 @@ def complaint(path: Path) -> str:
 
 
 LABEL_FILES = sorted(TRAIN.rglob("*-labels.yaml"))
-FILES = sorted(set(TRAIN.rglob("*.yaml")) - set(LABEL_FILES))
+DECIDE_FILES = sorted(TRAIN.rglob("*-decide.yaml"))
+FILES = sorted(set(TRAIN.rglob("*.yaml")) - {*LABEL_FILES, *DECIDE_FILES})
 
 
 def name_of(path: Path) -> str:
@@ -45,6 +46,11 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_experiment_of_the_repository_is_valid_and_named_as_its_file(path: Path) -> None:
     assert load_experiment(path).name == name_of(path)
+
+
+@pytest.mark.parametrize("path", DECIDE_FILES, ids=lambda path: path.stem)
+def test_each_experiment_that_decides_is_valid_and_named_as_its_file(path: Path) -> None:
+    assert load_decide_experiment(path).name == name_of(path)
 
 
 def test_experiments_to_compare_differ_in_what_is_compared_alone() -> None:

@@ -16,9 +16,10 @@ from torch import nn
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import MANIFEST, TABLES, Bundle, QualityLevel, load_bundle
-from pipeline.codec import decode_latents, open_decoder, open_encoder
+from pipeline.codec import open_decoder, open_encoder
 from pipeline.errors import ConfigError
 from pipeline.export import export_whole, fold_batch_norms, write_manifest
+from pipeline.latent_coding import decode_latents
 from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.models.entropy_model import ACTIVATION_UNITS, HYPER_LIMIT, SCALE_LEVELS, freeze
 from pipeline.models.over_parameterised import OverParameterisedConv

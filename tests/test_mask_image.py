@@ -17,13 +17,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import BitstreamError, ConfigError
-from pipeline.mask_image import MAX_PIXELS, pack_mask, pack_mask_rle, unpack_mask, unpack_mask_rle
-from pipeline.messages import FrameId, Mask
+from pipeline.mask_image import (
+    MAX_PIXELS,
+    pack_mask,
+    pack_mask_rle,
+    parse_regions,
+    regions_of,
+    unpack_mask,
+    unpack_mask_rle,
+)
+from pipeline.messages import FrameId, Kind, Mask
 
 GOLDEN = Path(__file__).parent / "golden"
 PALETTE = np.random.default_rng(0).integers(0, 256, (12, 3)).astype(np.uint8)
 CLASSES = np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(3, 4), 5, axis=0), 7, axis=1)[:, :27]
 MASK = Mask(FrameId(0xBEEF, 4_000_000_000), 1_767_225_600_123, bytes.fromhex("0badcafe"), CLASSES)
+CODED = replace(MASK, rows=2, columns=3, kinds=(Kind.KEY, Kind.WARP, None, Kind.DELTA, Kind.WARP, Kind.KEY))
 RLE_HEAD = 22
 
 
@@ -43,6 +52,7 @@ def masks(draw: st.DrawFn) -> tuple[Mask, NDArray[np.uint8]]:
 
 def assert_equal(one: Mask, other: Mask) -> None:
     assert (one.id, one.captured_ms, one.bundle) == (other.id, other.captured_ms, other.bundle)
+    assert (one.rows, one.columns, one.kinds) == (other.rows, other.columns, other.kinds)
     assert one.classes.dtype == other.classes.dtype == np.uint8
     np.testing.assert_array_equal(one.classes, other.classes)
 
@@ -74,6 +84,7 @@ def test_golden_masks_keep_their_meaning() -> None:
     assert_equal(mask, MASK)
     assert camera == "cam-1"
     assert_equal(unpack_mask_rle((GOLDEN / "mask_rle.bin").read_bytes()), MASK)
+    assert_equal(unpack_mask((GOLDEN / "mask_png_regions.bin").read_bytes())[0], CODED)
 
 
 def test_the_compact_form_is_the_documented_one() -> None:
@@ -113,6 +124,44 @@ def test_the_png_carries_the_identity_of_its_frame() -> None:
         "captured_ms": "1767225600123",
         "bundle": "0badcafe",
     }
+
+
+def test_the_png_says_how_each_region_was_coded_in_one_line_to_parse() -> None:
+    opened = Image.open(io.BytesIO(pack_mask(CODED, "cam-1", PALETTE)))
+    grid, kinds = opened.text["regions"].split()
+    assert (grid, kinds) == ("2x3", "KW-DWK")
+    assert list(opened.text)[:5] == ["camera", "epoch", "sequence", "captured_ms", "bundle"]
+
+
+@given(st.integers(1, 15), st.integers(1, 15), st.data())
+def test_the_kinds_of_regions_survive_the_png(rows: int, columns: int, data: st.DataObject) -> None:
+    count = rows * columns
+    kinds = data.draw(st.lists(st.sampled_from([None, *Kind]), min_size=count, max_size=count))
+    mask = replace(MASK, rows=rows, columns=columns, kinds=tuple(kinds))
+    assert_equal(unpack_mask(pack_mask(mask, "cam-1", PALETTE))[0], mask)
+
+
+def test_a_mask_whose_regions_are_not_known_says_nothing_of_them() -> None:
+    assert regions_of(MASK) == ""
+    assert unpack_mask(pack_mask(MASK, "cam-1", PALETTE))[0].kinds == ()
+
+
+@pytest.mark.parametrize(("rows", "columns", "count"), [(2, 2, 3), (1, 1, 2), (0, 3, 3), (16, 1, 16), (1, 16, 16)])
+def test_kinds_that_do_not_fill_the_grid_are_not_packed(rows: int, columns: int, count: int) -> None:
+    with pytest.raises(BitstreamError, match="regions"):
+        pack_mask(replace(MASK, rows=rows, columns=columns, kinds=(Kind.KEY,) * count), "cam-1", PALETTE)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2x2", "2x2 KKK", "2x2 KKKX", "2x2 KKKK ", "0x0 ", "02x2 KKKK", "16x1 " + "K" * 16, "2x2 KKKK\n", "K"]
+)
+def test_text_that_does_not_tell_the_regions_is_refused(text: str) -> None:
+    with pytest.raises(BitstreamError, match="regions"):
+        parse_regions(text)
+
+
+def test_the_compact_form_does_not_tell_the_regions() -> None:
+    assert pack_mask_rle(CODED) == pack_mask_rle(MASK)
 
 
 def test_only_a_real_camera_name_is_packed() -> None:
@@ -179,6 +228,11 @@ def with_body(place: int, body: bytes) -> bytes:
     return png_of([*CHUNKS[:place], (CHUNKS[place][0], body), *CHUNKS[place + 1 :]])
 
 
+def with_text(*bodies: bytes) -> bytes:
+    """The PNG with these text chunks after those that are always there."""
+    return png_of([*CHUNKS[:IDAT], *((b"tEXt", body) for body in bodies), *CHUNKS[IDAT:]])
+
+
 def header(**changes: int) -> bytes:
     fields = {"width": 27, "height": 15, "depth": 4, "colour": 3, "compression": 0, "filter": 0, "lace": 0}
     return with_body(IHDR, struct.pack("!IIBBBBB", *(fields | changes).values()))
@@ -222,10 +276,19 @@ PNG_FORGERIES = {
     "too many bytes of pixels": with_body(IDAT, zlib.compress(PIXELS + b"\0")),
     "another filter": with_body(IDAT, zlib.compress(b"\0" + PIXELS[1:])),
     "bytes in the last chunk": with_body(IEND, b"x"),
+    "regions that are none": with_text(b"regions\x002x2 KWK"),
+    "regions without a value": with_text(b"regions"),
+    "far too many texts": with_text(*[b"later\0"] * 100),
+    "a text after the pixels": png_of([*CHUNKS[:IEND], (b"tEXt", b"regions\x001x1 K"), CHUNKS[IEND]]),
     "a missing chunk": png_of(CHUNKS[:EPOCH] + CHUNKS[EPOCH + 1 :]),
     "another chunk": png_of([CHUNKS[0], (b"tIME", b"\0" * 7), *CHUNKS[1:]]),
     "another order": png_of([*CHUNKS[:EPOCH], CHUNKS[SEQUENCE], CHUNKS[EPOCH], *CHUNKS[CAPTURED:]]),
 }
+
+
+def test_texts_of_newer_senders_are_passed_over() -> None:
+    mask, _ = unpack_mask(with_text(b"later\0word", b"regions\x001x2 K-", b"last"))
+    assert_equal(mask, replace(MASK, rows=1, columns=2, kinds=(Kind.KEY, None)))
 
 
 @pytest.mark.parametrize("forgery", PNG_FORGERIES)
@@ -308,6 +371,7 @@ def test_any_bytes_give_a_mask_or_an_error(data: bytes, place: int) -> None:
     value_or_error(unpack_mask, data)
     value_or_error(unpack_mask, b"\x89PNG\r\n\x1a\n" + data)
     value_or_error(unpack_mask, with_body(place, data))
+    value_or_error(unpack_mask, with_text(b"regions\0" + data))
     value_or_error(unpack_mask, with_body(IDAT, zlib.compress(data)))
     value_or_error(unpack_mask_rle, data)
     value_or_error(unpack_mask_rle, RLE[:RLE_HEAD] + data)

@@ -3,10 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from standins import NAMES, PALETTE
+from standins import NAMES, PALETTE, packet_of
 
 from nodes.publisher import FramePublisher, Looks, Rendered, Rivals, StatsPublisher, render
 from nodes.service import Lane
@@ -14,8 +15,8 @@ from nodes.stats import Cameras, MaskFacts
 from nodes.viewer.state import Stats
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.mask_image import unpack_mask, unpack_mask_rle
-from pipeline.messages import Decoded, FrameId, Mask, Scores
-from pipeline.transport import Message
+from pipeline.messages import Decoded, FrameId, Kind, Mask, Scores
+from pipeline.transport import LIVE, Delivery, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
 FRAME = FrameId(7, 1)
@@ -84,6 +85,29 @@ async def test_masks_are_published_and_the_compact_form_where_it_is_on(lane: Lan
         topics = [message.topic async for message in arriving]
         assert topics == (["cam-1/mask", "cam-1/mask/rle"] if rle else ["cam-1/mask"])
         assert isinstance(rendered, Rendered)
+
+
+class NotingChannel(MemoryChannel):
+    """Keeps how each message was to travel."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.noted: dict[str, Delivery] = {}
+
+    async def publish(self, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
+        self.noted[topic] = delivery
+        await super().publish(topic, payload, delivery)
+
+
+async def test_how_regions_were_coded_goes_beside_the_mask_in_each_form(lane: Lane) -> None:
+    mask = replace(mask_of(), rows=1, columns=2, kinds=(Kind.WARP, None))
+    async with NotingChannel(MemoryBroker()) as channel:
+        frames = FramePublisher(channel, lane, looks=Looks(PALETTE, NAMES, rle=True), live=True)
+        await frames.publish("cam-1", FRAME, Decoded(mask, None))
+        await frames.publish("cam-2", FRAME, decoded())
+    told = {topic: delivery.properties.get("regions") for topic, delivery in channel.noted.items()}
+    assert told == {"cam-1/mask": "1x2 W-", "cam-1/mask/rle": "1x2 W-", "cam-2/mask": None, "cam-2/mask/rle": None}
+    assert channel.noted["cam-1/mask"].properties["sequence"] == "1"
 
 
 async def test_without_a_broker_a_live_mask_is_given_up(lane: Lane) -> None:
@@ -157,7 +181,7 @@ async def test_statistics_are_what_the_viewer_reads() -> None:
     async with MemoryChannel(broker) as channel, MemoryChannel(broker) as other:
         arriving = other.subscribe("+/stats")
         served = cameras.of("cam-1")
-        served.stats.packet(size_bytes=100, keys=1, regions=1)
+        served.stats.take(packet_of(0, sequence=1), size_bytes=100)
         served.stats.mask(MaskFacts(12.0, np.array([0.5, 0.5])))
         telling = asyncio.create_task(StatsPublisher("w-1", channel, cameras, interval_s=0.05).run())
         payload = await take(arriving)

@@ -13,7 +13,7 @@ from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, Missing
 from pipeline.mask_image import unpack_mask
 from pipeline.messages import Kind, Packet
 from pipeline.recording import decode_files, encode_files
-from pipeline.video_encoder import VideoEncoder, at_interval
+from pipeline.video_encoder import VideoEncoder, at_interval, open_video_encoder
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,21 @@ def test_the_packet_whose_key_is_gone_is_named_even_where_another_folder_has_one
     assert [next(written).path.name for _ in range(3)] == ["0.png", "1.png", "2.png"]
     with pytest.raises(MissingKey, match=r"4\.mcp.*sequence 3"):
         next(written)
+
+
+def test_regions_of_a_grid_are_one_stream_too_and_need_all_their_keys(
+    bundle: Bundle, decoder: Decoder, video: Path, tmp_path: Path
+) -> None:
+    coded = open_video_encoder(bundle, engine="onnxruntime", policy=at_interval(9), grid="2x2")
+    folder = tmp_path / "packets"
+    for written in encode_files(coded, bundle, video, folder):
+        if written.path.stem == "1":
+            coded.request_key([3])
+    packets = {path.stem: unpack(path.read_bytes()) for path in folder.iterdir()}
+    kinds = {stem: "".join(region.kind.name[0] for region in packet.regions) for stem, packet in packets.items()}
+    assert kinds == {"0": "KKKK", "1": "WWWW", "2": "WWWK", "3": "WWWW", "4": "WWWW"}
+    masks = [unpack_mask(one.path.read_bytes())[0] for one in decode_files(decoder, bundle, folder, tmp_path / "masks")]
+    assert [np.mean(mask.classes == masks[0].classes) > 0.98 for mask in masks] == [True] * 5
+    (folder / "2.mcp").unlink()
+    with pytest.raises(MissingKey, match=r"3\.mcp.*regions 3 "):
+        list(decode_files(decoder, bundle, folder, tmp_path / "masks"))

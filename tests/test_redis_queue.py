@@ -48,11 +48,11 @@ async def test_redis_killed_midway_is_a_transport_error_and_nothing_acknowledged
             own_redis.start()
             await gateway.put("cam-1", bytes([10]))
             assert [job.packet[0] for job in await claim(worker, 1)] == [10]
-            assert await gateway.depth() == 7
             await until(lambda: are_connected(True, gateway, worker))
+            assert await gateway.depth() == 5  # what was answered while Redis was away is answered now
         async with bench.queue("w2") as other:
-            left = await claim(other, 7)
-            assert sorted(job.packet[0] for job in left) == [4, 5, 6, 7, 8, 9, 10]
+            left = await claim(other, 5)
+            assert sorted(job.packet[0] for job in left) == [6, 7, 8, 9, 10]
     events = [line["event"] for line in logs]
     assert events.count("waiting for redis") == 2
     assert events.count("connected to redis") == 2

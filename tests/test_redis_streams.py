@@ -5,9 +5,11 @@ import redis.asyncio
 from queues import RedisBench, claim
 
 from pipeline.errors import ConfigError
+from pipeline.mask_order import Turn
+from pipeline.messages import FrameId
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.redis_streams import check_redis_url
-from pipeline.work_queue import shard_of
+from pipeline.work_queue import Place, shard_of
 
 
 async def test_redis_keys_are_those_of_the_wire(redis_bench: RedisBench) -> None:
@@ -15,8 +17,14 @@ async def test_redis_keys_are_those_of_the_wire(redis_bench: RedisBench) -> None
     async with redis_bench.queue() as gateway, redis_bench.queue("w1") as worker:
         await gateway.put("cam-1", b"x")
         await gateway.store_keys("cam-1", {2: b"key"})
-        await claim(worker, 1)
+        [job] = await claim(worker, 1)
+        await worker.take_turns([Place(job, FrameId(7, 3))])
         async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
+            order = await client.hgetall(f"maskcast:{{{shard}}}:order:cam-1")
+            taken_ms = int(order.pop(b"taken"))
+            assert order == {b"epoch": b"7", b"sequence": b"3", b"entry": job.entry.encode(), b"worker": b"w1"}
+            assert abs((await client.time())[0] - taken_ms / 1000) < 3
+            assert 58 <= await client.ttl(f"maskcast:{{{shard}}}:order:cam-1") <= 60
             [(_, fields)] = await client.xrange(f"maskcast:{{{shard}}}:frames")
             assert fields == {b"camera": b"cam-1", b"packet": b"x"}
             [group] = await client.xinfo_groups(f"maskcast:{{{shard}}}:frames")
@@ -67,3 +75,23 @@ def test_bad_redis_address_is_one_sentence_without_the_password(url: str) -> Non
 
 def test_redis_address_has_a_default_port() -> None:
     assert check_redis_url("redis://user:secret@queue.example/3") == "queue.example:6379"
+
+
+async def test_epochs_that_are_over_are_kept_with_the_time_they_ended_and_dropped_later(
+    redis_bench: RedisBench,
+) -> None:
+    order = f"maskcast:{{{shard_of('cam-1', 16)}}}:order:cam-1"
+    async with (
+        redis_bench.queue() as gateway,
+        redis_bench.queue("w1") as worker,
+        redis.asyncio.from_url(redis_bench.url, protocol=2) as client,
+    ):
+        await gateway.put("cam-1", b"x")
+        [job] = await claim(worker, 1)
+        for epoch in (1, 2):
+            assert await worker.take_turns([Place(job, FrameId(epoch, 9))]) == [Turn.MINE]
+        ended_ms = int(await client.hget(order, "over:1"))
+        assert await worker.take_turns([Place(job, FrameId(1, 10))]) == [Turn.OVER]
+        await client.hset(order, "over:1", ended_ms - 60_000)
+        assert await worker.take_turns([Place(job, FrameId(1, 0))]) == [Turn.MINE]
+        assert await client.hexists(order, "over:2") and not await client.hexists(order, "over:1")

@@ -12,10 +12,11 @@ import torch
 from safetensors.numpy import load_file
 
 from pipeline.bundle import MANIFEST, TABLES, Bundle, Network, load_bundle
-from pipeline.codec import dequantise, encode_latents, open_decoder, open_encoder
+from pipeline.codec import open_decoder, open_encoder
 from pipeline.context_fitting import Effort
 from pipeline.errors import ConfigError
 from pipeline.export import export
+from pipeline.latent_coding import dequantise, encode_latents
 from pipeline.models.entropy_model import freeze
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import Restored, fit_fresh, restore

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from nodes.stats import Cameras, CameraStats, CaptureClock, MaskFacts, Order
 from pipeline import metrics
-from pipeline.messages import FrameId
+from pipeline.messages import FrameId, Kind, Packet, Region
 
 
 def admitted(*ids: tuple[int, int]) -> list[bool]:
@@ -113,10 +113,16 @@ def test_without_a_deadline_nothing_is_late() -> None:
     assert ages(clock, behind_ms=10_000, at_ms=range(10**9, 10**9 + 9000, 40))[-1] == 10_020
 
 
+def packet_of(*kinds: Kind, body_bytes: int = 100) -> Packet:
+    """A packet of a 2x2 grid, its first regions of these kinds."""
+    regions = tuple(Region(kind, index, 0, bytes(body_bytes)) for index, kind in enumerate(kinds))
+    return Packet(FrameId(7, 1), 1000, bytes(4), 0, rows=2, columns=2, regions=regions)
+
+
 def test_a_summary_has_the_fields_of_the_contract() -> None:
     stats = CameraStats(["road", "sky"])
     for latency_ms in range(1, 26):
-        stats.packet(size_bytes=500, keys=1, regions=2)
+        stats.take(packet_of(Kind.KEY, Kind.WARP), size_bytes=500)
         stats.mask(MaskFacts(latency_ms, np.array([0.25, 0.75])))
     stats.drops["late"] += 2
     assert stats.summary(0.5) == {
@@ -127,13 +133,39 @@ def test_a_summary_has_the_fields_of_the_contract() -> None:
         "drops": {"late": 2},
         "share": {"road": 0.25, "sky": 0.75},
         "key_share": 0.5,
+        "kinds": {
+            "absent": {"regions_s": 100.0, "kbit_s": 0.0},
+            "key": {"regions_s": 50.0, "kbit_s": 40.0},
+            "warp": {"regions_s": 50.0, "kbit_s": 40.0},
+        },
         "masks": 25,
     }
 
 
+def test_regions_and_their_bytes_are_told_by_kind() -> None:
+    stats = CameraStats(["road"])
+    stats.take(packet_of(Kind.KEY, Kind.WARP, Kind.WARP, body_bytes=500), size_bytes=1540)
+    stats.take(packet_of(Kind.WARP, Kind.WARP, Kind.DELTA, Kind.WARP, body_bytes=250), size_bytes=1045)
+    facts = stats.summary(0.5)
+    assert facts["kinds"] == {
+        "absent": {"regions_s": 2.0, "kbit_s": 0.0},
+        "delta": {"regions_s": 2.0, "kbit_s": 4.0},
+        "key": {"regions_s": 2.0, "kbit_s": 8.0},
+        "warp": {"regions_s": 10.0, "kbit_s": 28.0},
+    }
+    assert (facts["key_share"], facts["kbit_s"]) == (0.1429, 41.36)
+
+
+def test_kinds_that_did_not_come_are_not_told() -> None:
+    stats = CameraStats(["road"])
+    stats.take(packet_of(*[Kind.KEY] * 4), size_bytes=400)
+    assert stats.summary(1.0)["kinds"] == {"key": {"regions_s": 4.0, "kbit_s": 3.2}}
+    assert stats.summary(1.0)["kinds"] == {}
+
+
 def test_an_interval_begins_anew_but_latency_looks_back_and_drops_add_up() -> None:
     stats = CameraStats(["road"])
-    stats.packet(size_bytes=500, keys=1, regions=1)
+    stats.take(packet_of(Kind.KEY), size_bytes=500)
     stats.mask(MaskFacts(30.0, np.array([1.0])))
     stats.drops["late"] += 1
     stats.summary(1.0)

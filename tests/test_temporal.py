@@ -6,17 +6,27 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.temporal import EVERY, INTERVAL, THRESHOLD, Result, Setting, loss_at, measure, video_of
+from benchmarks.temporal import (
+    DELTA,
+    EVERY,
+    INTERVAL,
+    THRESHOLD,
+    Result,
+    Setting,
+    cheaper_level,
+    loss_at,
+    measure,
+    settings_of,
+    video_of,
+)
 from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.deciding import linear_agreement
 from pipeline.errors import ConfigError
 from pipeline.video_encoder import EVERY_FRAME, at_interval, at_threshold
 
 
-def result(family: str, share: float, loss: float) -> Result:
-    return Result(
-        Setting(family, 1), None, 100 - loss, loss, total_bytes=1000, share=share, key_share=share, key_bytes=9,
-        warp_bytes=1, key_camera_ms=1, warp_camera_ms=1, key_worker_ms=1, warp_worker_ms=1,
-    )  # fmt: skip
+def result(family: str, share: float, loss: float, *, level: int = 5) -> Result:
+    return Result(Setting(family, 1, level), None, 100 - loss, loss, total_bytes=1000, share=share, kinds={})
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +36,30 @@ def bundle() -> Bundle:
 
 def test_the_loss_at_a_share_of_the_bits_lies_between_its_neighbours() -> None:
     results = [result(EVERY, 1, 0), result(INTERVAL, 0.5, 1), result(INTERVAL, 0.25, 3), result(THRESHOLD, 0.2, 2)]
-    assert loss_at(results, INTERVAL, 0.4) == pytest.approx(1.8)
-    assert loss_at(results, INTERVAL, 0.75) == pytest.approx(0.5)
-    assert loss_at(results, INTERVAL, 0.2) is None
-    assert loss_at(results, THRESHOLD, 0.2) == pytest.approx(2)
+    assert loss_at(results, INTERVAL, 5, 0.4) == pytest.approx(1.8)
+    assert loss_at(results, INTERVAL, 5, 0.75) == pytest.approx(0.5)
+    assert loss_at(results, INTERVAL, 5, 0.2) is None
+    assert loss_at(results, THRESHOLD, 5, 0.2) == pytest.approx(2)
+    assert loss_at([*results, result(INTERVAL, 0.1, 4, level=4)], INTERVAL, 5, 0.2) is None
 
 
 def test_settings_are_the_policies_of_the_codec() -> None:
-    assert Setting(EVERY, 1).policy == EVERY_FRAME
-    assert Setting(INTERVAL, 4).policy == at_interval(4)
-    assert Setting(THRESHOLD, 93.5).policy == at_threshold(93.5)
+    assert Setting(EVERY, 1, 5).policy(linear_agreement) == EVERY_FRAME
+    assert Setting(INTERVAL, 4, 5).policy(linear_agreement) == at_interval(4)
+    assert Setting(THRESHOLD, 93.5, 5).policy(linear_agreement) == at_threshold(93.5)
+    assert Setting(DELTA, 93.5, 5, 3).policy(linear_agreement) == at_threshold(93.5, delta_level=3)
+
+
+def test_every_level_of_keys_is_compared_with_all_policies_and_a_delta_is_cheaper_than_they(bundle: Bundle) -> None:
+    settings = settings_of(bundle, 5, [3, 5], [4], [95.0])
+    assert settings[0] == Setting(EVERY, 1, 5)
+    assert [one.level for one in settings if one.family == INTERVAL] == [5, 3]
+    assert [one.level for one in settings if one.family == EVERY] == [5, 3]
+    rates = [one.rate_bpp for one in bundle.manifest.quality_levels]
+    deltas = [(one.level, one.delta_level) for one in settings if one.family == DELTA]
+    assert deltas
+    assert all(cheaper is not None and rates[cheaper] < 0.7 * rates[level] for level, cheaper in deltas)
+    assert cheaper_level(bundle, 0) is None
 
 
 @pytest.fixture
@@ -50,12 +74,15 @@ def still(tmp_path: Path, bundle: Bundle) -> Path:
 
 def test_where_nothing_moves_a_warp_costs_its_bytes_and_loses_nothing(bundle: Bundle, still: Path) -> None:
     video = video_of(bundle, data=None, split="val", clip=still, frames=3)
-    every, interval = measure(video, bundle, [Setting(INTERVAL, 3)], level=5, engine="onnxruntime", threads=1)
-    assert (every.share, every.key_share, every.loss, every.warp_bytes) == (1, 1, 0, None)
+    every, interval = measure(
+        video, bundle, [Setting(EVERY, 1, 5), Setting(INTERVAL, 3, 5)], engine="onnxruntime", threads=1
+    )
+    assert (every.share, every.loss, list(every.kinds)) == (1, 0, ["KEY"])
     assert (interval.loss, interval.agreement, interval.miou) == (0, 100, None)
-    assert interval.key_share == pytest.approx(1 / 3)
-    assert interval.key_bytes == every.key_bytes and interval.warp_bytes is not None
-    assert interval.total_bytes == interval.key_bytes + 2 * interval.warp_bytes
+    key, warp = interval.kinds["KEY"], interval.kinds["WARP"]
+    assert (key.share, warp.share) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert key.size_bytes == every.kinds["KEY"].size_bytes
+    assert interval.total_bytes == key.size_bytes + 2 * warp.size_bytes
     assert interval.share == interval.total_bytes / every.total_bytes
 
 

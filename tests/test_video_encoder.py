@@ -1,7 +1,7 @@
 """KEY or WARP: what is due, what is worth it, and that nothing is left to chance when the stream breaks."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.codec import Encoder, packet_of
+from pipeline.delta import split
 from pipeline.errors import ConfigError
 from pipeline.messages import Frame, FrameId, Kind, Packet, Region
+from pipeline.regions import Grid
 from pipeline.streets import render_street
 from pipeline.video_encoder import (
     EVERY_FRAME,
@@ -20,12 +22,13 @@ from pipeline.video_encoder import (
     VideoEncoder,
     at_interval,
     at_threshold,
+    key_policy,
     linear_agreement,
 )
 
 HEIGHT, WIDTH = 96, 128
 BUNDLE = SimpleNamespace(manifest=SimpleNamespace(height=HEIGHT, width=WIDTH), id=b"abcd")
-K, W = Kind.KEY, Kind.WARP
+K, W, D = Kind.KEY, Kind.WARP, Kind.DELTA
 
 
 class FixedEncoder(Encoder):
@@ -39,6 +42,9 @@ class FixedEncoder(Encoder):
         if frame.image.shape != (HEIGHT, WIDTH, 3):
             raise ValueError("another size")
         return packet_of(frame, bytes(self.body_bytes), bundle=BUNDLE.id, quality=self.quality)
+
+    def body(self, image: np.ndarray, quality: int) -> bytes:
+        return bytes(self.body_bytes // 2)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +152,16 @@ def test_a_key_that_was_asked_for_is_the_next_packet(images: list[np.ndarray]) -
     assert [region_of(packet).age for packet in after] == [0, 1, 2]
 
 
+def test_a_key_asked_for_of_a_region_that_is_not_there_changes_nothing(images: list[np.ndarray]) -> None:
+    encoder = video_encoder(at_interval(100))
+    frames = frames_of(images)
+    encoder.encode(frames[0])
+    encoder.request_key([1, 63])
+    assert kinds([encoder.encode(frame) for frame in frames[1:3]]) == [W, W]
+    encoder.request_key([0, 1])
+    assert kinds([encoder.encode(frame) for frame in frames[3:5]]) == [K, W]
+
+
 def test_the_first_frame_of_another_quality_is_a_key(images: list[np.ndarray]) -> None:
     encoder, packets = video_encoder(at_interval(100)), []
     for frame, quality in zip(frames_of(images), (3, 3, 5, 5, 3), strict=False):
@@ -201,6 +217,17 @@ def test_the_plain_guess_falls_with_motion_and_change_and_is_a_percentage(images
     assert 0 <= max(changed) < 75
 
 
+def test_an_interval_bounds_the_age_and_a_threshold_makes_keys_sooner() -> None:
+    assert key_policy(key_interval=None, threshold=None) == EVERY_FRAME
+    assert key_policy(key_interval=1, threshold=90) == at_threshold(90, longest_age=0)
+    assert key_policy(key_interval=7, threshold=None) == at_interval(7)
+    assert key_policy(key_interval=None, threshold=90) == at_threshold(90)
+    assert key_policy(key_interval=7, threshold=90) == at_threshold(90, longest_age=6)
+    for interval, threshold in ((0, None), (0, 90), (7, 101)):
+        with pytest.raises(ConfigError):
+            key_policy(key_interval=interval, threshold=threshold)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 257])
 def test_an_interval_that_no_age_can_tell_is_refused(wrong: int) -> None:
     with pytest.raises(ConfigError, match=f"key interval {wrong}"):
@@ -223,3 +250,95 @@ def test_every_policy_is_a_plain_value() -> None:
     assert at_interval(1) == EVERY_FRAME
     policies = [EVERY_FRAME, at_interval(5), at_threshold(90), at_threshold(91)]
     assert all(one != other for one, other in itertools.combinations(policies, 2))
+
+
+@pytest.mark.parametrize(("said", "kind"), [(80.0, W), (79.9, D), (78.0, D), (77.9, K), (float("nan"), K)])
+def test_what_is_nearly_good_enough_becomes_a_delta_where_the_policy_has_one(
+    said: float, kind: Kind, images: list[np.ndarray]
+) -> None:
+    plain = FixedEncoder()
+    encoder = video_encoder(at_threshold(80, predict=lambda _: said, delta_level=1), plain)
+    packets = [encoder.encode(frame) for frame in frames_of(images[:2])]
+    assert kinds(packets) == [K, kind]
+    if kind is D:
+        parts = split(region_of(packets[1]).body)
+        assert (parts.level, parts.latents) == (1, bytes(400))
+        assert packets[1].quality == plain.quality
+
+
+def test_after_a_delta_the_key_is_the_one_before_it(images: list[np.ndarray]) -> None:
+    said = iter([79.0, 90.0, 79.0])
+    encoder = video_encoder(at_threshold(80, predict=lambda _: next(said), delta_level=1))
+    packets = [encoder.encode(frame) for frame in frames_of(images[:4])]
+    assert [(region_of(one).kind, region_of(one).age) for one in packets] == [(K, 0), (D, 1), (W, 2), (D, 3)]
+
+
+def test_a_delta_that_is_no_smaller_than_a_key_is_one(images: list[np.ndarray]) -> None:
+    encoder = video_encoder(at_threshold(80, predict=lambda _: 79.0, delta_level=1), FixedEncoder(20))
+    assert kinds([encoder.encode(frame) for frame in frames_of(images[:3])]) == [K, K, K]
+
+
+@pytest.mark.parametrize("margin", [-1.0, 101.0, float("nan")])
+def test_a_margin_that_is_no_percentage_is_refused(margin: float) -> None:
+    with pytest.raises(ConfigError, match="margin"):
+        KeyPolicy(9, 90, delta_margin=margin)
+
+
+class RegionsEncoder(FixedEncoder):
+    """A network for a 1x2 grid: notes which regions it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[int] | None] = []
+
+    def encode(self, frame: Frame, regions: Iterable[int] | None = None) -> Packet:
+        self.asked.append(None if regions is None else list(regions))
+        packet = super().encode(frame)
+        keys = tuple(replace(packet.regions[0], index=index) for index in self.asked[-1] or (0, 1))
+        return replace(packet, columns=2, regions=keys)
+
+
+def halves(policy: KeyPolicy, encoder: RegionsEncoder) -> VideoEncoder:
+    return VideoEncoder(encoder, BUNDLE, policy=policy, grid=Grid(1, 2, HEIGHT, WIDTH))  # type: ignore[arg-type]
+
+
+def shown(packets: Sequence[Packet]) -> list[str]:
+    """Kind and age of each region, in the order of the packet, which must be that of their indexes."""
+    assert all([one.index for one in packet.regions] == [0, 1] for packet in packets)
+    assert {(packet.rows, packet.columns) for packet in packets} == {(1, 2)}
+    return [" ".join(f"{one.kind.name[0]}{one.age}" for one in packet.regions) for packet in packets]
+
+
+def test_every_packet_has_every_region_of_the_grid(images: list[np.ndarray]) -> None:
+    encoder = RegionsEncoder()
+    coded = halves(at_interval(3), encoder)
+    assert shown([coded.encode(frame) for frame in frames_of(images[:4])]) == ["K0 K0", "W1 W1", "W2 W2", "K0 K0"]
+    assert encoder.asked == [None, None]
+
+
+def test_a_key_that_was_asked_for_is_that_of_its_region_alone(images: list[np.ndarray]) -> None:
+    encoder = RegionsEncoder()
+    coded, frames = halves(at_interval(9), encoder), frames_of(images[:5])
+    packets = [coded.encode(frames[0])]
+    coded.request_key([1])
+    packets += [coded.encode(frame) for frame in frames[1:3]]
+    coded.request_key([0, 5])
+    packets += [coded.encode(frame) for frame in frames[3:]]
+    assert shown(packets) == ["K0 K0", "W1 K0", "W2 W1", "K0 W2", "W1 W3"]
+    assert encoder.asked == [None, [1], [0]]
+    coded.request_key()
+    assert shown([coded.encode(Frame(FrameId(7, 5), 0, images[5]))]) == ["K0 K0"]
+
+
+def test_a_threshold_makes_a_key_of_the_region_that_changes(images: list[np.ndarray]) -> None:
+    changed = images[0].copy()
+    changed[:, WIDTH // 2 + 32 :] = np.random.default_rng(0).integers(0, 256, changed[:, WIDTH // 2 + 32 :].shape)
+    policy = at_threshold(90, predict=lambda one: 100 - float(one.motion.residual.max()))
+    coded = halves(policy, RegionsEncoder())
+    pictures = [images[0], images[0], changed, changed]
+    assert shown([coded.encode(frame) for frame in frames_of(pictures)]) == ["K0 K0", "W1 W1", "W2 K0", "W3 W1"]
+
+
+def test_a_region_of_several_is_never_a_delta(images: list[np.ndarray]) -> None:
+    coded = halves(at_threshold(80, predict=lambda _: 79.0, delta_level=1), RegionsEncoder())
+    assert shown([coded.encode(frame) for frame in frames_of(images[:3])]) == ["K0 K0"] * 3

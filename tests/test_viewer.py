@@ -22,7 +22,7 @@ from nodes.viewer.state import Slot, Update, Wall
 from pipeline.config import ViewerSettings
 from pipeline.errors import BitstreamError, ConfigError
 from pipeline.mask_image import pack_mask
-from pipeline.messages import FrameId, Mask
+from pipeline.messages import FrameId, Kind, Mask
 from pipeline.transport import STATE, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
@@ -36,6 +36,7 @@ STATS = {
     "drops": {"late": 3},
     "share": {"road": 0.75, "sky": 0.25},
     "key_share": 1.0,
+    "kinds": {"key": {"regions_s": 25.0, "kbit_s": 33.5}, "absent": {"regions_s": 0.0, "kbit_s": 0.0}},
 }
 MANIFEST = {
     "name": "camvid",
@@ -45,11 +46,19 @@ MANIFEST = {
 }
 
 
-def mask_png(camera: str = "cam-1", sequence: int = 1, *, epoch: int = 7, captured_ms: int = 1_000_000) -> bytes:
+def mask_png(
+    camera: str = "cam-1",
+    sequence: int = 1,
+    *,
+    epoch: int = 7,
+    captured_ms: int = 1_000_000,
+    kinds: tuple[Kind | None, ...] = (),
+) -> bytes:
     classes = np.zeros((24, 32), np.uint8)
     classes[12:] = 2
     classes[:, sequence % 32] = 1
-    mask = Mask(FrameId(epoch, sequence), captured_ms, bytes.fromhex("0a0b0c0d"), classes)
+    identity = FrameId(epoch, sequence)
+    mask = Mask(identity, captured_ms, bytes.fromhex("0a0b0c0d"), classes, columns=len(kinds) or 1, kinds=kinds)
     return pack_mask(mask, camera, PALETTE)
 
 
@@ -173,6 +182,8 @@ async def test_what_is_not_there_is_not_found(viewer: Viewer, path: str) -> None
         ("/viewer.js", "text/javascript"),
         ("/card.js", "text/javascript"),
         ("/picture.js", "text/javascript"),
+        ("/rates.js", "text/javascript"),
+        ("/regions.js", "text/javascript"),
         ("/viewer.css", "text/css"),
         ("/icon.svg", "image/svg+xml"),
     ],
@@ -216,15 +227,17 @@ async def test_browser_that_comes_late_is_told_everything(viewer: Viewer) -> Non
     await viewer.publish("cam-1/labels", labels_of(4))
     await viewer.publish("cam-1/mask", mask_png(sequence=4))
     async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
-        told = [parsed(await socket.receive()) for _ in range(7)]
-    kinds = ["viewer", "bundle", "state", "stats", "preview", "labels", "mask"]
+        told = [parsed(await socket.receive()) for _ in range(8)]
+    kinds = ["viewer", "bundle", "state", "stats", "rates", "preview", "labels", "mask"]
     assert [header["type"] for header, _ in told] == kinds
     assert told[0][0] == {"type": "viewer", "now_ms": 1_000_250, "connected": True}
     assert told[1][0]["bundle"]["classes"] == [{"name": "sky", "colour": [128, 128, 128]}]
     assert told[3][0]["stats"] == STATS
-    assert told[4][1] == preview_jpeg()
-    assert told[5][0] == {"type": "labels", "camera": "cam-1", "labels": labels_of(4)}
-    assert (told[6][0]["sequence"], told[6][0]["captured_ms"], told[6][1]) == (
+    assert told[3][0]["at_ms"] == 1_000_250
+    assert told[4][0]["rates"] == [[1_000_250, 34.25]]
+    assert told[5][1] == preview_jpeg()
+    assert told[6][0] == {"type": "labels", "camera": "cam-1", "labels": labels_of(4)}
+    assert (told[7][0]["sequence"], told[7][0]["captured_ms"], told[7][1]) == (
         4,
         1_000_000,
         mask_png(sequence=4),
@@ -240,6 +253,16 @@ async def test_live_mask_reaches_every_browser(viewer: Viewer) -> None:
         for socket in (one, two):
             header, png = await next_of(socket, "mask")
             assert (header["camera"], header["sequence"], png) == ("cam-1", 9, mask_png(sequence=9))
+
+
+async def test_how_regions_were_coded_reaches_browsers_and_the_api(viewer: Viewer) -> None:
+    async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
+        await viewer.publish("cam-1/mask", mask_png(sequence=1))
+        assert (await next_of(socket, "mask"))[0]["regions"] == ""
+        assert json.loads((await viewer.get("/api/cameras"))[1])[0]["regions"] is None
+        await viewer.publish("cam-1/mask", mask_png(sequence=2, kinds=(Kind.KEY, Kind.WARP, Kind.DELTA, None)))
+        assert (await next_of(socket, "mask"))[0]["regions"] == "1x4 KWD-"
+        assert json.loads((await viewer.get("/api/cameras"))[1])[0]["regions"] == "1x4 KWD-"
 
 
 async def test_slow_browser_gets_the_newest_and_no_backlog(viewer: Viewer) -> None:
@@ -259,8 +282,12 @@ async def test_slow_browser_gets_the_newest_and_no_backlog(viewer: Viewer) -> No
 
 def with_padding(png: bytes, size: int) -> bytes:
     """The same picture, with a chunk before its end that programs pass over."""
-    body = bytes(size)
-    chunk = struct.pack("!I4s", size, b"paDd") + body + struct.pack("!I", zlib.crc32(b"paDd" + body))
+    return with_chunk(png, b"paDd", bytes(size))
+
+
+def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    """The same picture with one more chunk before its end."""
+    chunk = struct.pack("!I4s", len(body), kind) + body + struct.pack("!I", zlib.crc32(kind + body))
     return png[:-12] + chunk + png[-12:]
 
 
@@ -306,6 +333,9 @@ HOSTILE = [
     ("mask", mask_png(camera="cam-2")),
     ("mask", cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()),
     ("mask", with_padding(mask_png(), 5 << 20)),
+    ("mask", with_chunk(mask_png(), b"tEXt", b"regions\x002x2 KWK")),
+    ("mask", with_chunk(mask_png(), b"tEXt", b"regions\x001x1 <b>")),
+    ("mask", with_chunk(mask_png(), b"tEXt", b"regions\x00" + b"9" * 5000 + b"x1 K")),
     ("preview", b"GIF89a"),
     ("preview", b"\xff\xd8\xff\xe0"),
     ("preview", b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff" + bytes(20)),
@@ -377,6 +407,33 @@ def test_labels_that_are_late_or_repeated_are_not_shown() -> None:
     ]
     assert taken == [True, False, False, True]
     assert dropped("late") == before + 2
+
+
+@pytest.mark.parametrize("every_ms", [50, 160, 900, 1000, 1100])
+def test_data_rates_of_the_last_minute_are_kept_and_not_many_more(every_ms: int) -> None:
+    now = 5_000_000
+
+    def clock() -> int:
+        return now
+
+    wall = Wall(now_ms=clock)
+    for count in range(200_000 // every_ms):
+        now += every_ms
+        wall.take(Message("cam-1/stats", json.dumps({**STATS, "kbit_s": count}).encode()))
+    rates = wall.cameras["cam-1"].rates
+    assert rates[-1].kbit_s == count
+    assert now - rates[0].at_ms >= 60_000
+    assert len(rates) <= 128
+    gaps_ms = np.diff([rate.at_ms for rate in rates])
+    assert gaps_ms.min() > 0
+    assert gaps_ms.max() <= 1100
+
+
+def test_statistics_without_a_data_rate_add_none() -> None:
+    wall = Wall()
+    wall.take(Message("cam-1/stats", b'{"fps": 25}'))
+    assert not wall.cameras["cam-1"].rates
+    assert [update.slot.kind for update in wall.snapshot()] == ["state", "stats"]
 
 
 @pytest.mark.parametrize("state", ["offline", "stopped"])

@@ -1,135 +1,19 @@
 """The page as a browser shows it: chromium, driven over its DevTools socket, looks at two cameras."""
 
-import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 
 import aiohttp
-import cv2
 import numpy as np
 import pytest
 from browser import COLOURED, DESKTOP, PHONE, Page, chromium
+from viewing import CLASSES, HASH, NAMES, ROAD, SIZE, Clock, StreetCamera, now_ms, part, running, shown
 
 from nodes.viewer import serve
-from pipeline.mask_image import pack_mask
-from pipeline.messages import FrameId, Mask
-from pipeline.streets import render_street
-from pipeline.transport import STATE
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-
-CLASSES = {
-    "sky": (128, 128, 128),
-    "building": (128, 0, 0),
-    "pole": (192, 192, 128),
-    "road": (128, 64, 128),
-    "pavement": (60, 40, 222),
-    "tree": (128, 128, 0),
-    "sign": (192, 128, 128),
-    "fence": (64, 64, 128),
-    "car": (64, 0, 128),
-    "pedestrian": (64, 64, 0),
-    "bicyclist": (0, 128, 192),
-}
-NAMES = list(CLASSES)
-PALETTE = np.array(list(CLASSES.values()), np.uint8)
-HASH = "5eed" * 16
-ROAD = NAMES.index("road")
-SIZE = (480, 360)
-
-
-class StreetCamera:
-    """What a camera and a worker would publish of one street."""
-
-    def __init__(self, channel: MemoryChannel, name: str, seed: int) -> None:
-        self.name, self.channel = name, channel
-        self.rng = np.random.default_rng(seed)
-        self.sequence = 0
-        image, self.classes = street(seed)
-        self.preview = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-
-    async def state(self, state: str) -> None:
-        facts = {"state": state, "bundle": HASH, "since": now_ms() - 60_000, "width": 480, "height": 360}
-        await self.channel.publish(f"{self.name}/state", json.dumps(facts).encode(), STATE)
-
-    async def stats(self) -> None:
-        counts = np.bincount(self.classes.ravel(), minlength=len(NAMES)) / self.classes.size
-        facts = {
-            "fps": 25 + self.rng.normal(0, 0.1),
-            "kbit_s": 168 + 30 * np.sin(self.sequence / 9) + self.rng.normal(0, 6),
-            "latency_p50_ms": 21.4,
-            "latency_p95_ms": 38.2,
-            "drops": {"late": 3, "uplink": 1} if self.name == "station-road" else {},
-            "share": dict(zip(NAMES, counts.tolist(), strict=True)),
-            "key_share": 1.0,
-        }
-        await self.channel.publish(f"{self.name}/stats", json.dumps(facts).encode())
-
-    async def picture(self, *, preview: bool = True) -> None:
-        self.sequence += 1
-        mask = Mask(FrameId(7, self.sequence), now_ms() - 40, bytes.fromhex(HASH[:8]), self.classes)
-        if preview:
-            await self.channel.publish(f"{self.name}/preview", self.preview)
-        await self.channel.publish(f"{self.name}/mask", pack_mask(mask, self.name, PALETTE))
-
-    async def warm_up(self, seconds: int = 90) -> None:
-        """The statistics of some time, at once, so that the curve has something to show."""
-        for _ in range(seconds):
-            self.sequence += 1
-            await self.stats()
-            await asyncio.sleep(0.004)
-
-    async def run(self) -> None:
-        while True:
-            await self.picture()
-            await self.stats()
-            await asyncio.sleep(0.15)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-@cache
-def street(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One picture (H, W, 3) of a street, and its classes (H, W)."""
-    frame = next(render_street(seed, width=SIZE[0], height=SIZE[1], frames=1))
-    return frame.image, frame.labels
-
-
-@asynccontextmanager
-async def shown(tmp_path: Path) -> AsyncIterator[tuple[Page, MemoryChannel]]:
-    """A viewer on a broker of its own, and a browser beside it."""
-    broker = MemoryBroker()
-    async with (
-        MemoryChannel(broker) as cameras,
-        MemoryChannel(broker) as channel,
-        serve(channel, host="127.0.0.1", port=0) as address,
-        chromium(tmp_path / "profile", address) as page,
-    ):
-        yield page, cameras
-
-
-@asynccontextmanager
-async def running(*cameras: StreetCamera) -> AsyncIterator[None]:
-    manifest = {
-        "name": "streets", "hash": HASH,
-        "classes": [{"name": name, "colour": colour} for name, colour in CLASSES.items()],
-    }  # fmt: skip
-    await cameras[0].channel.publish(f"bundle/{HASH}", json.dumps(manifest).encode(), STATE)
-    async with asyncio.TaskGroup() as tasks:
-        tasks_running = []
-        for camera in cameras:
-            await camera.state("online")
-            tasks_running.append(tasks.create_task(camera.run()))
-        yield
-        for task in tasks_running:
-            task.cancel()
-
 
 PIXEL = """(() => {
   const copy = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
@@ -139,19 +23,16 @@ PIXEL = """(() => {
 NO_SIDEWAYS = "document.documentElement.scrollWidth <= innerWidth"
 
 
-def part(camera: str, selector: str) -> str:
-    return f"document.querySelector('[data-camera={camera}] {selector}')"
-
-
 async def test_two_cameras_are_shown_with_their_masks_and_numbers(tmp_path: Path, screenshots: Path) -> None:
-    async with shown(tmp_path) as (page, channel):
+    clock = Clock()
+    async with shown(tmp_path, clock) as (page, channel):
         one, two = StreetCamera(channel, "high-street", 2), StreetCamera(channel, "station-road", 3)
+        await one.tell_the_past(clock)
+        await two.tell_the_past(clock)
         async with running(one, two):
             await page.resize(DESKTOP)
             await page.open()
             await page.until(f"{COLOURED} === 2")
-            await one.warm_up()
-            await two.warm_up()
             assert await page.value("document.getElementById('count').textContent") == "2 cameras"
             assert await page.value("document.getElementById('link').textContent") == "live"
             assert await page.value(f"{part('high-street', '.badge')}.textContent") == "online"
@@ -168,8 +49,6 @@ async def test_two_cameras_are_shown_with_their_masks_and_numbers(tmp_path: Path
             await page.screenshot(screenshots / "desktop-light.png")
             await page.open(scheme="dark")
             await page.until(f"{COLOURED} === 2")
-            await one.warm_up()
-            await two.warm_up()
             await page.screenshot(screenshots / "desktop-dark.png")
         assert page.complaints == []
 
@@ -178,13 +57,15 @@ async def test_two_cameras_are_shown_with_their_masks_and_numbers(tmp_path: Path
 async def test_phone_shows_everything_without_sideways_scrolling(
     tmp_path: Path, screenshots: Path, size: tuple[int, int]
 ) -> None:
-    async with shown(tmp_path) as (page, channel):
+    clock = Clock()
+    async with shown(tmp_path, clock) as (page, channel):
         one, two = StreetCamera(channel, "high-street", 2), StreetCamera(channel, "station-road", 3)
+        await one.tell_the_past(clock)
+        await two.tell_the_past(clock)
         async with running(one, two):
             await page.resize(size)
             await page.open()
             await page.until(f"{COLOURED} === 2")
-            await one.warm_up()
             assert await page.value(NO_SIDEWAYS)
             await page.screenshot(screenshots / f"phone-{size[0]}.png")
         assert page.complaints == []
@@ -240,13 +121,15 @@ async def test_labels_are_shown_where_there_is_no_mask(tmp_path: Path) -> None:
 
 
 async def test_camera_opens_full_size_by_keyboard_and_escape_returns(tmp_path: Path, screenshots: Path) -> None:
-    async with shown(tmp_path) as (page, channel):
+    clock = Clock()
+    async with shown(tmp_path, clock) as (page, channel):
         one, two = StreetCamera(channel, "high-street", 2), StreetCamera(channel, "station-road", 3)
+        await one.tell_the_past(clock)
+        await two.tell_the_past(clock)
         async with running(one, two):
             await page.resize(DESKTOP)
             await page.open()
             await page.until(f"{COLOURED} === 2")
-            await one.warm_up()
             await page.value(f"{part('high-street', '.picture')}.focus()")
             await press(page, "Enter", "\r")
             await page.until(f"{part('high-street', '.picture')}.getAttribute('aria-pressed') === 'true'")

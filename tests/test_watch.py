@@ -257,6 +257,23 @@ async def test_where_there_is_no_mask_labels_fit_into_80_columns(watch: Watch) -
     assert all(word in written(console) for word in words)
 
 
+async def test_share_of_keys_is_told_where_there_is_room(watch: Watch) -> None:
+    assert "  34.2 kbit/s  keys 4%  p50 " in (await take(watch, "cam-1/stats", {**STATS, "key_share": 0.042}) or "")
+    await take(watch, "cam-2/stats", STATS)
+    for width, told in ((80, False), (96, True)):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(table(watch, now_ms=1_012_300, size=console.size))
+        assert ("keys" in written(console), " 4% " in written(console)) == (told, told)
+        assert all(word in written(console) for word in ("cam-1", "34.2", "75% road"))
+
+
+async def test_without_keys_known_there_is_no_column_of_them(watch: Watch) -> None:
+    await take(watch, "cam-1/stats", STATS)
+    console = terminal()
+    console.print(table(watch, now_ms=0, size=console.size))
+    assert "keys" not in written(console)
+
+
 async def test_empty_table_says_that_it_waits(watch: Watch) -> None:
     console = terminal()
     console.print(table(watch, now_ms=0, size=console.size))

@@ -3,13 +3,16 @@
 import asyncio
 import zlib
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from queues import LIMIT_S, RECLAIM_S, Bench, MemoryBench, RedisBench, claim, is_empty, until
 
 from pipeline.errors import ConfigError
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue, preferred_shards, shard_of
+from pipeline.mask_order import TURN_S, Turn
+from pipeline.messages import FrameId
+from pipeline.work_queue import Job, MemoryQueueState, MemoryWorkQueue, Place, WorkQueue, preferred_shards, shard_of
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -223,6 +226,15 @@ async def test_the_shards_of_a_worker_that_rests_go_to_others_until_it_claims_ag
         assert await shards_of(second) < set(range(16))
 
 
+async def test_a_worker_that_has_not_claimed_yet_has_no_shards(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker, bench.queue("w2"):
+        await worker.claim(batch=1, wait_s=0)
+        await asyncio.sleep(RECLAIM_S)  # until it would have heard of the other
+        for number in range(64):
+            await gateway.put(f"cam-{number}", b"")
+        assert {job.shard for job in await worker.claim(batch=64, wait_s=0, steal=False)} == set(range(16))
+
+
 async def test_a_worker_with_room_takes_from_one_that_is_behind(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as silent, bench.queue("w2") as worker:
         for each in (silent, worker, silent):
@@ -292,6 +304,91 @@ async def test_nothing_is_lost_while_workers_come_and_go(bench: Bench) -> None:
     assert finished == {bytes([number]) for number in range(60)}
 
 
+def places(jobs: list[Job], *, epoch: int = 7) -> list[Place]:
+    """The places of jobs whose packet is the number of a frame."""
+    return [Place(job, FrameId(epoch, job.packet[0])) for job in jobs]
+
+
+async def claimed(worker: WorkQueue, gateway: WorkQueue, *numbers: int) -> list[Job]:
+    for number in numbers:
+        await gateway.put("cam-1", bytes([number]))
+    return await claim(worker, len(numbers))
+
+
+async def test_frames_of_a_camera_have_their_turns_in_order_and_once(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        jobs = await claimed(worker, gateway, 3, 4, 4, 2, 6)
+        mine, over = Turn.MINE, Turn.OVER
+        assert await worker.take_turns(places(jobs)) == [mine, mine, over, over, mine]
+        assert await worker.take_turns([Place(replace(jobs[0], camera="cam-2"), FrameId(7, 1))]) == [mine]
+        assert await worker.take_turns([]) == []
+
+
+async def test_a_frame_waits_while_another_worker_publishes_the_one_before(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
+        [five] = await claimed(first, gateway, 5)
+        [six] = await claimed(second, gateway, 6)
+        assert await first.take_turns(places([five])) == [Turn.MINE]
+        assert await second.take_turns(places([six])) == [Turn.WAIT]
+        await first.done([five])
+        assert await second.take_turns(places([six])) == [Turn.MINE]
+        assert await first.take_turns(places([five])) == [Turn.OVER]
+
+
+async def test_the_turn_of_a_worker_that_died_ends_by_itself(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w2") as second:
+        async with bench.queue("w1") as first:
+            await first.take_turns(places(await claimed(first, gateway, 5)))
+        jobs = await claimed(second, gateway, 6)
+        await asyncio.sleep(TURN_S)
+        assert await second.take_turns(places(jobs)) == [Turn.MINE]
+
+
+async def test_the_turn_of_a_dead_worker_goes_to_who_gets_its_job(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w2") as second:
+        async with bench.queue("w1") as first:
+            await first.take_turns(places(await claimed(first, gateway, 4, 5)))
+        jobs = await claim(second, 2)
+        assert await second.take_turns(places(jobs)) == [Turn.OVER, Turn.MINE]
+        await second.done(jobs)
+        assert await second.take_turns(places(jobs)) == [Turn.OVER, Turn.OVER]
+
+
+async def test_a_camera_that_starts_again_gets_its_turns_at_once_and_its_old_frames_none(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        jobs = await claimed(worker, gateway, 200, 0, 201, 1, 0)
+        epochs = [7, 8, 7, 8, 9]
+        asked = [Place(job, FrameId(epoch, job.packet[0])) for job, epoch in zip(jobs, epochs, strict=True)]
+        assert [turn is Turn.MINE for turn in await worker.take_turns(asked)] == [True, True, False, True, True]
+
+
+async def test_turns_go_on_when_sequences_wrap(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        jobs = await claimed(worker, gateway, 0, 1, 2)
+        sequences = [(1 << 32) - 1, 0, (1 << 32) - 2]
+        asked = [Place(job, FrameId(7, sequence)) for job, sequence in zip(jobs, sequences, strict=True)]
+        assert await worker.take_turns(asked) == [Turn.MINE, Turn.MINE, Turn.OVER]
+
+
+async def test_a_worker_that_helps_takes_all_that_waits_in_one_shard_before_another(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as silent, bench.queue("w2") as worker:
+        for each in (silent, worker, silent):
+            await each.claim(batch=1, wait_s=0)  # both say that they are there
+        await asyncio.sleep(RECLAIM_S)  # and hear it of each other
+        own = set(preferred_shards("w2", ["w1", "w2"], 16))
+        late = [name for name in map("cam-{}".format, range(40)) if shard_of(name, 16) not in own][:3]
+        assert len({shard_of(name, 16) for name in late}) > 1
+        for number in range(5):
+            for name in late:
+                await gateway.put(name, bytes([number]))
+            await asyncio.sleep(0.002)  # Redis tells the age in ms
+        jobs = await claim(worker, 4, batch=4)
+        assert len({job.shard for job in jobs}) == 1
+        await asyncio.sleep(0.3)
+        again = await claim(worker, 1, batch=1)
+        assert again[0].shard == jobs[0].shard  # its keys are here
+
+
 async def test_key_buffer_keeps_two_generations_of_each_region(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as worker:
         await gateway.store_keys("cam-1", {0: b"a0", 3: b"a3"})
@@ -349,9 +446,9 @@ async def test_memory_queue_reclaims_and_expires_by_the_given_clock() -> None:
             await other.store_keys("cam-1", {0: b"key"})
             now = 0.2
             assert len(await lost.claim(batch=1, wait_s=0)) == 1
-        now = 1.1
+        now = 0.7
         assert await other.claim(batch=1, wait_s=0) == []
-        now = 1.2
+        now = 0.8
         assert [job.deliveries for job in await other.claim(batch=1, wait_s=0)] == [2]
         now = 59.9
         assert await other.fetch_keys("cam-1", [0]) == {0: (b"key",)}

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from servers import Server
 from standins import BUNDLE, NAMES, PALETTE, StandinDecoder, packet_of
 
 from nodes import worker as node
+from nodes.key_fetching import KeyRequests
 from nodes.publisher import FramePublisher, Looks
 from nodes.reports import Labels, read_report
 from nodes.service import Health, Lane
@@ -24,13 +25,14 @@ from nodes.stats import Cameras
 from nodes.worker import Worker, opening, work, worker_name
 from pipeline.bitstream import pack
 from pipeline.config import DecoderSection, WorkerSection, WorkerSettings, load_settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TransportError
 from pipeline.mask_image import unpack_mask, unpack_mask_rle
+from pipeline.mask_order import Turn
 from pipeline.messages import FrameId, Kind, Packet, Region
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue, preferred_shards, shard_of
+from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, Place, WorkQueue, preferred_shards, shard_of
 
 LIMIT_S = 20
 
@@ -83,6 +85,7 @@ class Bench:
                 queue=queue or own,
                 decoder=self.decoder,  # type: ignore[arg-type]
                 lane=lane,
+                requests=KeyRequests(channel),
                 cameras=self.cameras,
                 frames=FramePublisher(channel, png, looks=Looks(PALETTE, NAMES), live=True),
                 **options,  # type: ignore[arg-type]
@@ -179,7 +182,8 @@ async def test_a_worker_with_a_backlog_decodes_each_cameras_newest_frame_first(b
 
 
 async def test_a_worker_that_catches_up_leaves_the_work_of_others_alone(bench: Bench) -> None:
-    async with MemoryWorkQueue(bench.state, "other"):
+    async with MemoryWorkQueue(bench.state, "other") as other:
+        await other.claim(batch=1, wait_s=0)
         for number in range(64):
             await bench.put(f"cam-{number}", *aged(2, newest_ms=300))
         await asyncio.sleep(0.15)
@@ -201,7 +205,7 @@ async def test_at_normal_load_nothing_is_dropped(bench: Bench) -> None:
 
 async def test_a_worker_without_a_broker_leaves_the_packets_to_others(bench: Bench) -> None:
     async with bench.running() as masks:
-        bench.worker._frames = FramePublisher(
+        bench.worker._intake._frames = FramePublisher(
             MemoryChannel(bench.broker), Lane("never"), looks=Looks(PALETTE, NAMES), live=True
         )
         await asyncio.sleep(0.25)  # the claim that was under way is over
@@ -347,6 +351,73 @@ async def test_a_worker_that_takes_over_goes_on_with_what_the_dead_one_held(benc
         assert len(await dead.claim(batch=8, wait_s=1)) == 2
     async with bench.running() as masks:
         assert [each[1].sequence for each in await take(masks, 2)] == [0, 1]
+
+
+async def place_of(bench: Bench, worker: str, sequence: int) -> tuple[MemoryWorkQueue, Place]:
+    """A frame of cam-1 that another worker has claimed."""
+    other = MemoryWorkQueue(bench.state, worker)
+    await bench.put("cam-1", live(1, sequence))
+    (job,) = await other.claim(batch=1, wait_s=1)
+    return other, Place(job, FrameId(7, sequence))
+
+
+async def test_a_mask_older_than_what_another_worker_published_is_stale(bench: Bench) -> None:
+    other, place = await place_of(bench, "other", 5)
+    await other.take_turns([place])
+    await other.done([place.job])
+    await other.rest()
+    async with bench.running() as masks:
+        await bench.put("cam-1", live(1, 4), live(2, 6))
+        assert [each[1].sequence for each in await take(masks, 1)] == [6]
+        await bench.empty()
+    assert bench.worker.losses.total == {"stale": 1}
+
+
+async def test_a_mask_waits_for_the_one_that_another_worker_is_publishing_and_others_do_not(bench: Bench) -> None:
+    other, place = await place_of(bench, "other", 5)
+    await other.take_turns([place])
+    await other.rest()
+    async with bench.running() as masks:
+        await bench.put("cam-1", live(2, 6))
+        await bench.put("cam-2", live(3, 0))
+        assert [each[0] for each in await take(masks, 1)] == ["cam-2"]
+        await other.done([place.job])
+        assert [each[:2] for each in await take(masks, 1)] == [("cam-1", FrameId(7, 6))]
+        await bench.empty()
+    assert not bench.worker.losses.total
+
+
+async def test_a_worker_that_died_before_its_last_mask_left_leaves_it_to_another(bench: Bench) -> None:
+    other, place = await place_of(bench, "dead", 5)
+    await other.take_turns([place])
+    await other.rest()
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 1)] == [5]
+        await bench.empty()
+
+
+class Orderless(MemoryWorkQueue):
+    """A queue that knows of no turns: its server is away."""
+
+    async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
+        raise TransportError("redis is gone")
+
+
+async def test_without_a_queue_to_ask_for_turns_masks_leave_in_the_workers_own_order(bench: Bench) -> None:
+    async with Orderless(bench.state, "w") as queue, bench.running(queue) as masks:
+        await bench.put("cam-1", live(1, 0), live(1, 1))
+        assert [each[1].sequence for each in await take(masks, 2)] == [0, 1]
+
+
+async def test_of_a_recording_every_frame_is_published_whatever_the_order(bench: Bench) -> None:
+    other, place = await place_of(bench, "other", 5)
+    await other.take_turns([place])
+    await other.done([place.job])
+    await other.rest()
+    bench.options["deadline_ms"] = 0
+    async with bench.running() as masks:
+        await bench.put("cam-1", live(1, 4))
+        assert [each[1].sequence for each in await take(masks, 1)] == [4]
 
 
 async def test_masks_statistics_and_the_compact_form_are_on_their_topics() -> None:

@@ -8,7 +8,7 @@ from nodes.viewer.state import Slot, Update
 from pipeline.metrics import drop
 
 _PICTURES = frozenset({"mask", "preview"})
-_OF_A_CAMERA = _PICTURES | {"labels", "stats", "state"}
+_OF_A_CAMERA = _PICTURES | {"labels", "stats", "rates", "state"}
 
 
 class Outbox:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import BitstreamError
+from pipeline.mask_image import REGIONS, parse_regions
 
 MASK_LIMIT_BYTES = 4 << 20
 PREVIEW_LIMIT_BYTES = 1 << 20
@@ -28,7 +29,7 @@ _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 @dataclass(frozen=True, slots=True)
 class MaskPicture:
-    """One mask as published: an indexed PNG, and what its tEXt chunks say."""
+    """One mask as published: an indexed PNG, and what its tEXt chunks say; `regions` is empty where they do not."""
 
     camera: str
     epoch: int
@@ -37,6 +38,7 @@ class MaskPicture:
     bundle: str
     width: int
     height: int
+    regions: str
     png: bytes
 
 
@@ -55,6 +57,7 @@ def read_mask(png: bytes) -> MaskPicture:
         bundle=_field(texts, "bundle").lower(),
         width=width,
         height=height,
+        regions=_regions(texts),
         png=png,
     )
 
@@ -126,6 +129,14 @@ def _field(texts: dict[str, str], name: str) -> str:
     text = texts.get(name, "")
     if not 0 < len(text) <= 64:
         raise BitstreamError(f"mask: tEXt {name} is missing or too long")
+    return text
+
+
+def _regions(texts: dict[str, str]) -> str:
+    """How each region was coded; those who sent masks before regions were told say nothing."""
+    text = texts.get(REGIONS, "")
+    if text:
+        parse_regions(text)
     return text
 
 

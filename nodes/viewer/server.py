@@ -20,6 +20,8 @@ _PAGES = {
     "/viewer.js": ("viewer.js", "text/javascript"),
     "/card.js": ("card.js", "text/javascript"),
     "/picture.js": ("picture.js", "text/javascript"),
+    "/rates.js": ("rates.js", "text/javascript"),
+    "/regions.js": ("regions.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _SECURITY_HEADERS = {
@@ -188,6 +190,7 @@ def _facts(view: CameraView, *, now_ms: int) -> dict[str, object]:
         "epoch": mask.epoch if mask else None,
         "sequence": mask.sequence if mask else None,
         "captured_ms": mask.captured_ms if mask else None,
+        "regions": (mask.regions or None) if mask else None,
         "age_ms": max(0, now_ms - mask.captured_ms) if mask else None,
         "stats": view.stats.model_dump() if view.stats else None,
     }

@@ -5,8 +5,9 @@ Message -> Wall.take -> Update(slot, payload) -> one Outbox per browser
 
 import json
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
@@ -19,6 +20,7 @@ from pipeline.metrics import drop
 from pipeline.transport import Message
 
 FILTERS = ("+/mask", "+/labels", "+/stats", "+/state", "+/preview", "bundle/+")
+_RATES, _RATE_EVERY_MS = 128, 500  # data rates kept per camera: more than the minute that the page shows
 _BINARY_HEAD = struct.Struct("!I")  # bytes of the JSON header that follows
 
 
@@ -38,15 +40,28 @@ class Update:
     payload: str | bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a camera sent, in kbit/s, and when its statistics said so."""
+
+    at_ms: int
+    kbit_s: float
+
+
 @dataclass(slots=True, eq=False)
 class CameraView:
-    """The newest of everything of one camera; `since_ms` is when its state began, if that is known."""
+    """The newest of everything of one camera, and its data rates of the last minute.
+
+    `since_ms` is when its state began, if that is known, `counted_ms` when its statistics came.
+    """
 
     name: str
     mask: MaskPicture | None = None
     labels: Labels | None = None
     preview: bytes | None = None
     stats: Stats | None = None
+    counted_ms: int | None = None
+    rates: deque[Rate] = field(default_factory=lambda: deque(maxlen=_RATES))
     state: State | None = None
     since_ms: int | None = None
 
@@ -91,6 +106,8 @@ class Wall:
         updates = [legend_update(legend) for legend in self.legends.values()]
         for camera in sorted(self.cameras.values(), key=lambda camera: camera.name):
             updates += [state_update(camera), stats_update(camera)]
+            if camera.rates:
+                updates.append(rates_update(camera))
             if camera.preview is not None:
                 updates.append(preview_update(camera.name, camera.preview))
             if camera.labels is not None:
@@ -130,6 +147,9 @@ class Wall:
         stats = read_report(Stats, payload)
         camera = self._heard(name)
         camera.stats = stats
+        camera.counted_ms = self._now_ms()
+        if stats.kbit_s is not None:
+            _keep_rate(camera.rates, Rate(camera.counted_ms, stats.kbit_s))
         return [stats_update(camera)]
 
     def _take_state(self, name: str, payload: bytes) -> list[Update]:
@@ -173,6 +193,13 @@ class Wall:
         return [gone_update(silent)]
 
 
+def _keep_rate(rates: deque[Rate], rate: Rate) -> None:
+    """Add the newest; of two that are close together the second stands for both."""
+    if len(rates) > 1 and abs(rate.at_ms - rates[-2].at_ms) < 2 * _RATE_EVERY_MS:
+        rates.pop()
+    rates.append(rate)
+
+
 def mask_update(mask: MaskPicture) -> Update:
     """The PNG as it came, behind what a browser needs to place it."""
     header = {
@@ -182,6 +209,7 @@ def mask_update(mask: MaskPicture) -> Update:
         "sequence": mask.sequence,
         "captured_ms": mask.captured_ms,
         "bundle": mask.bundle,
+        "regions": mask.regions,
     }
     return Update(Slot("mask", mask.camera), _binary(header, mask.png))
 
@@ -195,7 +223,14 @@ def preview_update(camera: str, jpeg: bytes) -> Update:
 
 
 def stats_update(camera: CameraView) -> Update:
-    return _text("stats", camera.name, {"camera": camera.name, "stats": _plain(camera.stats)})
+    facts = {"camera": camera.name, "stats": _plain(camera.stats), "at_ms": camera.counted_ms}
+    return _text("stats", camera.name, facts)
+
+
+def rates_update(camera: CameraView) -> Update:
+    """What a browser that just came draws before it has seen a minute itself."""
+    rates = [[rate.at_ms, rate.kbit_s] for rate in camera.rates]
+    return _text("rates", camera.name, {"camera": camera.name, "rates": rates})
 
 
 def state_update(camera: CameraView) -> Update:

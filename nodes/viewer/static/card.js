@@ -1,10 +1,11 @@
 // One camera on the page: its picture, its numbers, its legend.
 
 import { NewestPicture, colourKey, readPalette } from "./picture.js";
+import { RateCurve } from "./rates.js";
+import { RegionGrid } from "./regions.js";
 
 const STALE_MS = { late: 1500, old: 5000 };
 const SILENT_MS = 5000; // statistics come once a second; those of a camera that sends no more say nothing of now
-const HISTORY = 120; // data rates kept for the small curve, one a second
 const LEGEND_ROWS = 6;
 const LEAST_SCORE = 0.5; // of a class that is said to be in the picture
 
@@ -27,7 +28,7 @@ function element(tag, className, text) {
 }
 
 export class Card {
-  // page: {view, opacity, now(), classesOf(bundle)}, shared by all cards
+  // page: {view, opacity, regions, now(), classesOf(bundle)}, shared by all cards
   constructor(name, page) {
     this.name = name;
     this.page = page;
@@ -42,7 +43,9 @@ export class Card {
     this.previews = new NewestPicture((image) => this.showImage("preview", image));
     this.palette = new Map();
     this.labels = null; // those not shown yet
-    this.rates = [];
+    this.curve = new RateCurve(this.part(".curve"));
+    this.grid = new RegionGrid(this.part(".regions"));
+    this.regions = ""; // how those of the mask that is shown were coded
     this.allClasses = false;
     this.part(".name").textContent = name;
     this.listen();
@@ -80,20 +83,32 @@ export class Card {
 
   take(message) {
     this.heard = true;
-    if (message.type === "mask") this.masks.take(message);
+    if (message.type === "mask") this.takeMask(message);
     else if (message.type === "preview") this.previews.take(message);
-    else if (message.type === "stats") this.showStats(message.stats);
+    else if (message.type === "stats") this.showStats(message.stats, message.at_ms);
+    else if (message.type === "rates") this.curve.begin(message.rates);
     else if (message.type === "labels") this.takeLabels(message.labels);
     else this.showState(message.state, message.since_ms);
+  }
+
+  takeMask(message) {
+    if (this.page.regions) this.grid.note(message.regions);
+    this.masks.take(message);
   }
 
   showMask(image, picture) {
     this.palette = readPalette(picture.bytes);
     this.captured = picture.captured_ms;
     this.bundle = picture.bundle;
+    this.regions = picture.regions;
+    this.showRegions();
     this.showImage("mask", image);
     this.showPointed();
     this.tick();
+  }
+
+  showRegions() {
+    if (this.page.regions) this.grid.show(this.regions);
   }
 
   showImage(kind, image) {
@@ -162,12 +177,11 @@ export class Card {
     this.canvas.setAttribute("aria-label", `Classes seen by ${this.name}, ${this.state}`);
   }
 
-  showStats(stats) {
+  showStats(stats, at) {
     if (!stats) return;
     this.counted = Date.now();
     this.showNumbers(stats);
-    this.rates = [...this.rates, stats.kbit_s ?? 0].slice(-HISTORY);
-    this.showRates();
+    this.curve.add(at, stats.kbit_s);
     this.showDrops(Object.entries(stats.drops));
     const share = Object.entries(stats.share).filter(([, part]) => part >= 0.0005);
     if (share.length) this.share = share.sort((a, b) => b[1] - a[1]); // a second without masks has none
@@ -179,15 +193,8 @@ export class Card {
     this.part(".kbit").textContent = number(stats.kbit_s, stats.kbit_s < 100 ? 1 : 0);
     this.part(".p50").textContent = number(stats.latency_p50_ms);
     this.part(".p95").textContent = number(stats.latency_p95_ms);
-  }
-
-  showRates() {
-    const top = Math.max(...this.rates, 1) * 1.15;
-    const step = 120 / (HISTORY - 1);
-    const start = 120 - (this.rates.length - 1) * step;
-    const line = this.rates.map((rate, i) => `${(start + i * step).toFixed(1)},${(27 - (rate / top) * 26).toFixed(1)}`);
-    this.part(".spark polyline").setAttribute("points", line.join(" "));
-    this.part(".spark polygon").setAttribute("points", [`${start},28`, ...line, "120,28"].join(" "));
+    const keys = stats.key_share == null ? null : stats.key_share * 100;
+    this.part(".keys").textContent = number(keys, keys > 0 && keys < 9.95 ? 1 : 0);
   }
 
   showDrops(drops) {
@@ -254,6 +261,8 @@ export class Card {
   // Once in a while: the picture grows older even when nothing arrives.
   tick() {
     this.showLabels();
+    this.curve.tick(this.page.now());
+    this.grid.tick();
     if (this.counted && Date.now() - this.counted > SILENT_MS) this.showNumbers({});
     const age = this.part(".age");
     if (!this.captured) return;

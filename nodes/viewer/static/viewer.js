@@ -15,6 +15,7 @@ const form = document.querySelector(".view");
 const page = {
   view: "both",
   opacity: 0.6,
+  regions: false, // whether the pictures say how each region was coded
   clockOffset: 0, // viewer's clock minus this browser's
   greeted: false, // whether this connection has told the viewer's clock
   now: () => Date.now() + page.clockOffset,
@@ -138,13 +139,19 @@ function choose() {
   page.opacity = form.elements.opacity.value / 100;
   form.elements.percent.value = `${form.elements.opacity.value} %`;
   form.elements.opacity.disabled = page.view !== "both";
-  keepView({ view: page.view, opacity: form.elements.opacity.value });
-  cards.forEach((card) => card.draw());
+  page.regions = form.elements.regions.checked;
+  document.body.classList.toggle("coded", page.regions);
+  keepView({ view: page.view, opacity: form.elements.opacity.value, regions: page.regions });
+  cards.forEach((card) => {
+    card.draw();
+    card.showRegions();
+  });
 }
 
 const kept = keptView();
 if (VIEWS.includes(kept.view)) form.elements.view.value = kept.view;
 if (kept.opacity) form.elements.opacity.value = kept.opacity;
+form.elements.regions.checked = kept.regions === true;
 form.addEventListener("input", choose);
 choose();
 connect();

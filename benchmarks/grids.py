@@ -1,0 +1,276 @@
+"""What a grid of regions costs and saves: bits, accuracy and times of 1x1 to 3x3, with and without overlap.
+
+    python benchmarks/grids.py --data CAMVID [--split val] [--bundle B] [--level Q] [--json FILE]
+    python benchmarks/grids.py --clip FILE [--frames N] ...
+
+Bits are those of the packets, all overhead in; their share is of what a KEY in every frame takes in a 1x1 grid, and the
+loss is against its masks: in mIoU where there are labels, and in the share of pixels whose class is another one; both
+in percent. Graphs: frames that need them, for one region or for all, since they see whole frames only. Times are
+medians over frames without a KEY and with one or more; the policies take turns frame by frame, so that a busy machine
+slows all of them alike.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.accuracy import VOID, confusion, mean_iou
+from pipeline.bitstream import pack, unpack
+from pipeline.bundle import Bundle, default_bundle, load_bundle
+from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
+from pipeline.datasets import camvid
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.messages import Frame, FrameId, Kind
+from pipeline.regions import OVERLAP_PX, Grid
+from pipeline.runtime import Session, open_session
+from pipeline.sources import fit, open_source
+from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_interval, at_threshold
+
+GRIDS = ((1, 1), (2, 2), (3, 3))
+INTERVALS = (2, 4, 6)
+THRESHOLDS = (96.0, 95.0, 94.0, 92.0)
+Image = NDArray[np.uint8]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A grid, its overlap and a policy: every frame (1 frame), a key interval, or a threshold."""
+
+    rows: int
+    columns: int
+    overlap_px: int
+    interval: int | None = None
+    threshold: float | None = None
+
+    @property
+    def policy(self) -> KeyPolicy:
+        if self.threshold is not None:
+            return at_threshold(self.threshold)
+        return EVERY_FRAME if self.interval is None else at_interval(self.interval)
+
+    @property
+    def said(self) -> str:
+        if self.threshold is not None:
+            return f"threshold {self.threshold:g}"
+        return "every frame" if self.interval is None else f"interval {self.interval}"
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """One setting on its way through the video, and what was counted on it; times by whether there was a KEY."""
+
+    setting: Setting
+    encoder: VideoEncoder
+    decoder: Decoder
+    matrix: NDArray[np.int64]
+    total_bytes: int = 0
+    differing: list[float] = field(default_factory=list)
+    kinds: list[Kind] = field(default_factory=list)
+    camera_ms: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
+    worker_ms: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One setting: percents, shares from 0 to 1, medians in ms; None where there is nothing to measure."""
+
+    setting: Setting
+    miou_loss: float | None
+    differing: float
+    share: float
+    key_share: float
+    graph_share: float
+    warp_camera_ms: float | None
+    key_camera_ms: float | None
+    warp_worker_ms: float | None
+    key_worker_ms: float | None
+
+
+def settings_of(intervals: Sequence[int], thresholds: Sequence[float]) -> list[Setting]:
+    """All that is compared; the first one is what the others are held against."""
+    found = []
+    for rows, columns in GRIDS:
+        for overlap_px in dict.fromkeys((OVERLAP_PX, 0 if rows * columns > 1 else OVERLAP_PX)):
+            place = rows, columns, overlap_px
+            found += [Setting(*place), *(Setting(*place, interval=one) for one in intervals)]
+            found += [Setting(*place, threshold=one) for one in thresholds]
+    return found
+
+
+def measure(
+    images: Sequence[Image], labels: Sequence[Image] | None, bundle: Bundle, ways: Sequence[Way]
+) -> list[Result]:
+    """All ways on one video, each being a camera of its own."""
+    truths: Iterable[Image | None] = itertools.repeat(None) if labels is None else labels
+    for sequence, (image, truth) in enumerate(zip(images, truths, strict=False)):
+        frame, masks = Frame(FrameId(0, sequence), 0, image), []
+        for way in ways:
+            masks.append(step(way, frame))
+            way.differing.append(100 * float(np.mean(masks[-1] != masks[0])))
+            if truth is not None:
+                way.matrix += confusion(truth, masks[-1], len(bundle.palette))
+    return [result_of(way, ways[0]) for way in ways]
+
+
+def step(way: Way, frame: Frame) -> Image:
+    """One frame through camera and worker; gives its classes (H, W)."""
+    sent, camera_ms = timed(lambda: pack(way.encoder.encode(frame)))
+    (decoded,), worker_ms = timed(lambda: way.decoder.decode([unpack(sent)]))
+    if isinstance(decoded, PipelineError):
+        raise decoded
+    if decoded.mask is None:
+        raise ConfigError("the bundle makes no masks; use another")
+    kinds = [region.kind for region in unpack(sent).regions]
+    way.total_bytes += len(sent)
+    way.kinds += kinds
+    way.camera_ms[Kind.KEY in kinds].append(camera_ms)
+    way.worker_ms[Kind.KEY in kinds].append(worker_ms)
+    classes: Image = decoded.mask.classes
+    return classes
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """The result, and the milliseconds that it took."""
+    start = time.perf_counter()
+    result = work()
+    return result, 1000 * (time.perf_counter() - start)
+
+
+def result_of(way: Way, first: Way) -> Result:
+    """The figures of one way, beside those of the first."""
+    return Result(
+        setting=way.setting,
+        miou_loss=100 * (mean_iou(first.matrix) - mean_iou(way.matrix)) if way.matrix.any() else None,
+        differing=statistics.mean(way.differing),
+        share=way.total_bytes / first.total_bytes,
+        key_share=way.kinds.count(Kind.KEY) / len(way.kinds),
+        graph_share=len(way.camera_ms[True]) / len(way.differing),
+        warp_camera_ms=_median(way.camera_ms[False]),
+        key_camera_ms=_median(way.camera_ms[True]),
+        warp_worker_ms=_median(way.worker_ms[False]),
+        key_worker_ms=_median(way.worker_ms[True]),
+    )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def ways_of(bundle: Bundle, settings: Sequence[Setting], *, level: int, engine: str, threads: int) -> list[Way]:
+    """A camera and a worker for each setting; they share graphs, so keep them on one thread."""
+    height, width, classes = bundle.manifest.height, bundle.manifest.width, len(bundle.palette)
+    open_decoder(bundle, engine=engine, threads=threads, labels=False)  # warms up what all workers share
+    decode = open_session(bundle.graph("decode"), engine=engine, threads=threads)
+    encoders: dict[Grid, Encoder] = {}
+    found = []
+    for one in settings:
+        grid = Grid(one.rows, one.columns, height, width, one.overlap_px)
+        if grid not in encoders:
+            encoders[grid] = open_encoder(bundle, engine=engine, threads=threads, quality=level, grid=grid)
+        camera = VideoEncoder(encoders[grid], bundle, policy=one.policy, grid=grid)
+        worker = worker_of(bundle, decode, one.overlap_px)
+        found.append(Way(one, camera, worker, np.zeros((classes, classes), np.int64)))
+    return found
+
+
+def worker_of(bundle: Bundle, decode: Session, overlap_px: int) -> Decoder:
+    """A worker for cameras with this overlap, which no packet tells."""
+    return Decoder(bundle, decode, overlap_px=overlap_px)
+
+
+def table_of(results: Sequence[Result], title: str) -> Table:
+    columns = (
+        "grid",
+        "overlap",
+        "policy",
+        "mIoU loss",
+        "differing",
+        "bits",
+        "KEYs",
+        "graphs",
+        "camera ms",
+        "worker ms",
+    )
+    table = Table(*columns, title=title, title_justify="left")
+    for one in results:
+        table.add_row(
+            f"{one.setting.rows}x{one.setting.columns}", str(one.setting.overlap_px), one.setting.said,
+            _shown(one.miou_loss, 2), _shown(one.differing, 2), f"{100 * one.share:.1f} %",
+            f"{100 * one.key_share:.0f} %", f"{100 * one.graph_share:.0f} %",
+            f"{_shown(one.key_camera_ms, 1)} / {_shown(one.warp_camera_ms, 1)}",
+            f"{_shown(one.key_worker_ms, 1)} / {_shown(one.warp_worker_ms, 1)}",
+        )  # fmt: skip
+    return table
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def frames_of(
+    bundle: Bundle, *, data: Path | None, split: str, clip: Path | None, frames: int
+) -> tuple[Sequence[Image], Sequence[Image] | None]:
+    """Pictures of the bundle's size in the order of time, and their labels if there are any.
+
+    ConfigError unless exactly one of the two videos is named.
+    """
+    size = (bundle.manifest.width, bundle.manifest.height)
+    if clip is not None and data is None:
+        with open_source(str(clip), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
+            return [fit(one.image, size) for one in itertools.islice(opened.pictures, frames)], None
+    if data is None or clip is not None:
+        raise ConfigError("name one video: --data with a folder of CamVid, or --clip with a file")
+    labelled = camvid(data, split)
+    if {image.shape[1::-1] for image in labelled.images} != {size} or all(
+        (one == VOID).all() for one in labelled.labels
+    ):
+        raise ConfigError(f"data {data}: not labelled frames of {size[0]}x{size[1]} pixels, which the bundle takes")
+    return labelled.images[:frames], labelled.labels[:frames]
+
+
+def main(
+    data: Annotated[Path | None, typer.Option(help="folder of CamVid")] = None,
+    split: Annotated[str, typer.Option(help="whose frames follow one another in time: val, or a drive")] = "val",
+    clip: Annotated[Path | None, typer.Option(help="clip, or directory of images, without labels")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="folder of the trained model")] = None,
+    level: Annotated[int | None, typer.Option(help="quality level; without it, the bundle's default")] = None,
+    frames: Annotated[int, typer.Option(min=2, help="no more than so many")] = 400,
+    interval: Annotated[list[int] | None, typer.Option(help="fixed key interval; repeat it")] = None,
+    threshold: Annotated[list[float] | None, typer.Option(help="threshold, 0 to 100; repeat it")] = None,
+    engine: Annotated[str, typer.Option()] = "auto",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    try:
+        loaded = load_bundle(bundle or default_bundle())
+        quality = loaded.manifest.default_quality if level is None else level
+        images, labels = frames_of(loaded, data=data, split=split, clip=clip, frames=frames)
+        settings = settings_of(interval or INTERVALS, threshold or THRESHOLDS)
+        results = measure(
+            images, labels, loaded, ways_of(loaded, settings, level=quality, engine=engine, threads=threads)
+        )
+    except PipelineError as error:
+        raise SystemExit(str(error)) from error
+    name = f"camvid {split}" if clip is None else clip.stem
+    told = f"{name}, {len(images)} frames, {loaded.manifest.name} at level {quality}"
+    Console(width=150).print(table_of(results, f"{told}; times: with a KEY / without"))
+    if json_file is not None:
+        described = {"video": name, "frames": len(images), "bundle": loaded.manifest.hash, "level": quality}
+        described |= {"engine": engine, "threads": threads}
+        json_file.write_text(json.dumps({**described, "results": [asdict(one) for one in results]}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,64 @@
+"""The order in which the masks of one camera leave, whichever workers made them: each frame asks for its turn.
+
+decoded -> turn? --MINE--> publish -> end of the turn      WAIT: another worker is publishing, ask again
+                 --OVER--> drop                            OVER: a newer frame had its turn
+
+Two workers that serve one camera never publish its masks out of order, unless one of them needs longer than TURN_S for
+its batch: others wait for the end of a turn no longer than that, since the worker may have died. If it did, whoever is
+given its job again takes the turn over, so the mask is not lost; those before it in the same batch are, where masks of
+the batch that were published already would otherwise come twice and time run backwards. One mask is published twice
+only if its worker died, or lost the queue's server for as long as a job is held, after publishing it and before
+answering the job.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from pipeline.messages import FrameId
+
+TURN_S = 0.3
+FORGET_S = 60.0  # of an order that nobody asks for, and of an epoch that is over: a camera may draw it again
+_SEQUENCES = 1 << 32
+
+
+class Turn(IntEnum):
+    """What a frame is told; the script in `redis_streams` answers with these numbers."""
+
+    OVER = 0
+    MINE = 1
+    WAIT = 2
+
+
+@dataclass(slots=True, eq=False)
+class MaskOrder:
+    """The order of one camera, as the queue in memory keeps it; times are in seconds, of any clock."""
+
+    _last: FrameId | None = None
+    _entry: str | None = None  # the job of that frame, while its turn has not ended
+    _worker: str = ""
+    _taken_s: float = 0.0
+    _over: dict[int, float] = field(default_factory=dict)  # epochs, and when they ended
+
+    def take(self, frame: FrameId, *, entry: str, worker: str, now_s: float) -> Turn:
+        """Ask for the turn of a frame that came with this job, for the worker that would publish it."""
+        if self._last is None or now_s - self._taken_s >= FORGET_S:
+            self._last, self._entry, self._over = None, None, {}
+        elif entry != self._entry if frame == self._last else self._is_over(frame, self._last, now_s):
+            return Turn.OVER
+        elif self._entry is not None and worker != self._worker and now_s - self._taken_s < TURN_S:
+            return Turn.WAIT
+        elif frame.epoch != self._last.epoch:
+            self._over = {epoch: at_s for epoch, at_s in self._over.items() if now_s - at_s < FORGET_S}
+            self._over[self._last.epoch] = now_s
+        self._last, self._entry, self._worker, self._taken_s = frame, entry, worker, now_s
+        return Turn.MINE
+
+    def end(self, entry: str) -> None:
+        """Say that the job is answered; of jobs whose turn is not the last one nothing is known any more."""
+        if entry == self._entry:
+            self._entry = None
+
+    def _is_over(self, frame: FrameId, last: FrameId, now_s: float) -> bool:
+        if frame.epoch == last.epoch:
+            return (frame.sequence - last.sequence) % _SEQUENCES >= _SEQUENCES // 2
+        return now_s - self._over.get(frame.epoch, -FORGET_S) < FORGET_S

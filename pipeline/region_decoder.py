@@ -1,0 +1,264 @@
+"""The regions of a packet: read, put together for the graphs, and shown; `codec` runs the graphs.
+
+packet -> [read] -> parts, and the keys they refer to -> [canvas_of] -> graphs -> Outputs -> [show] -> Decoded
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import canvas, delta, motion
+from pipeline.bundle import Bundle
+from pipeline.class_map import class_map
+from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey
+from pipeline.flow_coding import decode_flow, grid_of, node_flow
+from pipeline.keys import CAMERAS, KeyBuffer, Stream, stream_of
+from pipeline.latent_coding import Cells, decode_latents, dequantise, unknown_level
+from pipeline.messages import Decoded, Kind, Mask, Packet, Region, Scores
+from pipeline.regions import CELL_PX, LOGIT_PX, OVERLAP_PX, Grid, Place, Rectangle, merge, onto_last
+
+_HALF = 1 << 31  # sequences wrap at twice as many
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """What the graphs make of latents: logits (K, h4, w4), scores (K,); None where the bundle lacks the graph."""
+
+    logits: NDArray[np.float32] | None
+    scores: NDArray[np.float32] | None
+
+
+@dataclass(slots=True, eq=False)
+class HeldKey:
+    """What there is of a region's key: latents (C, h, w) of its core, logits of its window, scores of its frame.
+
+    The outputs are set once the graphs have run. Of a region that is the whole frame no latents are kept: they are
+    for what is around other regions.
+    """
+
+    level: int
+    latents: NDArray[np.float32] | None
+    outputs: Outputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What one region carries: latents (C, h, w) of a level, but in a WARP; flow (2, R, C), but in a KEY."""
+
+    region: Region
+    place: Place
+    level: int
+    latents: NDArray[np.float32] | None
+    flow: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """A packet of a camera, read: its parts, and by region the keys that they are or refer to, as far as they are here.
+
+    `missing` says why regions cannot be shown, by their index.
+    """
+
+    camera: str
+    packet: Packet
+    grid: Grid
+    parts: tuple[Part, ...]
+    keys: Mapping[int, HeldKey]
+    missing: Mapping[int, MissingKey]
+
+    @property
+    def level(self) -> int | None:
+        """That of the latents which it brings, if any."""
+        return next((part.level for part in self.parts if part.latents is not None), None)
+
+
+def cells_of(core: Rectangle) -> Cells:
+    """The places of the latent that are a region's own."""
+    down, across = core.at(CELL_PX)
+    return Cells(down.start, across.start, down.stop - down.start, across.stop - across.start)
+
+
+def read(
+    camera: str, packet: Packet, bundle: Bundle, buffer: KeyBuffer[HeldKey], *, overlap_px: int = OVERLAP_PX
+) -> Reading:
+    """Read all bodies of a packet, and only then take its keys into the buffer, or find those it refers to.
+
+    Raises BundleMismatch, or BitstreamError where it is none that an encoder makes.
+    """
+    grid = _grid_of(packet, bundle, overlap_px)
+    parts = tuple(read_part(region, packet.quality, bundle, grid) for region in packet.regions)
+    keys: dict[int, HeldKey] = {}
+    missing: dict[int, MissingKey] = {}
+    for part in parts:
+        index = part.region.index
+        if part.flow is None:
+            keys[index] = HeldKey(part.level, part.latents if grid.count > 1 else None, Outputs(None, None))
+            buffer.put(packet, index, keys[index])
+            continue
+        try:
+            keys[index] = buffer.get(packet, part.region)
+        except MissingKey as error:
+            missing |= {index: error} if part.latents is None else {}
+    return Reading(camera, packet, grid, parts, keys, missing)
+
+
+def _grid_of(packet: Packet, bundle: Bundle, overlap_px: int) -> Grid:
+    if packet.bundle != bundle.id:
+        raise BundleMismatch(
+            f"the packet is of bundle {packet.bundle.hex()}, this worker has {bundle.id.hex()}; "
+            "start both with the same bundle"
+        )
+    if not 0 <= packet.quality < bundle.tables.levels:
+        raise BitstreamError(unknown_level(bundle.tables, packet.quality))
+    try:
+        return Grid(packet.rows, packet.columns, bundle.manifest.height, bundle.manifest.width, overlap_px)
+    except ConfigError as error:
+        raise BitstreamError(f"packet: {error}") from error
+
+
+def read_part(region: Region, quality: int, bundle: Bundle, grid: Grid) -> Part:
+    """What a region of a packet of this level carries; BitstreamError where it is none that an encoder makes."""
+    place = grid.places[region.index]
+    match region.kind:
+        case Kind.KEY:
+            return Part(region, place, quality, _latents(region.body, quality, bundle, place), None)
+        case Kind.WARP:
+            return Part(region, place, quality, None, _flow(region.body, place))
+        case Kind.DELTA:
+            if grid.count > 1:  # the latents around it are of the keys' level, and of one level all must be
+                raise BitstreamError(f"region {region.index}: a DELTA is of a whole frame")
+            both = delta.split(region.body)
+            latents = _latents(both.latents, both.level, bundle, place)
+            return Part(region, place, both.level, latents, _flow(both.flow, place))
+
+
+def _latents(body: bytes, level: int, bundle: Bundle, place: Place) -> NDArray[np.float32]:
+    return dequantise(decode_latents(body, bundle.tables, bundle.latent_size, level, cells_of(place.core)))
+
+
+def _flow(body: bytes, place: Place) -> NDArray[np.float32]:
+    grid = grid_of(place.picture.height, place.picture.width)
+    return node_flow(decode_flow(body, grid), grid)
+
+
+def canvas_of(reading: Reading, buffer: KeyBuffer[HeldKey]) -> NDArray[np.float32]:
+    """The latents (C, h, w) of the frame whose packet brings some; ValueError where it brings none.
+
+    Of a region without new ones those of its key are moved along, as its logits are. Where it has no key here, or is
+    absent from the packet, those of the newest key are taken as they are.
+    """
+    parts = {part.region.index: part for part in reading.parts}
+    known = {index: _known(reading, index, parts.get(index), buffer) for index in range(reading.grid.count)}
+    return canvas.assemble({index: one for index, one in known.items() if one is not None}, reading.grid)
+
+
+def _known(reading: Reading, index: int, part: Part | None, buffer: KeyBuffer[HeldKey]) -> NDArray[np.float32] | None:
+    """What there is of a region's latents; those of another level are of no use."""
+    if part is not None and part.latents is not None:
+        return part.latents
+    key, newest = reading.keys.get(index), buffer.newest(reading.packet, index)
+    held = key or (newest.value if newest is not None else None)
+    if held is None or held.latents is None or held.level != reading.level:
+        return None
+    if part is None or part.flow is None or key is None:
+        return held.latents
+    return canvas.move(held.latents, part.flow, part.place)
+
+
+class LastMasks:
+    """The newest mask of each camera, for regions that show nothing new; those of so many cameras at most."""
+
+    def __init__(self, *, cameras: int = CAMERAS) -> None:
+        self._cameras = cameras
+        self._masks: OrderedDict[str, tuple[Stream, Mask]] = OrderedDict()  # least lately used first
+
+    def of(self, reading: Reading) -> NDArray[np.uint8] | None:
+        """Classes (H, W) of the newest mask of the reading's stream."""
+        mask = self._of_stream(reading)
+        return None if mask is None else mask.classes
+
+    def keep(self, reading: Reading, mask: Mask) -> None:
+        """Take a mask for the newest, unless it is older than the one that is here."""
+        last = self._of_stream(reading)
+        if last is not None and (mask.id.sequence - last.id.sequence) % (2 * _HALF) >= _HALF:
+            return
+        self._masks[reading.camera] = stream_of(reading.packet), mask
+        self._masks.move_to_end(reading.camera)
+        if len(self._masks) > self._cameras:
+            self._masks.popitem(last=False)
+
+    def _of_stream(self, reading: Reading) -> Mask | None:
+        stream, mask = self._masks.get(reading.camera, (None, None))
+        return mask if stream == stream_of(reading.packet) else None
+
+
+def show(reading: Reading, fresh: Outputs | None, last: LastMasks) -> Decoded:
+    """What a packet is decoded to, given what the graphs made of its canvas, if it has one; its keys are complete then.
+
+    A region whose key is missing, or that is absent, keeps its part of the last mask. Raises MissingKey where nothing
+    of the packet can be shown, or nothing was before it. Scores are those of the newest latents that are shown.
+    """
+    packet, shown = reading.packet, _shown(reading, fresh)
+    if reading.missing and not shown:
+        raise next(iter(reading.missing.values()))
+    mask, ages = None, {part.region.index: part.region.age for part in reading.parts}
+    logits = {index: one.logits for index, one in shown.items() if one.logits is not None}
+    if logits or not shown:
+        classes = _classes(reading, logits, last)
+        kinds = {part.region.index: part.region.kind for part in reading.parts if part.region.index in shown}
+        every = tuple(kinds.get(index) for index in range(reading.grid.count))
+        mask = Mask(packet.id, packet.captured_ms, packet.bundle, classes, packet.rows, packet.columns, every)
+        last.keep(reading, mask)
+    values = shown[min(shown, key=ages.__getitem__)].scores if shown else None
+    scores = None if values is None else Scores(packet.id, packet.captured_ms, packet.bundle, values)
+    return Decoded(mask, scores, tuple(reading.missing))
+
+
+def _shown(reading: Reading, fresh: Outputs | None) -> dict[int, Outputs]:
+    """By region, what its part shows; those whose key is missing are left out."""
+    shown = {}
+    for part in reading.parts:
+        index, key = part.region.index, reading.keys.get(part.region.index)
+        own = None if fresh is None or part.latents is None else _window(fresh, part.place)
+        if part.flow is None and key is not None and own is not None:
+            key.outputs = own
+        both = own if key is None or part.flow is None else _with_key(key, part, part.flow, own)
+        if both is not None:
+            shown[index] = both
+    return shown
+
+
+def _window(fresh: Outputs, place: Place) -> Outputs:
+    """Those of a region; copied, since a view would keep the whole batch for as long as it is a key."""
+    if fresh.logits is None:
+        return fresh
+    return replace(fresh, logits=fresh.logits[:, *place.window.at(LOGIT_PX)].copy())
+
+
+def _with_key(key: HeldKey, part: Part, flow: NDArray[np.float32], own: Outputs | None) -> Outputs:
+    """What a WARP or DELTA shows; the scores of a DELTA are those of its own latents."""
+    moved, picture = key.outputs, part.place.picture
+    if moved.logits is not None:
+        moved = replace(moved, logits=motion.warp(moved.logits, flow, picture.height, picture.width))
+    if own is None or moved.logits is None or own.logits is None:
+        return own or moved
+    return replace(own, logits=delta.fuse(moved.logits, own.logits, age=part.region.age))
+
+
+def _classes(reading: Reading, logits: Mapping[int, NDArray[np.float32]], last: LastMasks) -> NDArray[np.uint8]:
+    """The mask (H, W) where regions have logits, the last one elsewhere; MissingKey where there is none yet."""
+    grid, before = reading.grid, last.of(reading)
+    if len(logits) < grid.count and before is None:
+        absent = min(set(range(grid.count)).difference(logits))
+        raise reading.missing.get(absent) or MissingKey(
+            f"region {absent}: neither in the packet nor in a mask before it"
+        )
+    if not logits and before is not None:
+        return before
+    classes = class_map(merge(logits, grid), grid.height, grid.width)
+    if before is None or len(logits) == grid.count:
+        return classes
+    return onto_last(classes, before, present=logits, grid=grid)
