@@ -1,13 +1,13 @@
-"""What WARPs and DELTAs save and cost: every frame a KEY, fixed key intervals, thresholds on the predicted agreement.
+"""What WARPs save and cost: every frame a KEY, fixed key intervals, thresholds and prices by the predicted agreement.
 
     python benchmarks/temporal.py --data CAMVID [--split val] [--bundle B] [--level Q] [--key-level Q ...] [--json FILE]
     python benchmarks/temporal.py --clip FILE [--frames N] ...
 
 Whole frames. Bits are those of the packets, all overhead in; their share is of what a KEY in every frame takes at the
-level that all is held against. KEYs may be of a lower one: that too saves bits, alone or together with WARPs. The loss
-is in mIoU where there are labels, else in the share of pixels whose class is that of the fresh mask; both in percent.
-Times are medians from frame to bytes and from bytes to class map, by kind; the policies take turns frame by frame, so
-that a busy machine slows all of them alike.
+level that all is held against. KEYs may be of a lower one: that too saves bits, alone or together with WARPs; a price
+chooses the level itself. The loss is in mIoU where there are labels, else in the share of pixels whose class is that of
+the fresh mask; both in percent. Times are medians from frame to bytes and from bytes to class map, by kind; policies
+take turns frame by frame, so that a busy machine slows all of them alike.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,17 +31,18 @@ from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, check_quality, open_decoder, open_encoder
 from pipeline.datasets import camvid
-from pipeline.deciding import Predictor, open_predictor
+from pipeline.deciding import GRAPH, open_decider
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.messages import Frame, FrameId, Kind
 from pipeline.sources import fit, open_source
-from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_interval, at_threshold
+from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_interval, at_price, at_threshold
 
 TARGETS = ((0.40, 0.5), (0.27, 1.0), (0.15, 2.5))  # share of the bits, loss in percent
 INTERVALS = (2, 3, 4, 6, 10)
 THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
-EVERY, INTERVAL, THRESHOLD, DELTA = "every frame", "interval", "threshold", "threshold, DELTA"
-_DELTA_BITS = 0.62  # of a KEY's, at most
+PRICES = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 20.0)
+EVERY, INTERVAL, THRESHOLD, PRICE = "every frame", "interval", "threshold", "price"
+_KINDS = (Kind.KEY, Kind.WARP)
 Image = NDArray[np.uint8]
 
 
@@ -55,26 +57,29 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One policy: its family, the value that it was given, the levels of its KEYs and DELTAs."""
+    """One policy: its family, the value that it was given, the level of its KEYs, of a price the highest."""
 
     family: str
     value: float
     level: int
-    delta_level: int | None = None
 
     def __str__(self) -> str:
         return self.family if self.family == EVERY else f"{self.family} {self.value:g}"
 
-    def policy(self, predict: Predictor) -> KeyPolicy:
-        if self.family == EVERY:
-            return EVERY_FRAME
-        if self.family == INTERVAL:
-            return at_interval(int(self.value))
-        return at_threshold(self.value, predict=predict, delta_level=self.delta_level)
+    @property
+    def policy(self) -> KeyPolicy:
+        match self.family:
+            case "interval":
+                return at_interval(int(self.value))
+            case "threshold":
+                return at_threshold(self.value)
+            case "price":
+                return at_price(self.value)
+        return EVERY_FRAME
 
 
 def by_kind() -> dict[Kind, list[float]]:
-    return {kind: [] for kind in Kind}
+    return {kind: [] for kind in _KINDS}
 
 
 @dataclass(slots=True, eq=False)
@@ -114,23 +119,21 @@ class Result:
 
 
 def settings_of(
-    bundle: Bundle, level: int, key_levels: Sequence[int], intervals: Sequence[int], thresholds: Sequence[float]
+    bundle: Bundle,
+    level: int,
+    key_levels: Sequence[int],
+    *,
+    intervals: Sequence[int],
+    thresholds: Sequence[float],
+    prices: Sequence[float],
 ) -> list[Setting]:
-    """All that is compared; the first is what the others are held against."""
+    """All that is compared, what it is held against first; prices where the bundle has a prediction of its own."""
     settings = [Setting(EVERY, 1, level)]
     for one in dict.fromkeys((level, *key_levels)):
         settings += [Setting(EVERY, 1, one)] if one != level else []
         settings += [Setting(INTERVAL, value, one) for value in intervals]
         settings += [Setting(THRESHOLD, value, one) for value in thresholds]
-        if (cheaper := cheaper_level(bundle, one)) is not None:
-            settings += [Setting(DELTA, value, one, cheaper) for value in thresholds]
-    return settings
-
-
-def cheaper_level(bundle: Bundle, level: int) -> int | None:
-    """The best level whose latents cost clearly less than those of a KEY; None where there is none."""
-    rates = {one.index: one.rate_bpp for one in bundle.manifest.quality_levels}
-    return max((one for one in rates if rates[one] <= _DELTA_BITS * rates[level]), default=None)
+    return settings + ([Setting(PRICE, value, level) for value in prices] if bundle.has_graph(GRAPH) else [])
 
 
 def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine: str, threads: int) -> list[Result]:
@@ -140,11 +143,11 @@ def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine
         for level in {one.level for one in settings}
     }
     decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False)
-    classes, predict = len(bundle.palette), open_predictor(bundle)
+    classes, decider = len(bundle.palette), open_decider(bundle)
     ways = [
         Way(
             one,
-            VideoEncoder(encoders[one.level], bundle, policy=one.policy(predict)),
+            VideoEncoder(copy(encoders[one.level]), bundle, policy=one.policy, decider=decider),  # levels may change
             np.zeros((classes, classes), np.int64),
         )
         for one in settings
@@ -197,7 +200,7 @@ def result_of(way: Way, every: Way) -> Result:
         loss=100 * mean_iou(every.matrix) - miou if miou is not None else 100 - agreement,
         total_bytes=total,
         share=total / whole,
-        kinds={kind.name: of_kind(way, kind) for kind in Kind if way.sizes[kind]},
+        kinds={kind.name: of_kind(way, kind) for kind in _KINDS if way.sizes[kind]},
     )
 
 
@@ -223,10 +226,10 @@ def loss_at(results: Sequence[Result], family: str, level: int, share: float) ->
 
 
 def table_of(results: Sequence[Result], title: str) -> Table:
-    columns = ("policy", "level", "mIoU", "agreement", "loss", "bits", "KEY / WARP / DELTA")
+    columns = ("policy", "level", "mIoU", "agreement", "loss", "bits", "KEY / WARP")
     table = Table(*columns, "bytes", "camera ms", "worker ms", title=title, title_justify="left")
     for one in results:
-        found = [one.kinds.get(kind.name) for kind in Kind]
+        found = [one.kinds.get(kind.name) for kind in _KINDS]
         table.add_row(
             str(one.setting), str(one.setting.level), _shown(one.miou, 2), _shown(one.agreement, 2),
             _shown(one.loss, 2), f"{100 * one.share:.1f} %",
@@ -241,7 +244,7 @@ def table_of(results: Sequence[Result], title: str) -> Table:
 def targets_of(results: Sequence[Result]) -> Table:
     """What each family loses where the targets lie, by the level of its KEYs."""
     levels = list(dict.fromkeys(one.setting.level for one in results))
-    families = [(family, level) for level in levels for family in (INTERVAL, THRESHOLD, DELTA)]
+    families = [(family, level) for level in levels for family in (INTERVAL, THRESHOLD)] + [(PRICE, levels[0])]
     table = Table("bits", "loss, at most", *(f"{family}\nlevel {level}" for family, level in families))
     for share, limit in TARGETS:
         losses = (loss_at(results, family, level, share) for family, level in families)
@@ -279,6 +282,7 @@ def main(
     frames: Annotated[int, typer.Option(min=2, help="no more than so many")] = 400,
     interval: Annotated[list[int] | None, typer.Option(help="fixed key interval; repeat it")] = None,
     threshold: Annotated[list[float] | None, typer.Option(help="threshold, 0 to 100; repeat it")] = None,
+    price: Annotated[list[float] | None, typer.Option(help="percent of the pixels for 1000 bytes; repeat it")] = None,
     engine: Annotated[str, typer.Option()] = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -289,7 +293,14 @@ def main(
         video = video_of(loaded, data=data, split=split, clip=clip, frames=frames)
         for one in (quality, *(key_level or ())):
             check_quality(loaded, one)
-        settings = settings_of(loaded, quality, key_level or (), interval or INTERVALS, threshold or THRESHOLDS)
+        settings = settings_of(
+            loaded,
+            quality,
+            key_level or (),
+            intervals=interval or INTERVALS,
+            thresholds=threshold or THRESHOLDS,
+            prices=price or PRICES,
+        )
         results = measure(video, loaded, settings, engine=engine, threads=threads)
     except PipelineError as error:
         raise SystemExit(str(error)) from error

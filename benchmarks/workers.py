@@ -31,7 +31,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.workers_figure import draw
+from benchmarks.workers_figure import draw, points_of
 from benchmarks.workers_floor import Crew, Floor, Load, Moment, Setting, redis_server
 from benchmarks.workers_load import Costs, Round, costs_of, play
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -106,10 +106,10 @@ def measure(video: Round, bundle: Bundle, *, load: Load, plan: Plan, threads: in
         with Crew(max(plan.counts), bundle=bundle, masks=masks, threads=threads) as crew:
             for number, setting in enumerate(settings_of(plan)):
                 floor = Floor(setting, load, video, epoch=number)
-                run = floor.run(f"{url}/{number % 16}", crew.pipes, costs, warm_s=plan.warm_s, seconds=plan.seconds)
+                run = floor.run(url, crew.pipes, costs, warm_s=plan.warm_s, seconds=plan.seconds)
                 before, after = asyncio.run(run)
                 results.append(result_of(setting, floor, before, after, bundle=bundle))
-                costs = costs or costs_of(after.tally.batches, after.tally.published_s)
+                costs = costs or costs_of(after.tally.batches, after.tally.rendered_s)
                 if setting.pace == 1:
                     costs = replace(costs, around_s=results[-1].around_ms / 1000)
     return Measured(tuple(results), costs)
@@ -192,7 +192,7 @@ def notes_of(found: Measured, load: Load, cores: int) -> list[str]:
     notes = [
         f"{load.cameras} cameras, {load.under_way} packets under way of each, "
         + (f"live, deadline {load.deadline_ms} ms" if load.deadline_ms else "recordings") + f"; {cores} cores",
-        f"one worker, decoding for real: ms to decode {decode}; to publish a mask {1000 * costs.publish_s:.2f}; "
+        f"one worker, decoding for real: ms to decode {decode}; to render a mask {1000 * costs.render_s:.2f}; "
         f"of its pixels {differ:.2f} % are not as an undisturbed decoder makes them",
     ]  # fmt: skip
     if results[-1].setting.pace:
@@ -200,7 +200,8 @@ def notes_of(found: Measured, load: Load, cores: int) -> list[str]:
         notes += [
             "EMULATED, since cores are too few: workers sleep for these times, their masks are from a decoder that "
             "ran before; queue, Redis, processes and keys are real",
-            f"at the slower pace the {emulated.around_ms:.2f} ms of Python around each mask are stretched with the rest",
+            f"at the slower pace the {emulated.around_ms:.2f} ms of Python around each mask are stretched too; this "
+            f"machine spends {max(one.cores for one in results[2:]):.1f} of its cores on the emulated rows at most",
             f"one worker makes {real.rate:.0f} masks/s for real, emulated {emulated.rate:.0f} "
             f"({emulated.rate / real.rate:.2f}), at the slower pace {slow.rate:.0f} ({slow.rate / real.rate:.2f})",
         ]
@@ -212,10 +213,11 @@ def main(
     split: Annotated[str, typer.Option(help="whose frames follow one another in time: val, or a drive")] = "val",
     bundle: Annotated[Path | None, typer.Option(help="folder of the trained model")] = None,
     workers: Annotated[list[int] | None, typer.Option(min=1, max=64, help="how many; repeat it")] = None,
-    cameras: Annotated[int, typer.Option(min=1, max=1000)] = 24,
-    under_way: Annotated[int, typer.Option(min=1, help="packets of a camera that are not answered yet")] = 5,
+    cameras: Annotated[int, typer.Option(min=1, max=1000)] = 16,
+    under_way: Annotated[int, typer.Option(min=1, help="packets of a camera that are not answered yet")] = 2,
     deadline_ms: Annotated[int, typer.Option(min=0, help="as a worker's; 0: recordings")] = 2000,
     frames: Annotated[int, typer.Option(min=2, help="of the video, no more than so many")] = 150,
+    threshold: Annotated[float | None, typer.Option(min=0, max=100, help="of a KEY; without it, a camera's")] = None,
     emulate: Annotated[bool | None, typer.Option(help="without it, where workers outnumber cores")] = None,
     pace: Annotated[float, typer.Option(min=1, help="emulated workers are slower by so much")] = 8.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="for each row")] = 6.0,
@@ -231,20 +233,20 @@ def main(
     load = Load(cameras, under_way, deadline_ms)
     try:
         loaded = load_bundle(bundle or default_bundle())
-        video = play(loaded, data=data, split=split, frames=frames, threads=1)
+        video = play(loaded, data=data, split=split, frames=frames, threshold=threshold, threads=1)
         found = measure(video, loaded, load=load, plan=plan, threads=1)
     except PipelineError as error:
         raise SystemExit(str(error)) from error
     console, accuracy = Console(width=150), "mIoU" if video.labelled else "agreement"
     results, notes = found.results, notes_of(found, load, cores)
-    title = f"{video.name}, {len(video.packets)} frames, {loaded.manifest.name}"
+    title = f"{video.name}, {len(video.packets)} frames, {loaded.manifest.name}, {load.cameras} cameras"
     console.print(table_of(results, title, accuracy), *notes, *verdicts_of(results), sep="\n")
+    told = {"title": title, "bundle": loaded.manifest.hash, "accuracy": accuracy, "load": asdict(load), "notes": notes}
+    told |= {"verdicts": verdicts_of(results), "results": [asdict(one) for one in results]}
     if json_file is not None:
-        told = {"video": video.name, "frames": len(video.packets), "bundle": loaded.manifest.hash, "notes": notes}
-        told |= {"load": asdict(load), "verdicts": verdicts_of(results), "accuracy": accuracy}
-        json_file.write_text(json.dumps({**told, "results": [asdict(one) for one in results]}, indent=2) + "\n")
+        json_file.write_text(json.dumps(told, indent=2) + "\n")
     if figure is not None:
-        draw(results, figure, title=title)
+        draw(points_of(told), figure, title=title + (", workers emulated" if plan.pace else ""))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,12 @@ from pipeline.errors import MissingKey, PipelineError
 from pipeline.keys import KeyBuffers
 from pipeline.messages import Decoded, FrameId, Kind, Mask, Packet
 from pipeline.redis_queue import RedisWorkQueue
-from pipeline.transport import Channel, open_channel
+from pipeline.transport import open_channel
 from pipeline.work_queue import STEAL_AFTER_S, Job
 
 BATCH = 8  # as a worker's settings have it
 _WAIT_S = 1.0
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Tally:
     fetched_bytes: int
     cpu_s: float
     batches: tuple[Batch, ...]  # of real decoders
-    published_s: tuple[float, ...]
+    rendered_s: tuple[float, ...]
 
 
 class Report:
@@ -88,7 +89,7 @@ class Report:
         self._pipe, self._shown = pipe, list[tuple[str, int, float]]()
         self.fetched_bytes = 0
         self.batches: list[Batch] = []
-        self.published_s: list[float] = []
+        self.rendered_s: list[float] = []
 
     def mask(self, camera: str, sequence: int, agreement: float) -> None:
         self._shown.append((camera, sequence, agreement))
@@ -104,9 +105,9 @@ class Report:
 
         lookups, regions = counted(metrics.KEY_LOOKUPS, "where"), counted(metrics.DECODED_REGIONS, "kind")
         drops = counted(metrics.DROPS, "reason")
-        times = tuple(self.batches), tuple(self.published_s)
+        times = tuple(self.batches), tuple(self.rendered_s)
         self._pipe.send(Tally(lookups, regions, drops, self.fetched_bytes, time.process_time(), *times))
-        self.batches, self.published_s = [], []
+        self.batches, self.rendered_s = [], []
 
 
 class CountingQueue(RedisWorkQueue):
@@ -189,37 +190,38 @@ class EmulatedDecoder(Decoder):
         return Decoded(Mask(packet.id, packet.captured_ms, packet.bundle, classes), None)
 
 
-class CountingPublisher(FramePublisher):
-    """Publishes, and says how many pixels are those of an undisturbed decoder."""
+class RenderingLane(Lane):
+    """Where masks are rendered: how long that took, and how many pixels are those of an undisturbed decoder."""
 
-    def __init__(self, channel: Channel, lane: Lane, *, looks: Looks, live: bool, video: Video, report: Report) -> None:
-        super().__init__(channel, lane, looks=looks, live=live)
+    def __init__(self, video: Video, report: Report) -> None:
+        super().__init__("png")
         self._video, self._report = video, report
 
-    async def publish(self, camera: str, id: FrameId, decoded: Decoded) -> Rendered | PipelineError:
+    async def run(self, compute: Callable[..., R], *args: object) -> R:
         began_s = time.perf_counter()
-        rendered = await super().publish(camera, id, decoded)
-        self._report.published_s.append(time.perf_counter() - began_s)
-        if isinstance(rendered, Rendered) and decoded.mask is not None:
-            same = np.mean(decoded.mask.classes == self._video.mask(camera, id))
-            self._report.mask(camera, id.sequence, float(same))
+        rendered = await super().run(compute, *args)
+        self._report.rendered_s.append(time.perf_counter() - began_s)
+        match args:
+            case (Decoded(mask=Mask(id=id, classes=classes)), str(camera), *_):
+                same = np.mean(classes == self._video.mask(camera, id))
+                self._report.mask(camera, id.sequence, float(same))
         return rendered
 
 
-class EmulatedPublisher(FramePublisher):
-    """Takes as long as rendering does, and publishes nothing."""
+class EmulatedLane(Lane):
+    """Takes as long as rendering does; nothing is published."""
 
-    def __init__(
-        self, channel: Channel, lane: Lane, *, looks: Looks, live: bool, rest_s: float, report: Report
-    ) -> None:
-        super().__init__(channel, lane, looks=looks, live=live)
-        self._sleeper, self._rest_s, self._report = lane, rest_s, report
-        self._nothing = Rendered((), np.zeros(len(looks.palette)))
+    def __init__(self, rest_s: float, classes: int, report: Report) -> None:
+        super().__init__("png")
+        self._rest_s, self._report = rest_s, report
+        self._nothing = Rendered((), np.zeros(classes))
 
-    async def publish(self, camera: str, id: FrameId, decoded: Decoded) -> Rendered | PipelineError:
-        await self._sleeper.run(time.sleep, self._rest_s)
-        self._report.mask(camera, id.sequence, 1.0)
-        return self._nothing
+    async def run(self, compute: Callable[..., R], *args: object) -> R:
+        await super().run(time.sleep, self._rest_s)
+        match args:
+            case (Decoded(mask=Mask(id=id)), str(camera), *_):
+                self._report.mask(camera, id.sequence, 1.0)
+        return cast(R, self._nothing)
 
 
 class Bench:
@@ -238,13 +240,13 @@ class Bench:
         self._opened = self._opened or open_decoder(self.bundle, threads=self._threads, batch=BATCH, labels=False)
         return cast(Decoder, TimedDecoder(self._opened, self.report))
 
-    def publisher(self, shift: Shift, channel: Channel, lane: Lane) -> FramePublisher:
-        looks, live, costs = Looks(self.bundle.palette, self.names), shift.deadline_ms > 0, shift.costs
-        if costs is not None and shift.pace:
-            rest_s = shift.pace * costs.publish_s + (shift.pace - 1) * costs.around_s
-            return EmulatedPublisher(channel, lane, looks=looks, live=live, rest_s=rest_s, report=self.report)
-        video = Video(self.masks, shift.starts)
-        return CountingPublisher(channel, lane, looks=looks, live=live, video=video, report=self.report)
+    def rendering(self, shift: Shift) -> Lane:
+        """Where the masks of one shift are rendered."""
+        costs = shift.costs
+        if costs is None or not shift.pace:
+            return RenderingLane(Video(self.masks, shift.starts), self.report)
+        rest_s = shift.pace * costs.render_s + (shift.pace - 1) * costs.around_s
+        return EmulatedLane(rest_s, len(self.names), self.report)
 
 
 def serve(pipe: Connection, bundle: Path, masks: Path, threads: int) -> None:
@@ -265,7 +267,7 @@ async def _work(shift: Shift, bench: Bench, pipe: Connection) -> None:
     queue_of = CountingQueue if shift.affinity else FreeForAll
     async with (
         Lane("decoder") as lane,
-        Lane("png") as png,
+        bench.rendering(shift) as png,
         queue_of(shift, bench.report) as queue,
         open_channel("memory://workers") as channel,
     ):
@@ -276,7 +278,9 @@ async def _work(shift: Shift, bench: Bench, pipe: Connection) -> None:
             lane=lane,
             requests=KeyRequests(channel),
             cameras=Cameras(bench.names, deadline_ms=shift.deadline_ms),
-            frames=bench.publisher(shift, channel, png),
+            frames=FramePublisher(
+                channel, png, looks=Looks(bench.bundle.palette, bench.names), live=shift.deadline_ms > 0
+            ),
             batch=BATCH,
             wait_s=_WAIT_S,
             deadline_ms=shift.deadline_ms,

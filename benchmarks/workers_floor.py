@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import redis
 
-from benchmarks.workers_crew import Shift, Tally, Told, serve, stretched_ms
+from benchmarks.workers_crew import Shift, Tally, serve, stretched_ms
 from benchmarks.workers_load import Costs, Round, Start
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle
@@ -32,6 +32,7 @@ from pipeline.redis_queue import RedisWorkQueue
 
 _START_S = 60.0
 _STARTS = 200
+_SILENT = f"a worker's process says nothing for {_START_S:.0f} s; what it wrote may say why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def _receive(pipe: Connection) -> Any:
             return pipe.recv()
     except EOFError as error:
         raise ConfigError("a worker's process ended; what it wrote says why") from error
-    raise ConfigError(f"a worker's process says nothing for {_START_S:.0f} s")
+    raise ConfigError(_SILENT)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +126,7 @@ class Camera:
     name: str
     start: Start
     room: asyncio.Semaphore
+    since: int = 0  # the newest sequence that was shown when the measuring began
     shown: dict[int, float] = field(default_factory=dict)  # by sequence, pixels as expected
 
 
@@ -163,6 +165,8 @@ class Floor:
         self, url: str, pipes: Sequence[Connection], costs: Costs | None, warm_s: float, seconds: float
     ) -> tuple[Moment, Moment]:
         """Measure for so long, after a while in which the workers meet and keys come."""
+        with redis.Redis.from_url(url) as client:
+            client.flushdb()
         self._pipes = pipes[: self._setting.workers]
         for number, pipe in enumerate(self._pipes, start=1):
             pipe.send(self.shift(number, url, costs))
@@ -175,6 +179,8 @@ class Floor:
             playing = [asyncio.create_task(self._play(camera, queue)) for camera in self.cameras]
             await asyncio.sleep(warm_s)
             before = await self._moment(url)
+            for camera in self.cameras:
+                camera.since = max(camera.shown, default=camera.start.sequence)
             await asyncio.sleep(seconds)
             after = await self._moment(url)
             for task in playing:
@@ -209,21 +215,28 @@ class Floor:
         self._stored_bytes += len(data)
 
     def _hear(self, pipe: Connection) -> None:
-        while pipe.poll():
-            match pipe.recv():
-                case Told(answered, shown):
-                    for name, sequence, same in shown:
-                        self._by_name[name].shown.setdefault(sequence, same)
-                    for name, count in answered.items():
-                        for _ in range(count):
-                            self._by_name[name].room.release()
-                case Tally() as tally:
-                    self._tallies.put_nowait(tally)
+        try:
+            told = pipe.recv()
+        except EOFError:  # the worker died; who waits for its tally will say so
+            asyncio.get_running_loop().remove_reader(pipe.fileno())
+            return
+        if isinstance(told, Tally):
+            self._tallies.put_nowait(told)
+            return
+        for name, sequence, same in told.shown:
+            self._by_name[name].shown.setdefault(sequence, same)
+        for name, count in told.answered.items():
+            for _ in range(count):
+                self._by_name[name].room.release()
 
     async def _moment(self, url: str) -> Moment:
         for pipe in self._pipes:
             pipe.send(True)
-        tallies = [await self._tallies.get() for _ in self._pipes]
+        try:
+            async with asyncio.timeout(_START_S):
+                tallies = [await self._tallies.get() for _ in self._pipes]
+        except TimeoutError as error:
+            raise ConfigError(_SILENT) from error
         at_s, masks = time.monotonic(), sum(len(camera.shown) for camera in self.cameras)
         with redis.Redis.from_url(url) as client:
             used = client.info("cpu")
@@ -235,7 +248,7 @@ class Floor:
             sum(one.fetched_bytes for one in tallies),
             sum(one.cpu_s for one in tallies),
             sum((one.batches for one in tallies), ()),
-            sum((one.published_s for one in tallies), ()),
+            sum((one.rendered_s for one in tallies), ()),
         )
         return Moment(at_s, masks, self._stored, self._stored_bytes, cpu_s, total)
 
@@ -245,11 +258,11 @@ class Floor:
         return sum(found) / max(1, len(found))
 
     def accuracy(self) -> float:
-        """Percent, over all frames from the first mask of each camera to its last."""
+        """Percent, over all frames from what was shown when the measuring began to the last mask of each camera."""
         places, shown = len(self._video.packets), Counter[tuple[int, int]]()
         for camera in self.cameras:
-            first, last = camera.start.key_place, 0
-            for sequence in range(min(camera.shown, default=0), max(camera.shown, default=-1) + 1):
+            first, last = camera.start.key_place, camera.since
+            for sequence in range(camera.since, max(camera.shown, default=camera.since) + 1):
                 last = sequence if sequence in camera.shown else last
                 shown[(first + last) % places, (first + sequence) % places] += 1
         return self._video.accuracy(shown)

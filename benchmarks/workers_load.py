@@ -38,21 +38,21 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds that a worker takes on average: to decode a packet of a kind, to publish a mask, and for all else."""
+    """Seconds that a worker takes on average: to decode a packet of a kind, to render a mask, and for all else."""
 
     decode_s: Mapping[Kind, float]
-    publish_s: float
+    render_s: float
     around_s: float = 0.0
 
 
-def costs_of(batches: Sequence[Batch], published_s: Sequence[float]) -> Costs:
+def costs_of(batches: Sequence[Batch], rendered_s: Sequence[float]) -> Costs:
     """What packets cost, by least squares over the batches that they came in; ConfigError where there are none."""
     kinds = [kind for kind in Kind if any(kind in batch.kinds for batch in batches)]
-    if not kinds or not published_s:
+    if not kinds or not rendered_s:
         raise ConfigError("the worker made no mask in the time it had: measure for longer")
     counts = np.array([[batch.kinds.get(kind, 0) for kind in kinds] for batch in batches])
     costs, *_ = np.linalg.lstsq(counts, np.array([batch.took_s for batch in batches]), rcond=None)
-    return Costs(dict(zip(kinds, np.maximum(costs, 0).tolist(), strict=True)), statistics.mean(published_s))
+    return Costs(dict(zip(kinds, np.maximum(costs, 0).tolist(), strict=True)), statistics.mean(rendered_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,15 @@ class Round:
         return 100 * (mean_iou(matrix) if self.labelled else float(np.trace(matrix) / matrix.sum()))
 
 
-def play(bundle: Bundle, *, data: Path | None, split: str, frames: int, threads: int) -> Round:
-    """A split of CamVid, or the sample without one, at a camera's usual settings; ConfigError where there is no KEY."""
+def play(bundle: Bundle, *, data: Path | None, split: str, frames: int, threshold: float | None, threads: int) -> Round:
+    """A split of CamVid, or the sample without one, at a camera's usual settings or another threshold.
+
+    Raises ConfigError.
+    """
     size, engine = (bundle.manifest.width, bundle.manifest.height), "auto"
     images, labels, name = _video(size, data=data, split=split, frames=frames)
     usual = EncoderSection()
-    policy = key_policy(key_interval=usual.key_interval, threshold=usual.threshold)
+    policy = key_policy(key_interval=usual.key_interval, threshold=threshold or usual.threshold)
     encoder = open_video_encoder(bundle, engine=engine, threads=threads, policy=policy, grid="1x1")
     packets = tuple(encoder.encode(Frame(FrameId(0, n), 0, image)) for n, image in enumerate(images))
     decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False)

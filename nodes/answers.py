@@ -8,7 +8,7 @@ from nodes.buffer import Losses
 from nodes.stats import Cameras
 from pipeline import metrics
 from pipeline.errors import TransportError
-from pipeline.work_queue import Job, WorkQueue
+from pipeline.work_queue import Job, Place, WorkQueue
 
 log = structlog.get_logger()
 
@@ -33,6 +33,13 @@ class Answers:
                 await self._queue.done(jobs)
             except TransportError as error:
                 self.lost_queue(error)
+
+    async def published(self, place: Place) -> None:
+        """Tell the queue that the mask of a recording's frame is out; if it is away, it is told later."""
+        try:
+            await self._queue.published([place])
+        except TransportError as error:
+            self.lost_queue(error)
 
     async def bury(self, job: Job, reason: str) -> None:
         """Put a job that can never be worked on among the dead letters."""

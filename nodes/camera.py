@@ -171,7 +171,12 @@ def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], VideoEncode
         engine=encoder.engine,
         threads=encoder.threads,
         quality=encoder.quality,
-        policy=key_policy(key_interval=encoder.key_interval, threshold=encoder.threshold),
+        policy=key_policy(
+            key_interval=encoder.key_interval,
+            threshold=encoder.threshold if encoder.price is None else None,
+            price=encoder.price,
+        ),
+        grid=encoder.grid,
     )
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import BitstreamError, ConfigError, TransportError
 from pipeline.messages import Kind, check_camera_name
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Channel, Message, open_channel
-from pipeline.work_queue import WorkQueue
+from pipeline.work_queue import KEY_GENERATIONS, RECORDED_GENERATIONS, WorkQueue
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _PROBE_S = 2.0
@@ -36,6 +36,7 @@ class Arrived:
     camera: str
     data: bytes
     keys: Mapping[int, bytes]  # by region, each as a packet of its own, so that it says which frame it is of
+    recorded: bool = False
 
     @property
     def key(self) -> bool:
@@ -51,12 +52,10 @@ def admit(message: Message, *, packet_bytes: int = MAX_PACKET_BYTES) -> Arrived:
     packet = unpack(message.payload)
     found = [region for region in packet.regions if region.kind is Kind.KEY]
     if len(packet.regions) == 1:
-        return Arrived(camera, message.payload, {region.index: message.payload for region in found})
-    return Arrived(
-        camera,
-        message.payload,
-        {region.index: pack(replace(packet, regions=(region,))) for region in found},
-    )
+        keys = {region.index: message.payload for region in found}
+    else:
+        keys = {region.index: pack(replace(packet, regions=(region,))) for region in found}
+    return Arrived(camera, message.payload, keys, packet.recorded)
 
 
 class Gateway:
@@ -131,7 +130,8 @@ class Gateway:
     async def _put(self, arrived: Arrived) -> None:
         # The keys come first: a worker that meets a later WARP must find them.
         if arrived.keys:
-            await self._queue.store_keys(arrived.camera, arrived.keys)
+            generations = RECORDED_GENERATIONS if arrived.recorded else KEY_GENERATIONS
+            await self._queue.store_keys(arrived.camera, arrived.keys, generations=generations)
             metrics.KEYS.inc(len(arrived.keys))
         await self._queue.put(arrived.camera, arrived.data)
         metrics.PACKETS.labels("gateway").inc()

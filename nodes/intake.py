@@ -1,16 +1,17 @@
 """Which packets a worker spends time on: claimed, opened, in time, in order; the others are answered and counted here.
 
 claim -> open -> [too old? passed by a newer one?] -> [newer than all before of its camera?] -> batch
+           +-> of a recording -> [recordings: the one after those before it?] -------------------^
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from nodes.answers import Answers
 from nodes.publisher import FramePublisher
+from nodes.recordings import Recordings, Ticket
 from nodes.service import now_ms
 from nodes.stats import Cameras
 from pipeline.bitstream import unpack
@@ -23,24 +24,19 @@ _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 # Below this a few frames that came together, after a hiccup, are all worth their time.
 _BEHIND_MS = 200
 _BACKLOG = 1000  # packets
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ticket:
-    """A packet that is being worked on, and the job it came with."""
-
-    job: Job
-    packet: Packet
+_HELD_WAIT_S = 0.05  # between two looks whether others have published what packets of a recording wait for
+_RECORDED_SHARE = 4  # one in so many places of a batch is for recordings, however busy live cameras keep us
 
 
 class Intake:
-    """The packets of a worker's next batches; `deadline_ms` since capture, 0 for recordings, where nothing is late."""
+    """The packets of a worker's next batches; `deadline_ms` since capture, 0 where nothing is late."""
 
     def __init__(
         self,
         *,
         queue: WorkQueue,
         answers: Answers,
+        recordings: Recordings,
         cameras: Cameras,
         frames: FramePublisher,
         batch: int,
@@ -50,10 +46,12 @@ class Intake:
         clock: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = now_ms,
     ) -> None:
-        self._queue, self._answers, self._cameras, self._frames = queue, answers, cameras, frames
+        self._queue, self._answers, self._recordings = queue, answers, recordings
+        self._cameras, self._frames = cameras, frames
         self._batch, self._wait_s, self._deadline_ms = batch, wait_s, deadline_ms
         self._rng, self._clock, self._wall_ms = rng or random.Random(), clock, wall_ms
         self._kept: list[Ticket] = []  # found in the backlog, for the next batches
+        self._more = self._shared = False  # recordings have more for the next batch, had some in the last one
 
     async def next(self) -> list[Ticket]:
         """The packets of the next batch; waits for them as long as it takes."""
@@ -64,7 +62,17 @@ class Intake:
             if self._is_behind(opened):
                 opened += await self._open(await self._claim(_BACKLOG, at_once=True))
             sifted = await self._sift([*self._kept, *opened])
-            tickets, self._kept = await self._in_order(sifted[: self._batch]), sifted[self._batch :]
+            recorded = await self._recorded(self._batch - len(sifted))
+            room = self._batch - len(recorded)
+            tickets, self._kept = await self._in_order(sifted[:room]) + recorded, sifted[room:]
+        return tickets
+
+    async def _recorded(self, room: int) -> list[Ticket]:
+        """The packets of recordings for this batch: as many as there is room for, or as are their share of it."""
+        share = self._batch // _RECORDED_SHARE or int(not self._shared)  # of a small batch every second one
+        tickets = await self._recordings.next(max(room, share))
+        self._shared = bool(tickets)
+        self._more = len(tickets) >= room and self._recordings.waiting
         return tickets
 
     async def _until_ready(self) -> None:
@@ -78,13 +86,12 @@ class Intake:
 
     async def _claim(self, batch: int | None = None, *, at_once: bool = False) -> list[Job]:
         """The next jobs, a batch of them; while the queue is away, tries again and again."""
-        busy = at_once or bool(self._kept)  # others' work is for when there is none here
+        busy = at_once or bool(self._kept) or self._more  # others' work is for when there is none here
+        wait_s = min(self._wait_s, _HELD_WAIT_S) if self._recordings.waiting else self._wait_s
         retry_s = _RETRY_FIRST_S
         while True:
             try:
-                jobs = await self._queue.claim(
-                    batch=batch or self._batch, wait_s=0 if busy else self._wait_s, steal=not busy
-                )
+                jobs = await self._queue.claim(batch=batch or self._batch, wait_s=0 if busy else wait_s, steal=not busy)
             except TransportError as error:
                 self._answers.lost_queue(error)
                 await asyncio.sleep(retry_s * self._rng.uniform(0.5, 1.0))
@@ -94,7 +101,7 @@ class Intake:
                 return jobs
 
     async def _open(self, jobs: Sequence[Job]) -> list[Ticket]:
-        """The packets of jobs that just came; what is none is buried."""
+        """The packets of jobs that just came, those of recordings apart; what is none is buried."""
         opened: list[Ticket] = []
         for job in jobs:
             try:
@@ -104,13 +111,15 @@ class Intake:
             else:
                 self._hear(ticket)
                 opened.append(ticket)
-        return opened
+        self._recordings.hold(ticket for ticket in opened if ticket.packet.recorded)
+        return [ticket for ticket in opened if not ticket.packet.recorded]
 
     def _hear(self, ticket: Ticket) -> None:
         camera, packet = self._cameras.of(ticket.job.camera), ticket.packet
         camera.heard_s = self._clock()
         camera.stats.take(packet, size_bytes=len(ticket.job.packet))
-        camera.clock.learn(packet.captured_ms, now_ms=self._wall_ms())
+        if not packet.recorded:  # those may be of any age
+            camera.clock.learn(packet.captured_ms, now_ms=self._wall_ms())
 
     def _is_behind(self, tickets: Sequence[Ticket]) -> bool:
         now_ms = self._wall_ms()

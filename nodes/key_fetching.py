@@ -2,10 +2,11 @@
 
 packets -> keys here? --yes-------------------------------------> [lane: Decoder] -> masks
                +--no--> queue's server --found--> [lane: Decoder] --^
-                              +--not there--> KeyRequest on <camera>/control; a WARP is lost, a DELTA is poorer
+                              +--not there--> KeyRequest on <camera>/control; a WARP is lost
 
 A key is what a packet says it is: what was fetched is decoded only if epoch, sequence, bundle and grid are those that
-are named, and goes the same way into the same buffer as one that came by itself.
+are named, and goes the same way into the same buffer as one that came by itself. The buffer has the camera's name; a
+recording that stepped back has another, with / and a number. Of a recording nothing is decoded without its keys.
 """
 
 import asyncio
@@ -37,12 +38,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class KeyName:
-    """Which key a region refers to."""
+    """Which key a region refers to, and under which name it is held."""
 
-    camera: str
+    holder: str
     stream: Stream
     region: int
     sequence: int
+
+    @property
+    def camera(self) -> str:
+        """Whose key it is."""
+        return self.holder.partition("/")[0]
 
     def is_of(self, packet: Packet) -> bool:
         """Whether the packet holds the key."""
@@ -52,9 +58,9 @@ class KeyName:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetched:
-    """A key as a packet with that one region."""
+    """A key as a packet with that one region, and the name under which it is to be held."""
 
-    camera: str
+    holder: str
     packet: Packet
 
 
@@ -104,10 +110,14 @@ class FetchingDecoder:
         self._queue, self._requests = queue, requests
 
     async def decode(self, packets: Sequence[Packet], cameras: Sequence[str]) -> list[Decoded | PipelineError]:
-        """One result per packet, in their order, as from Decoder.decode; never longer than a moment for keys."""
+        """One result per packet, in their order, as from Decoder.decode; never longer than a moment for keys.
+
+        `cameras` says under which names their keys are held.
+        """
         referring = sum(region.kind is not Kind.KEY for packet in packets for region in packet.regions)
         absent = await self._find_keys(packets, cameras, referring) if referring else []
         results = await self._lane.run(self._decoder.decode, packets, cameras)
+        results = [_whole(*each, absent) for each in zip(results, packets, cameras, strict=True)]
         _count(packets, results)
         lost = [at for at, result in enumerate(results) if isinstance(result, MissingKey)]
         if absent or lost:
@@ -123,7 +133,7 @@ class FetchingDecoder:
         fetched = await self._fetch(set(missing))
         for start in range(0, len(fetched), len(packets)):  # no batch larger than those it is warm for
             part = fetched[start : start + len(packets)]
-            await self._lane.run(self._decoder.decode, [each.packet for each in part], [each.camera for each in part])
+            await self._lane.run(self._decoder.decode, [each.packet for each in part], [each.holder for each in part])
         absent = await self._missing(packets, cameras) if fetched else missing
         found = len(set(missing).difference(absent))  # a key that serves several regions is fetched once
         metrics.KEY_LOOKUPS.labels("local").inc(referring - found - len(absent))
@@ -144,30 +154,41 @@ class FetchingDecoder:
         found: list[Fetched] = []
         try:
             async with asyncio.timeout(_FETCH_S):
-                for camera in sorted({key.camera for key in keys}):
-                    wanted = [key for key in keys if key.camera == camera]
-                    kept = await self._queue.fetch_keys(camera, {key.region for key in wanted})
+                for holder in sorted({key.holder for key in keys}):
+                    wanted = [key for key in keys if key.holder == holder]
+                    kept = await self._queue.fetch_keys(wanted[0].camera, {key.region for key in wanted})
                     packets = [packet for each in kept.values() for packet in _opened(each)]
-                    found += [Fetched(camera, packet) for packet in packets if any(key.is_of(packet) for key in wanted)]
+                    found += [Fetched(holder, packet) for packet in packets if any(key.is_of(packet) for key in wanted)]
         except (TransportError, TimeoutError) as error:
             metrics.RETRIES.labels("queue").inc()
             log.debug("keys not fetched", reason=str(error))
         return found
 
 
+def _whole(
+    result: Decoded | PipelineError, packet: Packet, holder: str, absent: Collection[KeyName]
+) -> Decoded | PipelineError:
+    """The result; of a recording only where no key was missing: its camera sends the packet again, with its keys."""
+    if not packet.recorded or isinstance(result, PipelineError):
+        return result
+    if result.missing or any(_name_of(holder, packet, region) in absent for region in packet.regions):
+        return MissingKey(f"a key of epoch {packet.id.epoch}, sequence {packet.id.sequence} is not here")
+    return result
+
+
 def _is_key(packet: Packet) -> bool:
     return all(region.kind is Kind.KEY for region in packet.regions)
 
 
-def _name_of(camera: str, packet: Packet, region: Region) -> KeyName:
-    return KeyName(camera, stream_of(packet), region.index, key_sequence(packet, region))
+def _name_of(holder: str, packet: Packet, region: Region) -> KeyName:
+    return KeyName(holder, stream_of(packet), region.index, key_sequence(packet, region))
 
 
-def _not_in(camera: str, packet: Packet) -> list[KeyName]:
+def _not_in(holder: str, packet: Packet) -> list[KeyName]:
     """Any key of each region that a packet leaves out: a worker that never showed it has no mask that could stand."""
     indexes = set(range(min(packet.rows * packet.columns, MAX_REGIONS)))
     indexes -= {region.index for region in packet.regions}
-    return [KeyName(camera, stream_of(packet), index, _ANY) for index in sorted(indexes)]
+    return [KeyName(holder, stream_of(packet), index, _ANY) for index in sorted(indexes)]
 
 
 def _opened(stored: Iterable[bytes]) -> Iterable[Packet]:

@@ -78,7 +78,8 @@ def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineEr
 class FramePublisher:
     """Puts masks and scores on their cameras' topics.
 
-    `live`: while the broker is away they are given up, else they wait.
+    `live`: while the broker is away they are given up, else they wait. What is `recorded` the broker acknowledges, and
+    who publishes it waits and tries again.
     """
 
     def __init__(self, channel: Channel, lane: Lane, *, looks: Looks, live: bool) -> None:
@@ -94,26 +95,28 @@ class FramePublisher:
         """Wait until something can leave, as long as it takes."""
         await until_connected(self._channel)
 
-    async def publish(self, camera: str, id: FrameId, decoded: Decoded) -> Rendered | PipelineError:
+    async def publish(
+        self, camera: str, id: FrameId, decoded: Decoded, *, recorded: bool = False
+    ) -> Rendered | PipelineError:
         """Publish what a frame was decoded to; returns what was published, or the error that stood in the way."""
         rendered = await self._lane.run(render, decoded, camera, self._looks)
         while not isinstance(rendered, PipelineError):
             try:
-                await self._send(camera, id, rendered)
+                await self._send(camera, id, rendered, recorded=recorded)
             except TransportError as error:
-                if self._live:
+                if self._live or recorded:
                     return error
                 await until_connected(self._channel)
             else:
                 break
         return rendered
 
-    async def _send(self, camera: str, id: FrameId, rendered: Rendered) -> None:
+    async def _send(self, camera: str, id: FrameId, rendered: Rendered, *, recorded: bool) -> None:
         frame = {"epoch": str(id.epoch), "sequence": str(id.sequence)}
         frame |= {REGIONS: rendered.regions} if rendered.regions else {}
-        expiry_s = _LIVE_EXPIRY_S if self._live else None
+        expiry_s = _LIVE_EXPIRY_S if self._live and not recorded else None
         for part in rendered.parts:
-            delivery = Delivery(expiry_s=expiry_s, content_type=part.content_type, properties=frame)
+            delivery = Delivery(qos=int(recorded), expiry_s=expiry_s, content_type=part.content_type, properties=frame)
             await self._channel.publish(f"{camera}/{part.topic}", part.payload, delivery)
 
 

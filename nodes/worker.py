@@ -1,6 +1,8 @@
 """The worker node: packets from the queue -> masks and labels on their topics, decoded in batches across cameras.
 
 claim -> [intake] -> [key_fetching, lane: Decoder] -> turn -> [lane: PNG] -> mask topic, labels topic -> done
+
+Frames of a recording take no turns: they come here in order already, and each is answered before the next is published.
 """
 
 import asyncio
@@ -17,9 +19,10 @@ import structlog
 
 from nodes.answers import Answers
 from nodes.buffer import Losses
-from nodes.intake import Intake, Ticket
+from nodes.intake import Intake
 from nodes.key_fetching import FetchingDecoder, KeyRequests
 from nodes.publisher import FramePublisher, Looks, StatsPublisher
+from nodes.recordings import REPEATED, Recordings, Ticket
 from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell
 from nodes.stats import Cameras, MaskFacts
 from pipeline import metrics
@@ -35,6 +38,7 @@ from pipeline.work_queue import Place, WorkQueue
 
 _BATCHES = 2  # one is decoded while one is published
 _TURN_S = 0.005  # between two questions whether another worker's turn has ended
+_RETRY_S = 0.1  # before a mask of a recording is published again that the broker did not take
 _REASONS = {BundleMismatch: "bundle", MissingKey: "missing_key", TransportError: "uplink"}
 
 log = structlog.get_logger()
@@ -71,9 +75,11 @@ class Worker:
         self._queue, self._cameras, self._frames = queue, cameras, frames
         self._live, self._wall_ms = deadline_ms > 0, wall_ms
         self._answers = Answers(name, queue=queue, cameras=cameras)
+        self._recordings = Recordings(queue=queue, answers=self._answers, clock=clock)
         self._intake = Intake(
             queue=queue,
             answers=self._answers,
+            recordings=self._recordings,
             cameras=cameras,
             frames=frames,
             batch=batch,
@@ -110,16 +116,55 @@ class Worker:
             tickets = await self._intake.next()
             metrics.BATCH_PACKETS.observe(len(tickets))
             with metrics.STAGE_SECONDS.labels("decode").time():
-                packets, cameras = [one.packet for one in tickets], [one.job.camera for one in tickets]
-                results = await self._decoder.decode(packets, cameras)
+                packets, names = [one.packet for one in tickets], [self._keys_under(one) for one in tickets]
+                results = await self._decoder.decode(packets, names)
             await self._decoded.put([Made(*each) for each in zip(tickets, results, strict=True)])
+
+    def _keys_under(self, ticket: Ticket) -> str:
+        return self._recordings.keys_under(ticket) if ticket.packet.recorded else ticket.job.camera
 
     async def _publish(self) -> None:
         while True:
-            made = await self._decoded.get()
+            batch = await self._decoded.get()
+            made = [each for each in batch if not each.ticket.packet.recorded]
             while made:
                 made = await self._publish_those_in_turn(made)
+            await self._publish_recorded([each for each in batch if each.ticket.packet.recorded])
             self._room.release()
+
+    async def _publish_recorded(self, made: Sequence[Made]) -> None:
+        """Publish what is next of its recording; what others published meanwhile is settled, the rest comes again."""
+        if made:
+            await self._recordings.look({each.ticket.job.camera for each in made})
+        for each in made:
+            await self._publish_next(each.ticket, each.result)
+
+    async def _publish_next(self, ticket: Ticket, result: Decoded | PipelineError) -> None:
+        while (turn := self._recordings.turn(ticket)) is Turn.MINE:
+            error = await self._finish(ticket, result)
+            if not isinstance(error, TransportError):
+                await self._settle_recorded(ticket, error)
+                return
+            await asyncio.sleep(_RETRY_S)
+            await self._frames.until_ready()
+            await self._recordings.look({ticket.job.camera})  # others may have had their broker still
+        if turn is Turn.WAIT:
+            self._recordings.hold([ticket])
+        else:
+            self._answers.lose(ticket.job.camera, REPEATED)
+            await self._answers.acknowledge([ticket.job])
+
+    async def _settle_recorded(self, ticket: Ticket, error: PipelineError | None) -> None:
+        """Answer for a packet of a recording whose mask is out, or that nothing will come of here."""
+        if error is None:
+            await self._answers.published(Place(ticket.job, ticket.packet.id))
+            self._recordings.advance(ticket)
+            return
+        self._recordings.stop(ticket)
+        if isinstance(error, BitstreamError):
+            await self._answers.bury(ticket.job, str(error))
+        else:
+            await self._answers.acknowledge([ticket.job])
 
     async def _publish_those_in_turn(self, made: Sequence[Made]) -> list[Made]:
         """Publish what is next of its camera, settle what is too old; returns, a little later, those that wait."""
@@ -158,9 +203,10 @@ class Worker:
         if isinstance(result, PipelineError):
             return self._failed(name, result)
         with metrics.STAGE_SECONDS.labels("publish").time():
-            rendered = await self._frames.publish(name, packet.id, result)
+            rendered = await self._frames.publish(name, packet.id, result, recorded=packet.recorded)
         if isinstance(rendered, PipelineError):
-            return self._failed(name, rendered)
+            tried_again = packet.recorded and isinstance(rendered, TransportError)
+            return rendered if tried_again else self._failed(name, rendered)
         camera = self._cameras.of(name)
         latency_ms = camera.clock.age_ms(packet.captured_ms, now_ms=self._wall_ms())
         camera.stats.mask(MaskFacts(latency_ms, rendered.share))

@@ -47,6 +47,11 @@ Threshold = Annotated[
     float | None,
     typer.Option(help="a KEY sooner where a WARP should match in less than so many percent of the pixels"),
 ]
+Price = Annotated[
+    float | None,
+    typer.Option(help="in place of a threshold, percent of the pixels that 1000 bytes are worth; chooses levels too"),
+]
+Grid = Annotated[str | None, typer.Option(help="rows x columns of regions, such as 2x2; without it, the bundle's")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -109,6 +114,8 @@ def camera(
     quality: Quality = None,
     key_interval: KeyInterval = None,
     threshold: Threshold = None,
+    price: Price = None,
+    grid: Grid = None,
     loop: Annotated[bool | None, typer.Option("--loop", help="begin a file again at its end")] = None,
     fast: Annotated[bool | None, typer.Option("--fast", help="play as fast as frames are taken")] = None,
 ) -> None:
@@ -124,6 +131,8 @@ def camera(
         "encoder.quality": quality,
         "encoder.key_interval": key_interval,
         "encoder.threshold": threshold,
+        "encoder.price": price,
+        "encoder.grid": grid,
         "bundle": bundle,
     }
     _run(node.main, config.load_settings(config.CameraSettings, config_file, overrides))
@@ -164,16 +173,15 @@ def encode(
     quality: Quality = None,
     key_interval: KeyInterval = None,
     threshold: Threshold = None,
-    grid: Annotated[
-        str | None, typer.Option(help="rows x columns of regions, such as 2x2; without it, the bundle's")
-    ] = None,
+    price: Price = None,
+    grid: Grid = None,
     engine: Engine = "auto",
 ) -> None:
     """Encode each frame to a packet file of the same stem; each one is a KEY unless an option says otherwise."""
     from pipeline.recording import encode_files
     from pipeline.video_encoder import key_policy, open_video_encoder
 
-    policy = key_policy(key_interval=key_interval, threshold=threshold)
+    policy = key_policy(key_interval=key_interval, threshold=threshold, price=price)
     loaded = _bundle(bundle)
     encoder = open_video_encoder(loaded, engine=engine, quality=quality, policy=policy, grid=grid)
     written = list(_progress(encode_files(encoder, loaded, source, output), "encoding"))

@@ -4,10 +4,9 @@ Encoder   image -> [encode graph] -> y, z -> round z -> integer prior -> round y
 Decoder   KEY region -> coder -> z -> integer prior -> coder -> y_hat -> [decode graph] -> logits -> class map
                                                                     +--> [labels graph] -> scores
           WARP region -> coder -> flow -> [warp of its key's logits] -> logits -> class map
-          DELTA region: both of these, and the average of their logits
 
-Both graphs see whole frames, of any grid. Bundles without a prior have no z; y is rounded as it is. WARP and DELTA
-regions are made in `video_encoder`; `region_decoder` reads and shows the regions of a packet.
+Both graphs see whole frames, of any grid. Bundles without a prior have no z; y is rounded as it is. WARP regions are
+made in `video_encoder`; `region_decoder` reads and shows the regions of a packet.
 """
 
 import itertools
@@ -112,8 +111,8 @@ class Decoder:
 
         `cameras` says whose each packet is, since no key is shared; without it all packets are of one camera. A KEY is
         there for all packets after it. Regions that are absent, or whose keys are not here, keep their last mask, and
-        the latter are named; where nothing new or nothing before can be shown, that is MissingKey. A DELTA without its
-        key is the mask of its latents alone. The scores of a WARP are those of its key.
+        the latter are named; where nothing new or nothing before can be shown, that is MissingKey. The scores
+        of a WARP are those of its key.
         """
         names = [""] * len(packets) if cameras is None else cameras
         found = [self._read(name, packet) for name, packet in zip(names, packets, strict=True)]

@@ -104,6 +104,17 @@ class EncoderSection(_EngineSection):
         le=100,
         description="a KEY sooner where a WARP should match in less than so many percent of the pixels; null: never",
     )
+    price: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="in place of a threshold, percent of the pixels that 1000 bytes are worth; chooses levels too",
+    )
+    grid: str | None = Field(
+        None,
+        pattern=r"^[1-3]x[1-3]$",
+        description="rows x columns of regions, each KEY or WARP by itself; null: the bundle's, as a rule 1x1",
+    )
 
 
 class DecoderSection(_EngineSection):

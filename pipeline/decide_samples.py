@@ -1,7 +1,7 @@
 """What a decision network learns from: warps of keys in videos without labels, and how well their masks agreed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import delta, motion
+from pipeline import motion
 from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.codec import Encoder
@@ -143,10 +143,6 @@ class _Watcher:
             warped = motion.warp(key.logits, found.flow, *self._size)
             candidate = Candidate(found, age, flow_bytes, key.body_bytes, own, level, self._size)
             yield self._seen(candidate, warped, index)
-            if level > self._levels[0] and self._rng.random() < self._settings.deltas:
-                cheap = int(self._rng.choice([one for one in self._levels if one < level]))
-                fused = delta.fuse(warped, self._fresh(index, cheap).logits, age=age)
-                yield self._seen(replace(candidate, delta_quality=cheap), fused, index)
 
     def _seen(self, candidate: Candidate, logits: NDArray[np.float32], index: int) -> tuple[Sight, float]:
         """What the camera knows of a candidate, and how well its logits agree with the frame's own mask."""

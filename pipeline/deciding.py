@@ -1,4 +1,4 @@
-"""What a camera knows of a WARP or DELTA before it is sent, and how well the bundle's graph `decide` says it will do.
+"""What a camera knows of a WARP before it is sent, and how well the bundle's graph `decide` says it will do.
 
 Candidate -> [describe] -> maps, facts -> [decide graph] -> predicted agreement, percent of the pixels
 """
@@ -18,7 +18,7 @@ from pipeline.runtime import Session, open_session
 
 GRAPH = "decide"
 MAPS = 6  # residual, detail, misfit, strain, what was not seen, speed
-FACTS = 8  # age, twice; bytes of the flow; how busy the key is; rates of its level and of ours; if DELTA, and its rate
+FACTS = 6  # age, twice; bytes of the flow; how busy the key is; rates of its level and of ours
 PLACES = (6, 8)  # rows and columns of the maps, whatever the region's size
 
 _GREY = 10.0
@@ -31,11 +31,10 @@ _LONGEST_AGE = 30.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """What a frame could be: a WARP, by its motion since its key, `age` frames ago, and the bytes that code it.
+    """The WARP that a frame could be: its motion since its key, `age` frames ago, and the bytes that code it.
 
     Of the key: the bytes of its body, and the level it was coded at. `quality` is the level of the fresh mask that
-    this is held against, as a rule that of the key; `size` the region's height and width in pixels. With
-    `delta_quality`, the level of its own latents, it is a DELTA.
+    this is held against, as a rule that of the key; `size` the region's height and width in pixels.
     """
 
     motion: Motion
@@ -45,7 +44,6 @@ class Candidate:
     key_quality: int
     quality: int
     size: tuple[int, int]
-    delta_quality: int | None = None
 
 
 Predictor = Callable[[Candidate], float]
@@ -106,7 +104,7 @@ def _maps(candidate: Candidate) -> NDArray[np.float32]:
 
 def _facts(candidate: Candidate, manifest: Manifest) -> NDArray[np.float32]:
     key, ours = (usual_bytes(manifest, level) for level in (candidate.key_quality, candidate.quality))
-    own, pixels = candidate.delta_quality, manifest.height * manifest.width
+    pixels = manifest.height * manifest.width
     share = candidate.size[0] * candidate.size[1] / pixels  # of the frame
     return np.array(
         [
@@ -116,8 +114,6 @@ def _facts(candidate: Candidate, manifest: Manifest) -> NDArray[np.float32]:
             math.log(max(candidate.key_bytes, 1) / (key * share)),
             math.log(key / pixels),
             math.log(ours / key),
-            0.0 if own is None else 1.0,
-            0.0 if own is None else math.log(usual_bytes(manifest, own) / ours),
         ],
         np.float32,
     )

@@ -291,9 +291,8 @@ def levels_as_text(measured: Sequence[Measured], bundle: Bundle) -> str:
         lines += [_title(masks[0], bundle), "level  rate bpp  payload bpp  of the estimate     mIoU  unrounded"]
     for mask in masks:
         payload = f"{mask.payload_bpp:11.4f}  {100 * mask.drift:+13.2f} %"
-        lines.append(
-            f"{mask.quality:5}  {mask.rate_bpp:8.4f}  {payload}  {100 * mask.miou:5.2f} %    {100 * mask.unrounded_miou:5.2f} %"
-        )
+        accuracy = f"{100 * mask.miou:5.2f} %    {100 * mask.unrounded_miou:5.2f} %"
+        lines.append(f"{mask.quality:5}  {mask.rate_bpp:8.4f}  {payload}  {accuracy}")
     if labels:
         lines += [f"{_title(labels[0], bundle)}, labels", "level  rate bpp      mAP  micro F1"]
     for label in labels:

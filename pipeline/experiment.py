@@ -165,7 +165,6 @@ class DecideSamples(_Section):
     steps: int = Field(ge=1, description="frames of the video, at most, from one that the camera takes to the next")
     fresh: int = Field(ge=0, description="cheaper levels that the key's own frame is looked at, at most")
     cheaper: float = Field(ge=0, le=1, description="share of keys whose level is below that of the fresh masks")
-    deltas: float = Field(ge=0, le=1, description="share of warps that are looked at as a DELTA too")
 
 
 class DecideSchedule(_Section):

@@ -1,4 +1,4 @@
-"""The keys that WARP and DELTA regions refer to: what camera and worker hold of them, changed only by packets.
+"""The keys that WARP regions refer to: what camera and worker hold of them, changed only by packets.
 
 KEY of sequence s -> KeyBuffer.put        WARP of age a in sequence s + a -> KeyBuffer.get, or MissingKey
 """
@@ -93,7 +93,7 @@ class KeyBuffer(Generic[T]):
             self._streams.popitem(last=False)
 
     def get(self, packet: Packet, region: Region) -> T:
-        """What the key stands for that a WARP or DELTA region of the packet names; MissingKey where it is not here."""
+        """What the key stands for that a WARP region of the packet names; MissingKey where it is not here."""
         key = self._named(packet, region)
         if key is None:
             named = f"epoch {packet.id.epoch}, sequence {key_sequence(packet, region)}"

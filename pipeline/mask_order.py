@@ -9,6 +9,9 @@ given its job again takes the turn over, so the mask is not lost; those before i
 the batch that were published already would otherwise come twice and time run backwards. One mask is published twice
 only if its worker died, or lost the queue's server for as long as a job is held, after publishing it and before
 answering the job.
+
+Recordings, whose frames are all waited for, take no turns. Of each the newest frame is known whose mask is out, the
+recording's position, and the next frame is the one after it.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +21,7 @@ from pipeline.messages import FrameId
 
 TURN_S = 0.3
 FORGET_S = 60.0  # of an order that nobody asks for, and of an epoch that is over: a camera may draw it again
+POSITION_LASTS_S = 3600.0  # a recording may stand still for long
 _SEQUENCES = 1 << 32
 
 
@@ -27,6 +31,23 @@ class Turn(IntEnum):
     OVER = 0
     MINE = 1
     WAIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a recording is: its newest frame whose mask is out, since when, and the epochs that ended before it.
+
+    The time is in ms of the same clock as that of `Job.queued_ms`.
+    """
+
+    frame: FrameId
+    at_ms: int
+    over: frozenset[int] = frozenset()
+
+
+def frames_after(frame: FrameId, other: FrameId) -> int:
+    """How many frames one is after another of its epoch, negative if before; sequences wrap at 2**32."""
+    return (frame.sequence - other.sequence + _SEQUENCES // 2) % _SEQUENCES - _SEQUENCES // 2
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +79,24 @@ class MaskOrder:
         if entry == self._entry:
             self._entry = None
 
+    def advance(self, frame: FrameId, *, now_s: float) -> None:
+        """Say that the mask of a recording's frame is out; one that is not newer changes nothing."""
+        if self._last is not None and frame.epoch == self._last.epoch:
+            if frames_after(frame, self._last) <= 0:
+                return
+        elif self._last is not None:
+            if frame.epoch in self._over:
+                return
+            self._over[self._last.epoch] = now_s
+        self._last, self._entry, self._taken_s = frame, None, now_s
+
+    def position(self, *, now_s: float) -> Position | None:
+        """How far the recording is, if that is known."""
+        if self._last is None or now_s - self._taken_s >= POSITION_LASTS_S:
+            return None
+        return Position(self._last, int(self._taken_s * 1000), frozenset(self._over))
+
     def _is_over(self, frame: FrameId, last: FrameId, now_s: float) -> bool:
         if frame.epoch == last.epoch:
-            return (frame.sequence - last.sequence) % _SEQUENCES >= _SEQUENCES // 2
+            return frames_after(frame, last) < 0
         return now_s - self._over.get(frame.epoch, -FORGET_S) < FORGET_S

@@ -17,11 +17,12 @@ from typing import Self
 import structlog
 
 from pipeline.errors import TransportError
-from pipeline.mask_order import Turn
+from pipeline.mask_order import Position, Turn
 from pipeline.redis_streams import RedisStreams
 from pipeline.work_queue import (
     DELIVERY_LIMIT,
     HOLD_S,
+    KEY_GENERATIONS,
     RECLAIM_AFTER_S,
     SHARD_LIMIT,
     SHARDS,
@@ -68,6 +69,7 @@ class RedisWorkQueue:
         self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
         self._ready: list[Job] = []  # claimed, not handed out yet
         self._turns: set[Job] = set()  # whose frames had their turn
+        self._published: dict[Job, Place] = {}  # frames of recordings whose masks are out
         self._unanswered: set[Job] = set()  # done, but Redis was away
         self._stolen: int | None = None  # the shard that was last stolen from
         self._reclaimed = clock() - reclaim_after_s
@@ -142,13 +144,24 @@ class RedisWorkQueue:
         self._unanswered.update(jobs)
         await self._answer(self._unanswered.intersection(jobs))
 
+    async def positions(self, cameras: Collection[str]) -> dict[str, Position]:
+        """Return how far the recordings of these cameras are, of those where that is known."""
+        return await self._streams.positions(sorted(cameras))
+
+    async def published(self, places: Sequence[Place]) -> None:
+        """Note that the masks of these frames of recordings are out, and take their jobs from the queue."""
+        self._published.update((place.job, place) for place in places)
+        await self.done([place.job for place in places])
+
     async def _answer(self, jobs: Collection[Job]) -> None:
         if not jobs:
             return
-        await self._streams.answer(jobs, turns=self._turns.intersection(jobs))
+        published = [self._published[job] for job in jobs if job in self._published]
+        await self._streams.answer(jobs, turns=self._turns.intersection(jobs), published=published)
         self._unanswered.difference_update(jobs)
         self._turns.difference_update(jobs)
         for job in jobs:
+            self._published.pop(job, None)
             self._held.pop((job.shard, job.entry), None)
 
     async def bury(self, job: Job, reason: str) -> None:
@@ -160,12 +173,12 @@ class RedisWorkQueue:
         """Return how many entries wait or are being worked on."""
         return await self._streams.depth()
 
-    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
-        """Keep the newest KEY of each region, beside the one before it, for a minute."""
-        await self._streams.store_keys(camera, keys)
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes], *, generations: int = KEY_GENERATIONS) -> None:
+        """Keep the newest KEY of each region, beside those before it, so many in all, for a minute."""
+        await self._streams.store_keys(camera, keys, generations)
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
-        """Return one or two KEYs of each of the regions that has any, newest first."""
+        """Return the KEYs that are kept of each of the regions, newest first; of regions without any nothing."""
         return await self._streams.fetch_keys(camera, regions)
 
     async def _gather(self, batch: int, wait_s: float, steal: bool) -> None:

@@ -25,23 +25,43 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 return math.max(0, now - tonumber(string.match(oldest[1], '^%d+')))
 """
 
-# A region's value is u32 length of the newest KEY, the newest KEY, the KEY before it (or nothing).
+# A region's value holds its KEYs, the newest first, each after its length (u32).
 STORE_KEYS = """
-for at = 2, #ARGV, 2 do
-  local held, newest = redis.call('HGET', KEYS[1], ARGV[at]), ''
-  if held and #held >= 4 then newest = string.sub(held, 5, 4 + struct.unpack('>I4', held)) end
-  if newest ~= ARGV[at + 1] then
-    redis.call('HSET', KEYS[1], ARGV[at], struct.pack('>I4', #ARGV[at + 1]) .. ARGV[at + 1] .. newest)
+for at = 3, #ARGV, 2 do
+  local held, kept = redis.call('HGET', KEYS[1], ARGV[at]) or '', {ARGV[at + 1]}
+  local next = 1
+  while #held >= next + 4 and #kept < tonumber(ARGV[2]) do
+    local size = struct.unpack('>I4', held, next)
+    local key = string.sub(held, next + 4, next + 3 + size)
+    if #key == size and key ~= ARGV[at + 1] then kept[#kept + 1] = key end
+    next = next + 4 + size
   end
+  for number, key in ipairs(kept) do kept[number] = struct.pack('>I4', #key) .. key end
+  redis.call('HSET', KEYS[1], ARGV[at], table.concat(kept))
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """
 
-# MaskOrder.take, on a hash of its fields; an epoch that is over is the field over:<epoch>, with the time it ended.
-TAKE_TURN = """
-local epoch, sequence, entry, worker, turn_ms, forget_ms = unpack(ARGV)
+# Takes note that an epoch is over, and forgets those that ended long ago.
+_END_EPOCH = """
+local function end_epoch(epoch, now, forget_ms)
+  local fields = redis.call('HGETALL', KEYS[1])
+  for at = 1, #fields, 2 do
+    if string.sub(fields[at], 1, 5) == 'over:' and now - fields[at + 1] >= tonumber(forget_ms) then
+      redis.call('HDEL', KEYS[1], fields[at])
+    end
+  end
+  redis.call('HSET', KEYS[1], 'over:' .. epoch, now)
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+# MaskOrder.take, on a hash of its fields; an epoch that is over is the field over:<epoch>, with the time it ended.
+TAKE_TURN = (
+    _END_EPOCH
+    + """
+local epoch, sequence, entry, worker, turn_ms, forget_ms = unpack(ARGV)
 local last = redis.call('HMGET', KEYS[1], 'epoch', 'sequence', 'entry', 'worker', 'taken')
 if last[1] then
   if last[1] ~= epoch then
@@ -53,20 +73,32 @@ if last[1] then
     return 0
   end
   if last[3] and last[4] ~= worker and now - last[5] < tonumber(turn_ms) then return 2 end
-  if last[1] ~= epoch then
-    local fields = redis.call('HGETALL', KEYS[1])
-    for at = 1, #fields, 2 do
-      if string.sub(fields[at], 1, 5) == 'over:' and now - fields[at + 1] >= tonumber(forget_ms) then
-        redis.call('HDEL', KEYS[1], fields[at])
-      end
-    end
-    redis.call('HSET', KEYS[1], 'over:' .. last[1], now)
-  end
+  if last[1] ~= epoch then end_epoch(last[1], now, forget_ms) end
 end
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', sequence, 'entry', entry, 'worker', worker, 'taken', now)
 redis.call('PEXPIRE', KEYS[1], forget_ms)
 return 1
 """
+)
+
+# MaskOrder.advance, on the same hash.
+ADVANCE = (
+    _END_EPOCH
+    + """
+local epoch, sequence, forget_ms, lasts_ms = unpack(ARGV)
+local last = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
+if last[1] == epoch then
+  local after = (sequence - last[2]) % 4294967296
+  if after == 0 or after >= 2147483648 then return end
+elseif last[1] then
+  if redis.call('HEXISTS', KEYS[1], 'over:' .. epoch) == 1 then return end
+  end_epoch(last[1], now, forget_ms)
+end
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', sequence, 'taken', now)
+redis.call('HDEL', KEYS[1], 'entry')
+redis.call('PEXPIRE', KEYS[1], lasts_ms)
+"""
+)
 
 # One job of the camera is answered.
 END_TURN = "if redis.call('HGET', KEYS[1], 'entry') == ARGV[1] then redis.call('HDEL', KEYS[1], 'entry') end"

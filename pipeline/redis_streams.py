@@ -13,8 +13,9 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from pipeline.cancellation import cancellable
 from pipeline.errors import ConfigError, TransportError
-from pipeline.mask_order import FORGET_S, TURN_S, Turn
-from pipeline.redis_scripts import BEAT, END_TURN, STORE_KEYS, TAKE_TURN, WAITED_MS
+from pipeline.mask_order import FORGET_S, POSITION_LASTS_S, TURN_S, Position, Turn
+from pipeline.messages import FrameId
+from pipeline.redis_scripts import ADVANCE, BEAT, END_TURN, STORE_KEYS, TAKE_TURN, WAITED_MS
 from pipeline.work_queue import DEAD_BYTES, DEAD_LIMIT, KEYS_EXPIRE_S, Job, Place, shard_of
 
 GROUP = "workers"
@@ -22,6 +23,7 @@ WORKERS = "maskcast:workers"
 DEAD = "maskcast:dead"
 ANSWER_S = 2.0  # for Redis to answer, on top of what a read waits for
 _LENGTH_BYTES = 4
+_OVER = b"over:"  # and an epoch: a field of an order
 
 
 class RedisStreams:
@@ -138,9 +140,22 @@ class RedisStreams:
         async with self._talk():
             return [Turn(answer) for answer in await pipe.execute()]
 
-    async def answer(self, jobs: Iterable[Job], *, turns: Iterable[Job] = ()) -> None:
-        """Acknowledge and delete, and end the turns of those that had one, in one round trip."""
+    async def positions(self, cameras: Sequence[str]) -> dict[str, Position]:
+        """Return how far the recordings of these cameras are, of those where that is known."""
         pipe = self._redis.pipeline(transaction=False)
+        for camera in cameras:
+            pipe.hgetall(self._order(camera))
+        async with self._talk():
+            orders = await pipe.execute() if cameras else []
+        found = {camera: _position(order) for camera, order in zip(cameras, orders, strict=True)}
+        return {camera: position for camera, position in found.items() if position is not None}
+
+    async def answer(self, jobs: Iterable[Job], *, turns: Iterable[Job] = (), published: Iterable[Place] = ()) -> None:
+        """Acknowledge and delete, end the turns of those that had one, move recordings on, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for place in published:  # first: what is cut off after this is given out again, and known to be out
+            frame, times_ms = place.frame, (int(FORGET_S * 1000), int(POSITION_LASTS_S * 1000))
+            pipe.eval(ADVANCE, 1, self._order(place.job.camera), frame.epoch, frame.sequence, *times_ms)
         for shard, entries in _by_shard((job.shard, job.entry) for job in jobs).items():
             pipe.xack(self._frames(shard), GROUP, *entries)
             pipe.xdel(self._frames(shard), *entries)
@@ -163,12 +178,12 @@ class RedisStreams:
         async with self._talk():
             return sum(await pipe.execute())
 
-    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
-        """Make these the newest KEYs of their regions, and what was newest the one before."""
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes], generations: int) -> None:
+        """Make these the newest KEYs of their regions, before those that were, so many in all."""
         values = [part for region, key in keys.items() for part in (region, key)]
         async with self._talk():
             expire_ms = int(KEYS_EXPIRE_S * 1000)
-            await self._redis.eval(STORE_KEYS, 1, self._keys(camera), expire_ms, *values)
+            await self._redis.eval(STORE_KEYS, 1, self._keys(camera), expire_ms, generations, *values)
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
         """Return the KEYs of each of the regions that has any, newest first."""
@@ -233,7 +248,8 @@ def check_redis_url(url: str) -> str:
 
 def _job(shard: int, entry: bytes, fields: Mapping[bytes, bytes], *, deliveries: int) -> Job:
     camera = fields.get(b"camera", b"").decode(errors="replace")
-    return Job(shard, entry.decode(), camera, fields.get(b"packet", b""), deliveries)
+    queued_ms = int(entry.partition(b"-")[0])
+    return Job(shard, entry.decode(), camera, fields.get(b"packet", b""), deliveries, queued_ms)
 
 
 def _by_shard(jobs: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
@@ -244,9 +260,22 @@ def _by_shard(jobs: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
 
 
 def _generations(value: bytes) -> tuple[bytes, ...]:
-    """Read a region's value as STORE_KEYS writes it; none if it is not one."""
-    start = _LENGTH_BYTES + int.from_bytes(value[:_LENGTH_BYTES], "big")
-    if not _LENGTH_BYTES < start <= len(value):
-        return ()
-    newest, older = value[_LENGTH_BYTES:start], value[start:]
-    return (newest, older) if older else (newest,)
+    """Read a region's value as STORE_KEYS writes it, as far as it is one."""
+    keys, at = [], 0
+    while (start := at + _LENGTH_BYTES) < len(value):
+        at = start + int.from_bytes(value[at:start], "big")
+        if not start < at <= len(value):
+            break
+        keys.append(value[start:at])
+    return tuple(keys)
+
+
+def _position(order: Mapping[bytes, bytes]) -> Position | None:
+    """What the hash of a camera's order says, as TAKE_TURN and ADVANCE write it."""
+    try:
+        frame = FrameId(int(order[b"epoch"]), int(order[b"sequence"]))
+        at_ms = int(order[b"taken"])
+        over = frozenset(int(field.removeprefix(_OVER)) for field in order if field.startswith(_OVER))
+    except (KeyError, ValueError):
+        return None
+    return Position(frame, at_ms, over)

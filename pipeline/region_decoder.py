@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import canvas, delta, motion
+from pipeline import canvas, motion
 from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey
@@ -101,7 +101,7 @@ def read(
         try:
             keys[index] = buffer.get(packet, part.region)
         except MissingKey as error:
-            missing |= {index: error} if part.latents is None else {}
+            missing[index] = error
     return Reading(camera, packet, grid, parts, keys, missing)
 
 
@@ -128,11 +128,7 @@ def read_part(region: Region, quality: int, bundle: Bundle, grid: Grid) -> Part:
         case Kind.WARP:
             return Part(region, place, quality, None, _flow(region.body, place))
         case Kind.DELTA:
-            if grid.count > 1:  # the latents around it are of the keys' level, and of one level all must be
-                raise BitstreamError(f"region {region.index}: a DELTA is of a whole frame")
-            both = delta.split(region.body)
-            latents = _latents(both.latents, both.level, bundle, place)
-            return Part(region, place, both.level, latents, _flow(both.flow, place))
+            raise BitstreamError(f"region {region.index}: no version sends a DELTA")
 
 
 def _latents(body: bytes, level: int, bundle: Bundle, place: Place) -> NDArray[np.float32]:
@@ -222,12 +218,12 @@ def _shown(reading: Reading, fresh: Outputs | None) -> dict[int, Outputs]:
     shown = {}
     for part in reading.parts:
         index, key = part.region.index, reading.keys.get(part.region.index)
-        own = None if fresh is None or part.latents is None else _window(fresh, part.place)
-        if part.flow is None and key is not None and own is not None:
-            key.outputs = own
-        both = own if key is None or part.flow is None else _with_key(key, part, part.flow, own)
-        if both is not None:
-            shown[index] = both
+        if key is None:
+            continue
+        if part.flow is not None:
+            shown[index] = _moved(key.outputs, part.flow, part.place)
+        elif fresh is not None:
+            shown[index] = key.outputs = _window(fresh, part.place)
     return shown
 
 
@@ -238,14 +234,11 @@ def _window(fresh: Outputs, place: Place) -> Outputs:
     return replace(fresh, logits=fresh.logits[:, *place.window.at(LOGIT_PX)].copy())
 
 
-def _with_key(key: HeldKey, part: Part, flow: NDArray[np.float32], own: Outputs | None) -> Outputs:
-    """What a WARP or DELTA shows; the scores of a DELTA are those of its own latents."""
-    moved, picture = key.outputs, part.place.picture
-    if moved.logits is not None:
-        moved = replace(moved, logits=motion.warp(moved.logits, flow, picture.height, picture.width))
-    if own is None or moved.logits is None or own.logits is None:
-        return own or moved
-    return replace(own, logits=delta.fuse(moved.logits, own.logits, age=part.region.age))
+def _moved(key: Outputs, flow: NDArray[np.float32], place: Place) -> Outputs:
+    """What a WARP shows; its scores are its key's."""
+    if key.logits is None:
+        return key
+    return replace(key, logits=motion.warp(key.logits, flow, place.picture.height, place.picture.width))
 
 
 def _classes(reading: Reading, logits: Mapping[int, NDArray[np.float32]], last: LastMasks) -> NDArray[np.uint8]:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deciding import Candidate, Predictor
-from pipeline.errors import ConfigError
 
+MAX_PRICE = 1000.0  # percent of the pixels for 1000 bytes
 FALL, RISE = 1.0, 0.1  # percent, of a moving threshold: with each KEY, with each WARP (DVSNet, CVPR 2018)
 
 Comparison = Callable[[Sequence[Candidate]], NDArray[np.float32]]
@@ -31,6 +31,15 @@ class Trigger(Protocol):
     def key_level(self, candidate: Candidate) -> int | None:
         """The level of the KEY that the frame should be; None where a WARP will do."""
         ...
+
+
+class Always:
+    """A WARP, whatever it shows."""
+
+    def keyed(self, body_bytes: int) -> None: ...
+
+    def key_level(self, candidate: Candidate) -> int | None:
+        return None
 
 
 class Threshold:
@@ -53,13 +62,10 @@ class Bargain:
     """A KEY where going on costs more than renewing, of the level that costs least over the key's life.
 
     `price`: percent of the pixels that 1000 bytes per frame are worth. `usual_bytes`: of a KEY at each level, 0 first;
-    no level is taken above the one that is asked for, nor below `cheapest`, unless that is what is asked for. Raises
-    ConfigError unless the price is positive.
+    no level is taken above the one that is asked for, nor below `cheapest`, unless that is what is asked for.
     """
 
     def __init__(self, compare: Comparison, usual_bytes: Sequence[float], *, price: float, cheapest: int = 0) -> None:
-        if not 0 < price < float("inf"):
-            raise ConfigError(f"price {price}: must be above 0, in percent of the pixels for 1000 bytes")
         self._compare, self._usual, self._price = compare, np.asarray(usual_bytes, np.float64), price / 1000
         self._cheapest = cheapest
         self._frames = 0  # since the key, itself counted

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from pipeline.mask_order import MaskOrder, Turn
+from pipeline.mask_order import MaskOrder, Position, Turn
 from pipeline.messages import FrameId
 
 SHARDS = 16
@@ -34,17 +34,21 @@ RECLAIM_AFTER_S = 0.6
 STEAL_AFTER_S = 0.15
 HOLD_S = 10.0  # a live worker that is still silent after this long has lost the job
 KEYS_EXPIRE_S = 60.0
+KEY_GENERATIONS = 2  # kept of each region
+# Of a recording workers may be as far behind the newest as its camera sends before it waits for masks.
+RECORDED_GENERATIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One packet to work on; `deliveries` is 1 the first time it is given to a worker."""
+    """One packet to work on, and when it was queued; `deliveries` is 1 the first time it is given to a worker."""
 
     shard: int
     entry: str
     camera: str
     packet: bytes
     deliveries: int
+    queued_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,14 @@ class WorkQueue(Protocol):
         """Take the jobs from the queue, and end their turns; answering twice does no harm."""
         ...
 
+    async def positions(self, cameras: Collection[str]) -> dict[str, Position]:
+        """Return how far the recordings of these cameras are, of those where that is known."""
+        ...
+
+    async def published(self, places: Sequence[Place]) -> None:
+        """Note that the masks of these frames of recordings are out, and take their jobs from the queue."""
+        ...
+
     async def bury(self, job: Job, reason: str) -> None:
         """Take the job from the queue and keep its beginning, with the reason, among the dead letters."""
         ...
@@ -112,12 +124,12 @@ class WorkQueue(Protocol):
         """Return how many entries wait or are being worked on."""
         ...
 
-    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
-        """Keep the newest KEY of each region, beside the one before it, for a minute."""
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes], *, generations: int = KEY_GENERATIONS) -> None:
+        """Keep the newest KEY of each region, beside those before it, so many in all, for a minute."""
         ...
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
-        """Return one or two KEYs of each of the regions that has any, newest first."""
+        """Return the KEYs that are kept of each of the regions, newest first; of regions without any nothing."""
         ...
 
 
@@ -148,7 +160,8 @@ class _Entry:
     deliveries: int = 0
 
     def job(self) -> Job:
-        return Job(self.shard, str(self.number), self.camera, self.packet, self.deliveries)
+        queued_ms = int(self.added * 1000)
+        return Job(self.shard, str(self.number), self.camera, self.packet, self.deliveries, queued_ms)
 
 
 def _number(entry: _Entry) -> int:
@@ -280,6 +293,19 @@ class MemoryWorkQueue:
             if job.camera in self._state.orders:
                 self._state.orders[job.camera].end(job.entry)
 
+    async def positions(self, cameras: Collection[str]) -> dict[str, Position]:
+        """Return how far the recordings of these cameras are, of those where that is known."""
+        now_s, orders = self._state.clock(), self._state.orders
+        found = {camera: orders[camera].position(now_s=now_s) for camera in cameras if camera in orders}
+        return {camera: position for camera, position in found.items() if position is not None}
+
+    async def published(self, places: Sequence[Place]) -> None:
+        """Note that the masks of these frames of recordings are out, and take their jobs from the queue."""
+        for place in places:
+            order = self._state.orders.setdefault(place.job.camera, MaskOrder())
+            order.advance(place.frame, now_s=self._state.clock())
+        await self.done([place.job for place in places])
+
     async def bury(self, job: Job, reason: str) -> None:
         """Take the job from the queue and keep its beginning among the dead letters."""
         self._state.dead.append(Buried(job.camera, job.packet[:DEAD_BYTES], reason, self._worker or ""))
@@ -289,17 +315,16 @@ class MemoryWorkQueue:
         """Return how many entries wait or are being worked on."""
         return sum(len(entries) for entries in self._state.entries)
 
-    async def store_keys(self, camera: str, keys: Mapping[int, bytes]) -> None:
-        """Keep the newest KEY of each region, beside the one before it."""
+    async def store_keys(self, camera: str, keys: Mapping[int, bytes], *, generations: int = KEY_GENERATIONS) -> None:
+        """Keep the newest KEY of each region, beside those before it, so many in all."""
         held = self._held_keys(camera)
         for region, key in keys.items():
-            before = held.get(region, ())
-            if before[:1] != (key,):
-                held[region] = (key, *before[:1])
+            before = [each for each in held.get(region, ()) if each != key]
+            held[region] = (key, *before[: generations - 1])
         self._state.keys[camera] = (self._state.clock() + KEYS_EXPIRE_S, held)
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
-        """Return one or two KEYs of each of the regions that has any, newest first."""
+        """Return the KEYs that are kept of each of the regions, newest first."""
         held = self._held_keys(camera)
         return {region: held[region] for region in regions if region in held}
 

@@ -14,16 +14,13 @@ from hypothesis import strategies as st
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle, tables_from
-from pipeline.class_map import class_map
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder, packet_of
-from pipeline.delta import Delta, fuse, join
 from pipeline.entropy import Writer
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, PipelineError
-from pipeline.flow_coding import decode_flow, encode_flow, grid_of, node_flow
+from pipeline.flow_coding import decode_flow, encode_flow, grid_of
 from pipeline.keys import GENERATIONS, KeyBuffers
 from pipeline.latent_coding import decode_latents, dequantise, encode_latents, quantise
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Mask, Packet, Region
-from pipeline.motion import warp
 from pipeline.region_decoder import HeldKey
 from pipeline.runtime import open_session
 from pipeline.sources import fit, open_source
@@ -480,46 +477,12 @@ def test_any_bytes_are_a_mask_or_a_bitstream_error(
     assert isinstance(results[1], Decoded | BitstreamError)
 
 
-def with_delta(packet: Packet, key: Packet, *, level: int | None = None) -> Packet:
-    """The WARP packet with latents of a KEY packet beside its flow."""
-    parts = Delta(key.quality if level is None else level, packet.regions[0].body, key.regions[0].body)
-    return replace(packet, regions=(replace(packet.regions[0], kind=Kind.DELTA, body=join(parts)),))
-
-
-def test_a_delta_is_the_average_of_its_latents_and_its_warped_key(
-    stream: list[Packet], masks: list[np.ndarray], worker: Decoder, bundle: Bundle
-) -> None:
-    fused = with_delta(stream[3], stream[4])
-    keys = KeyBuffers[HeldKey]()
-    spied = Decoder(bundle, worker._session, keys=keys)
-    _, _, between, fresh = (mask_of(one).classes for one in spied.decode([stream[0], stream[3], fused, stream[4]]))
-    buffer, (height, width) = keys.of(""), masks[0].shape
-    held = [buffer.get(stream[3], stream[3].regions[0]), buffer.newest(stream[4], 0).value]  # type: ignore[union-attr]
-    logits = [key.outputs.logits for key in held]
-    grid = grid_of(height, width)
-    flow = node_flow(decode_flow(stream[3].regions[0].body, grid), grid)
-    expected = class_map(fuse(warp(logits[0], flow, height, width), logits[1], age=3), height, width)
-    np.testing.assert_array_equal(between, expected)
-    assert (between != fresh).any()
-
-
-def test_a_delta_without_its_key_is_the_mask_of_its_latents(
-    stream: list[Packet], masks: list[np.ndarray], worker: Decoder
-) -> None:
-    (result,) = worker.decode([with_delta(stream[1], stream[4])])
-    np.testing.assert_array_equal(mask_of(result).classes, masks[4])
-
-
-def test_nothing_refers_to_a_delta(stream: list[Packet], worker: Decoder) -> None:
-    later = replace(stream[2], regions=(replace(stream[2].regions[0], age=1),))
-    results = worker.decode([stream[0], with_delta(stream[1], stream[4]), later])
-    assert types_of(results) == [Decoded, Decoded, MissingKey]
-
-
-def test_a_delta_of_an_unknown_level_is_a_bitstream_error(stream: list[Packet], worker: Decoder) -> None:
-    (result,) = worker.decode([with_delta(stream[1], stream[4], level=200)])
-    assert isinstance(result, BitstreamError)
-    assert "quality 200" in str(result)
+def test_a_delta_which_no_camera_sends_is_refused(stream: list[Packet], worker: Decoder) -> None:
+    delta = replace(stream[1], regions=(replace(stream[1].regions[0], kind=Kind.DELTA),))
+    first, second = worker.decode([stream[0], delta])
+    assert isinstance(first, Decoded)
+    assert isinstance(second, BitstreamError)
+    assert "DELTA" in str(second)
 
 
 def test_what_is_kept_of_keys_is_bounded(bundle: Bundle, session: object, stream: list[Packet]) -> None:

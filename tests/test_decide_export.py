@@ -24,7 +24,7 @@ EXPERIMENT = {
     "name": "tiny-decide",
     "width": 8,
     "streets": [{"seed": 3, "frames": 6, "fps": 12.0, "light": 1.0}],
-    "samples": {"keys": 3, "longest_age": 4, "share": 1.0, "steps": 1, "fresh": 1, "cheaper": 0.3, "deltas": 0.3},
+    "samples": {"keys": 3, "longest_age": 4, "share": 1.0, "steps": 1, "fresh": 1, "cheaper": 0.3},
     "schedule": {"seed": 1, "epochs": 2, "batch": 8, "lr": 0.01, "weight_decay": 0.01},
 }
 

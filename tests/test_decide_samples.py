@@ -15,8 +15,8 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.experiment import DecideSamples, Street
 from pipeline.runtime import open_session
 
-SETTINGS = DecideSamples(keys=4, longest_age=5, share=1.0, steps=2, fresh=0, cheaper=0.0, deltas=0.0)
-AGE, DELTA = 1, 6  # places of facts
+SETTINGS = DecideSamples(keys=4, longest_age=5, share=1.0, steps=2, fresh=0, cheaper=0.0)
+AGE = 1  # place of a fact
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,6 @@ def test_a_key_is_held_against_itself_at_better_levels(worker: Worker, video: Vi
     assert fresh.any()
     assert found.agreement[fresh].max() < 100
     assert (watched(worker, video, keys=12).facts[:, AGE] > 0).all()
-
-
-def test_deltas_are_looked_at_beside_the_warps_they_mend(worker: Worker, video: Video) -> None:
-    found = watched(worker, video, deltas=1.0, keys=12)
-    deltas = np.flatnonzero(found.facts[:, DELTA])
-    assert len(deltas) > 5
-    assert (found.facts[deltas - 1, DELTA] == 0).all()
-    np.testing.assert_array_equal(found.maps[deltas], found.maps[deltas - 1])
-    assert not np.array_equal(found.agreement[deltas], found.agreement[deltas - 1])
 
 
 def test_one_frame_is_refused(worker: Worker, video: Video) -> None:

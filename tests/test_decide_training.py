@@ -17,7 +17,7 @@ SETTINGS = DecideExperiment(
     name="tiny-decide",
     width=8,
     streets=(),
-    samples=DecideSamples(keys=1, longest_age=5, share=1.0, steps=1, fresh=0, cheaper=0.0, deltas=0.0),
+    samples=DecideSamples(keys=1, longest_age=5, share=1.0, steps=1, fresh=0, cheaper=0.0),
     schedule=DecideSchedule(seed=1, epochs=40, batch=32, lr=0.01, weight_decay=0.01),
 )
 

@@ -11,6 +11,7 @@ from standins import NAMES, PALETTE, packet_of
 from nodes.answers import Answers
 from nodes.intake import Intake, has_key, shows_all, stands_alone
 from nodes.publisher import FramePublisher, Looks
+from nodes.recordings import Recordings
 from nodes.service import Lane
 from nodes.stats import Cameras
 from pipeline.bitstream import pack
@@ -34,6 +35,7 @@ class Bench:
         return Intake(
             queue=self.queue,
             answers=self.answers,
+            recordings=Recordings(queue=self.queue, answers=self.answers),
             cameras=self.cameras,
             frames=frames,
             batch=batch,

@@ -15,10 +15,9 @@ from nodes.control import read_control
 from nodes.key_fetching import FetchingDecoder, KeyName, KeyRequests, pack_key_request
 from nodes.service import Lane
 from pipeline.bitstream import pack
-from pipeline.delta import Delta, join
 from pipeline.errors import MissingKey, PipelineError, TransportError
 from pipeline.keys import Stream
-from pipeline.messages import Decoded, FrameId, KeyRequest, Kind, Packet, Region
+from pipeline.messages import Decoded, FrameId, KeyRequest, Packet, Region
 from pipeline.transport import Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue
@@ -163,23 +162,6 @@ async def test_a_key_found_nowhere_is_asked_of_its_camera_and_the_batch_goes_on(
     assert is_mask_of(key, street.next_key) and is_mask_of(warp, street.next_warp)
     (message,) = await take(bench.heard)
     assert (message.topic, json.loads(message.payload)) == ("cam-1/control", {"key": [0]})
-
-
-async def test_a_delta_without_its_key_has_a_mask_and_the_key_is_asked_for(bench: Bench, street: Street) -> None:
-    body = join(Delta(street.key.quality, street.warp.regions[0].body, street.next_key.regions[0].body))
-    delta = replace(street.warp, regions=(replace(street.warp.regions[0], kind=Kind.DELTA, body=body),))
-    before = lookups()
-    (poorer,) = await bench.decoder.decode([delta], ["cam-1"])
-    assert isinstance(poorer, Decoded)
-    assert added(before) == {"local": 0, "fetched": 0, "missing": 1}
-    assert len(await take(bench.heard)) == 1
-    await bench.store(street.key)
-    before = lookups()
-    (better,) = await bench.decoder.decode([delta], ["cam-1"])
-    assert isinstance(better, Decoded)
-    assert added(before) == {"local": 0, "fetched": 1, "missing": 0}
-    assert poorer.mask is not None and better.mask is not None
-    assert not np.array_equal(poorer.mask.classes, better.mask.classes)
 
 
 class NothingShown:

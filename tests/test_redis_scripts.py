@@ -8,7 +8,7 @@ from queues import RedisBench
 
 from pipeline.mask_order import MaskOrder, Turn
 from pipeline.messages import FrameId
-from pipeline.redis_scripts import END_TURN, STORE_KEYS, TAKE_TURN
+from pipeline.redis_scripts import ADVANCE, END_TURN, STORE_KEYS, TAKE_TURN
 
 FOREVER_MS = 10**7
 
@@ -44,9 +44,37 @@ async def test_an_order_is_forgotten_after_the_time_that_is_given(redis_bench: R
         assert 4 <= await client.ttl("order") <= 5
 
 
-async def test_stored_keys_are_the_newest_and_the_one_before_and_expire(redis_bench: RedisBench) -> None:
+async def test_stored_keys_are_the_newest_first_each_once_and_expire(redis_bench: RedisBench) -> None:
     async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
         for key in (b"a", b"bb", b"bb", b"c"):
-            await client.eval(STORE_KEYS, 1, "keys", 5000, 3, key)
-        assert await client.hgetall("keys") == {b"3": b"\x00\x00\x00\x01cbb"}
+            await client.eval(STORE_KEYS, 1, "keys", 5000, 2, 3, key)
+        assert await client.hgetall("keys") == {b"3": b"\0\0\0\1c\0\0\0\2bb"}
+        for key in (b"d", b"bb", b"e"):
+            await client.eval(STORE_KEYS, 1, "keys", 5000, 4, 3, key)
+        assert await client.hgetall("keys") == {b"3": b"\0\0\0\1e\0\0\0\2bb\0\0\0\1d\0\0\0\1c"}
         assert 4 <= await client.ttl("keys") <= 5
+
+
+async def test_keys_that_were_not_written_by_this_are_passed_over(redis_bench: RedisBench) -> None:
+    async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
+        for held in (b"\0", b"\0\0\0\9short", b"\xff\xff\xff\xffM", b"\0\0\0\1aM\2\0\0"):
+            await client.hset("keys", "3", held)
+            await client.eval(STORE_KEYS, 1, "keys", 5000, 4, 3, b"new")
+            assert (await client.hget("keys", "3")).startswith(b"\0\0\0\3new")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_positions_on_redis_are_those_of_the_order_in_memory(redis_bench: RedisBench, seed: int) -> None:
+    rng, order, moved = random.Random(seed), MaskOrder(), 0
+    async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
+        for number in range(200):
+            sequence = (2**32 - 100 + rng.randrange(max(0, number - 6), number + 1)) % 2**32
+            frame, before = FrameId(1 + number // 80 - rng.randrange(2), sequence), order.position(now_s=0.0)
+            order.advance(frame, now_s=0.0)
+            await client.eval(ADVANCE, 1, "order", frame.epoch, frame.sequence, FOREVER_MS, FOREVER_MS)
+            position, fields = order.position(now_s=0.0), await client.hgetall("order")
+            assert position is not None
+            moved += position != before
+            assert (int(fields[b"epoch"]), int(fields[b"sequence"])) == (position.frame.epoch, position.frame.sequence)
+            assert {int(each[5:]) for each in fields if each.startswith(b"over:")} == position.over
+    assert 20 < moved < 180

@@ -343,12 +343,6 @@ def test_what_cannot_be_of_this_bundle_is_refused(
     assert why.split("|")[-1] in str(result)
 
 
-def test_a_delta_is_of_a_whole_frame(worker: Decoder) -> None:
-    _, result = decode(worker, keys(1, 0), of(keys(1, 1), Region(D, 2, 1, b"\0\0")))
-    assert isinstance(result, BitstreamError)
-    assert "region 2: a DELTA" in str(result)
-
-
 def test_scores_are_those_of_the_newest_latents_that_are_shown(graph: ClassOfLatents) -> None:
     for session in (graph, None):
         worker = Decoder(BUNDLE, session, labels=Score())  # type: ignore[arg-type]

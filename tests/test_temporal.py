@@ -7,22 +7,20 @@ import numpy as np
 import pytest
 
 from benchmarks.temporal import (
-    DELTA,
     EVERY,
     INTERVAL,
+    PRICE,
     THRESHOLD,
     Result,
     Setting,
-    cheaper_level,
     loss_at,
     measure,
     settings_of,
     video_of,
 )
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.deciding import linear_agreement
 from pipeline.errors import ConfigError
-from pipeline.video_encoder import EVERY_FRAME, at_interval, at_threshold
+from pipeline.video_encoder import EVERY_FRAME, at_interval, at_price, at_threshold
 
 
 def result(family: str, share: float, loss: float, *, level: int = 5) -> Result:
@@ -44,22 +42,18 @@ def test_the_loss_at_a_share_of_the_bits_lies_between_its_neighbours() -> None:
 
 
 def test_settings_are_the_policies_of_the_codec() -> None:
-    assert Setting(EVERY, 1, 5).policy(linear_agreement) == EVERY_FRAME
-    assert Setting(INTERVAL, 4, 5).policy(linear_agreement) == at_interval(4)
-    assert Setting(THRESHOLD, 93.5, 5).policy(linear_agreement) == at_threshold(93.5)
-    assert Setting(DELTA, 93.5, 5, 3).policy(linear_agreement) == at_threshold(93.5, delta_level=3)
+    assert Setting(EVERY, 1, 5).policy == EVERY_FRAME
+    assert Setting(INTERVAL, 4, 5).policy == at_interval(4)
+    assert Setting(THRESHOLD, 93.5, 5).policy == at_threshold(93.5)
+    assert Setting(PRICE, 2.5, 5).policy == at_price(2.5)
 
 
-def test_every_level_of_keys_is_compared_with_all_policies_and_a_delta_is_cheaper_than_they(bundle: Bundle) -> None:
-    settings = settings_of(bundle, 5, [3, 5], [4], [95.0])
+def test_every_level_of_keys_is_compared_with_all_policies(bundle: Bundle) -> None:
+    settings = settings_of(bundle, 5, [3, 5], intervals=[4], thresholds=[95.0], prices=[2.0])
     assert settings[0] == Setting(EVERY, 1, 5)
-    assert [one.level for one in settings if one.family == INTERVAL] == [5, 3]
-    assert [one.level for one in settings if one.family == EVERY] == [5, 3]
-    rates = [one.rate_bpp for one in bundle.manifest.quality_levels]
-    deltas = [(one.level, one.delta_level) for one in settings if one.family == DELTA]
-    assert deltas
-    assert all(cheaper is not None and rates[cheaper] < 0.7 * rates[level] for level, cheaper in deltas)
-    assert cheaper_level(bundle, 0) is None
+    for family in (EVERY, INTERVAL, THRESHOLD):
+        assert [one.level for one in settings if one.family == family] == [5, 3]
+    assert [one.level for one in settings if one.family == PRICE] == ([5] if bundle.has_graph("decide") else [])
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pipeline.deciding import Candidate
-from pipeline.errors import ConfigError
 from pipeline.motion import Motion
 from pipeline.triggers import FALL, RISE, Bargain, Threshold
 
@@ -138,9 +137,3 @@ def test_one_look_a_frame_and_one_more_after_a_key() -> None:
 def test_a_graph_that_gives_no_number_asks_for_a_key() -> None:
     trigger = Bargain(lambda candidates: np.full(len(candidates), np.nan, np.float32), LEVELS, price=5)
     assert trigger.key_level(candidate(1)) is not None
-
-
-@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_price_that_is_none_is_refused(price: float) -> None:
-    with pytest.raises(ConfigError, match="price"):
-        Bargain(falls_with_age, LEVELS, price=price)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.codec import Encoder, packet_of
-from pipeline.delta import split
+from pipeline.deciding import Candidate, linear_agreement
 from pipeline.errors import ConfigError
 from pipeline.messages import Frame, FrameId, Kind, Packet, Region
 from pipeline.regions import Grid
@@ -17,18 +17,17 @@ from pipeline.streets import render_street
 from pipeline.video_encoder import (
     EVERY_FRAME,
     LONGEST_AGE,
-    Candidate,
     KeyPolicy,
     VideoEncoder,
     at_interval,
+    at_price,
     at_threshold,
     key_policy,
-    linear_agreement,
 )
 
 HEIGHT, WIDTH = 96, 128
 BUNDLE = SimpleNamespace(manifest=SimpleNamespace(height=HEIGHT, width=WIDTH), id=b"abcd")
-K, W, D = Kind.KEY, Kind.WARP, Kind.DELTA
+K, W = Kind.KEY, Kind.WARP
 
 
 class FixedEncoder(Encoder):
@@ -42,9 +41,6 @@ class FixedEncoder(Encoder):
         if frame.image.shape != (HEIGHT, WIDTH, 3):
             raise ValueError("another size")
         return packet_of(frame, bytes(self.body_bytes), bundle=BUNDLE.id, quality=self.quality)
-
-    def body(self, image: np.ndarray, quality: int) -> bytes:
-        return bytes(self.body_bytes // 2)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +127,7 @@ def test_the_decision_is_the_predictors(said: float, kind: Kind, images: list[np
     (candidate,) = asked
     assert candidate.age == 1
     if kind is W:
-        assert region_of(second).body == candidate.body
+        assert len(region_of(second).body) == candidate.flow_bytes
 
 
 def test_a_warp_that_saves_little_is_sent_as_a_key(images: list[np.ndarray]) -> None:
@@ -246,42 +242,69 @@ def test_a_longest_age_that_the_wire_cannot_carry_is_refused() -> None:
             at_threshold(90, longest_age=wrong)
 
 
+class FixedDecider:
+    """Stands in for a graph: what a key of each level is worth, and by how much its age lessens that."""
+
+    def __init__(self, by_level: Sequence[float], fall: float) -> None:
+        self.by_level, self.fall = by_level, fall
+
+    def compare(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        return np.array([self.by_level[one.key_quality] - self.fall * one.age for one in candidates], np.float32)
+
+
+def priced(price: float, decider: object, encoder: Encoder | None = None) -> VideoEncoder:
+    levels = [SimpleNamespace(index=index, rate_bpp=0.1 * (index + 1)) for index in range(4)]
+    manifest = SimpleNamespace(height=HEIGHT, width=WIDTH, name="tiny", quality_levels=levels)
+    bundle = SimpleNamespace(manifest=manifest, id=BUNDLE.id, tables=SimpleNamespace(levels=4))
+    return VideoEncoder(encoder or FixedEncoder(), bundle, policy=at_price(price), decider=decider)  # type: ignore[arg-type]
+
+
+def test_the_dearer_bytes_are_the_longer_keys_live_and_the_cheaper_they_are(images: list[np.ndarray]) -> None:
+    sent = []
+    for price in (1.0, 100.0):
+        encoder = priced(price, FixedDecider([80, 90, 98, 100], fall=2))
+        sent.append([encoder.encode(frame) for frame in frames_of(images)])
+    cheap, dear = sent
+    assert kinds(cheap).count(K) > kinds(dear).count(K)
+    assert {packet.quality for packet in cheap} == {3}
+    assert min(packet.quality for packet in dear) < 3
+
+
+def test_a_level_that_the_trigger_chose_lasts_and_one_that_is_asked_for_is_the_highest(
+    images: list[np.ndarray],
+) -> None:
+    encoder = priced(100.0, FixedDecider([80, 90, 98, 100], fall=2))
+    packets = [encoder.encode(frame) for frame in frames_of(images)]
+    for key, after in itertools.pairwise(packets):
+        assert region_of(after).kind is K or after.quality == key.quality
+    assert encoder.quality == 3
+    encoder.quality = 1
+    later = [encoder.encode(frame) for frame in frames_of(images, first=len(images))]
+    assert kinds(later)[0] is K
+    assert max(packet.quality for packet in later) == 1
+
+
+def test_a_price_needs_a_graph_to_decide_by() -> None:
+    with pytest.raises(ConfigError, match="train-decide"):
+        priced(1.0, None)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("inf"), float("nan"), 1001.0])
+def test_a_price_that_is_none_is_refused(wrong: float) -> None:
+    with pytest.raises(ConfigError, match="price"):
+        at_price(wrong)
+
+
+def test_a_threshold_and_a_price_are_not_both() -> None:
+    with pytest.raises(ConfigError, match="only one of the two"):
+        key_policy(threshold=90, price=1.0)
+    assert key_policy(key_interval=7, price=2.0) == at_price(2.0, longest_age=6)
+
+
 def test_every_policy_is_a_plain_value() -> None:
     assert at_interval(1) == EVERY_FRAME
     policies = [EVERY_FRAME, at_interval(5), at_threshold(90), at_threshold(91)]
     assert all(one != other for one, other in itertools.combinations(policies, 2))
-
-
-@pytest.mark.parametrize(("said", "kind"), [(80.0, W), (79.9, D), (78.0, D), (77.9, K), (float("nan"), K)])
-def test_what_is_nearly_good_enough_becomes_a_delta_where_the_policy_has_one(
-    said: float, kind: Kind, images: list[np.ndarray]
-) -> None:
-    plain = FixedEncoder()
-    encoder = video_encoder(at_threshold(80, predict=lambda _: said, delta_level=1), plain)
-    packets = [encoder.encode(frame) for frame in frames_of(images[:2])]
-    assert kinds(packets) == [K, kind]
-    if kind is D:
-        parts = split(region_of(packets[1]).body)
-        assert (parts.level, parts.latents) == (1, bytes(400))
-        assert packets[1].quality == plain.quality
-
-
-def test_after_a_delta_the_key_is_the_one_before_it(images: list[np.ndarray]) -> None:
-    said = iter([79.0, 90.0, 79.0])
-    encoder = video_encoder(at_threshold(80, predict=lambda _: next(said), delta_level=1))
-    packets = [encoder.encode(frame) for frame in frames_of(images[:4])]
-    assert [(region_of(one).kind, region_of(one).age) for one in packets] == [(K, 0), (D, 1), (W, 2), (D, 3)]
-
-
-def test_a_delta_that_is_no_smaller_than_a_key_is_one(images: list[np.ndarray]) -> None:
-    encoder = video_encoder(at_threshold(80, predict=lambda _: 79.0, delta_level=1), FixedEncoder(20))
-    assert kinds([encoder.encode(frame) for frame in frames_of(images[:3])]) == [K, K, K]
-
-
-@pytest.mark.parametrize("margin", [-1.0, 101.0, float("nan")])
-def test_a_margin_that_is_no_percentage_is_refused(margin: float) -> None:
-    with pytest.raises(ConfigError, match="margin"):
-        KeyPolicy(9, 90, delta_margin=margin)
 
 
 class RegionsEncoder(FixedEncoder):
@@ -337,8 +360,3 @@ def test_a_threshold_makes_a_key_of_the_region_that_changes(images: list[np.ndar
     coded = halves(policy, RegionsEncoder())
     pictures = [images[0], images[0], changed, changed]
     assert shown([coded.encode(frame) for frame in frames_of(pictures)]) == ["K0 K0", "W1 W1", "W2 K0", "W3 W1"]
-
-
-def test_a_region_of_several_is_never_a_delta(images: list[np.ndarray]) -> None:
-    coded = halves(at_threshold(80, predict=lambda _: 79.0, delta_level=1), RegionsEncoder())
-    assert shown([coded.encode(frame) for frame in frames_of(images[:3])]) == ["K0 K0"] * 3

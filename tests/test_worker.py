@@ -327,9 +327,9 @@ class SlowPublisher:
         self._frames = frames
         self.ready = True
 
-    async def publish(self, *args: object) -> object:
+    async def publish(self, *args: object, **options: bool) -> object:
         await asyncio.sleep(0.1)
-        return await self._frames.publish(*args)  # type: ignore[arg-type]
+        return await self._frames.publish(*args, **options)  # type: ignore[arg-type]
 
 
 async def test_redis_may_go_away_and_come_back(bench: Bench, own_redis: Server) -> None:
