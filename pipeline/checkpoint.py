@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
@@ -59,11 +59,17 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
     return int(state["epochs_done"])
 
 
-def load_average(run: Path, network: nn.Module) -> None:
-    """Load the averaged weights of a run; ConfigError when there are none or they are another network's."""
+def load_average(run: Path, network: nn.Module, rate: Sequence[float] | None = None) -> None:
+    """Load the averaged weights of a run; ConfigError when there are none or they are another network's.
+
+    With `rate`, what bits weigh by level, the run may have other levels, as for `load_camera`.
+    """
     state = _state(run)
+    found = dict(state["average"])
+    if rate is not None:
+        found |= _gains(found, state["experiment"]["loss"]["rate"], rate)
     try:
-        network.load_state_dict(state["average"])
+        network.load_state_dict(found)
     except RuntimeError as error:
         raise ConfigError(f"run {run}: its checkpoint is not of this experiment; name another run") from error
 
@@ -93,15 +99,21 @@ def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> fr
     found = {name: value for name, value in state["average"].items() if name in own and not name.startswith(_CLOUD)}
     if not any(name.startswith(_CAMERA) for name in found):
         raise ConfigError(f"run {run}: its camera has nothing that this experiment's has; name another run")
-    theirs = state["experiment"]["loss"]["rate"]
-    if len(theirs) != len(rate):
-        rows = [_nearest(weight, theirs) for weight in rate]
-        found |= {name: value[rows] for name, value in found.items() if name.startswith(_GAINS)}
+    found |= _gains(found, state["experiment"]["loss"]["rate"], rate)
     strange = next((name for name, value in found.items() if value.shape != own[name].shape), None)
     if strange:
         raise ConfigError(f"run {run}: its {strange} is of another size than this experiment's; name another run")
     network.load_state_dict({**own, **found})
     return frozenset(name for name in own if not name.startswith(_CLOUD)) - found.keys()
+
+
+def _gains(found: Mapping[str, Tensor], theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Tensor]:
+    """The gains of as many levels as we have: each from the level whose bits weighed about as much as ours."""
+    gains = {name: value for name, value in found.items() if name.startswith(_GAINS)}
+    if len(theirs) == len(ours):
+        return gains
+    rows = [_nearest(weight, theirs) for weight in ours]
+    return {name: value[rows] for name, value in gains.items()}
 
 
 def _nearest(weight: float, weights: Sequence[float]) -> int:

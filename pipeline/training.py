@@ -125,7 +125,7 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
     if folders.backbone is not None:
         load_pretrained(network, experiment.model.backbone, _read_weights(folders.backbone), images)
     if folders.start is not None:
-        checkpoint.load_average(folders.start, network)
+        checkpoint.load_average(folders.start, network, experiment.loss.rate)
     if folders.camera is not None:
         lacking = checkpoint.load_camera(folders.camera, network, experiment.loss.rate)
         if lacking and folders.start is None and experiment.schedule.trained == "decoder":

@@ -194,6 +194,23 @@ def test_a_camera_that_does_not_fit_is_refused_in_one_sentence(
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_a_run_of_many_rates_is_a_start_for_one_of_them(joint_run: Path) -> None:
+    many = load_state(joint_run)
+    for level, weight in enumerate(tiny.RATE):
+        loss = tiny.experiment().loss.model_copy(update={"rate": (weight,)})
+        experiment = tiny.experiment().model_copy(update={"loss": loss})
+        network = fresh(experiment, seed=2)
+        load_average(joint_run, network, experiment.loss.rate)
+        for name, value in network.state_dict().items():
+            expected = many[name][level : level + 1] if name.startswith("prior.gains.") else many[name]
+            assert torch.equal(value, expected), name
+
+
+def load_state(run: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(run / FILE, weights_only=True)["average"]
+    return state
+
+
 def test_a_camera_of_a_run_without_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"run {tmp_path}: no {FILE} in it"):
         load_camera(tmp_path, fresh(tiny.experiment(), seed=2), tiny.RATE)
