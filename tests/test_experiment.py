@@ -54,10 +54,16 @@ def test_each_experiment_that_decides_is_valid_and_named_as_its_file(path: Path)
 
 
 def test_experiments_to_compare_differ_in_what_is_compared_alone() -> None:
-    """The same data, teachers, losses and steps; `trained` is for those that hold the camera still."""
-    compared = [load_experiment(path) for path in FILES if path.parent.name == "compare"]
-    assert {one.model.decoder for one in compared} == {"joint", "source_task", "task"}
-    for one in compared:
+    """The same data, teachers, losses and steps; `trained` is for those that hold the camera still.
+
+    Those of one rate go on from a trained network: they are alike among themselves, and fewer steps.
+    """
+    files = [path for path in FILES if path.parent.name == "compare"]
+    single = [load_experiment(path) for path in files if path.stem.startswith("single")]
+    fresh = [load_experiment(path) for path in files if not path.stem.startswith("single")]
+    assert {one.model.decoder for one in fresh} == {"joint", "source_task", "task", "latent_task"}
+    assert {one.data for one in single} == {one.data for one in fresh}
+    for compared, one in [(group, one) for group in (single, fresh) for one in group]:
         schedule = one.schedule.model_copy(update={"trained": "all"})
         loss = one.loss.model_copy(update={"rate": ()})
         assert (one.data, one.teacher, loss, schedule) == (
