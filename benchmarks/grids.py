@@ -30,6 +30,7 @@ from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
 from pipeline.datasets import camvid
+from pipeline.deciding import open_decider
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.messages import Frame, FrameId, Kind
 from pipeline.regions import OVERLAP_PX, Grid
@@ -173,13 +174,13 @@ def ways_of(bundle: Bundle, settings: Sequence[Setting], *, level: int, engine: 
     height, width, classes = bundle.manifest.height, bundle.manifest.width, len(bundle.palette)
     open_decoder(bundle, engine=engine, threads=threads, labels=False)  # warms up what all workers share
     decode = open_session(bundle.graph("decode"), engine=engine, threads=threads)
-    encoders: dict[Grid, Encoder] = {}
+    decider, encoders = open_decider(bundle), dict[Grid, Encoder]()
     found = []
     for one in settings:
         grid = Grid(one.rows, one.columns, height, width, one.overlap_px)
         if grid not in encoders:
             encoders[grid] = open_encoder(bundle, engine=engine, threads=threads, quality=level, grid=grid)
-        camera = VideoEncoder(encoders[grid], bundle, policy=one.policy, grid=grid)
+        camera = VideoEncoder(encoders[grid], bundle, policy=one.policy, grid=grid, decider=decider)
         worker = worker_of(bundle, decode, one.overlap_px)
         found.append(Way(one, camera, worker, np.zeros((classes, classes), np.int64)))
     return found

@@ -3,13 +3,14 @@
     python benchmarks/workers.py [--data CAMVID] [--bundle B] [--workers N ...] [--quick] [--json FILE] [--figure FILE]
 
 Cameras play one video, each from another place on, at a camera's usual settings; each has a bounded number of packets
-under way and sends the next when one is answered, so the workers are never idle for want of packets. The queue is a
-redis-server of our own, the workers are processes. Without affinity every shard is everybody's.
+under way and sends the next when one is answered: more than the workers can do, less than makes frames late. The queue
+is a redis-server of our own, the workers are processes. Without affinity every shard is everybody's.
 
 Where cores are too few the time to decode and to render is emulated: measured once, then slept on the worker's lanes,
 with masks that a real decoder made before; all else is real. Several such workers still want more Python than the
-cores have, so their time may run slower (--pace): sleeps, deadlines and the queue's waits are stretched alike, and what
-is told is in the workers' own time. The first row is one worker that decodes for real.
+cores have, so their time runs slower (--pace): sleeps, the age of frames and how long jobs wait before another worker
+takes them are stretched alike, and rates are in the workers' own time. The first row is one worker that decodes for
+real, the second the same one emulated.
 
 Accuracy is mIoU where there are labels, else the share of pixels whose class is that of a KEY in every frame; a frame
 without a mask shows the last one of its camera. Bytes: the KEYs that were stored in and fetched from the buffer. With
@@ -40,7 +41,7 @@ from pipeline.messages import Kind
 from pipeline.regions import LOGIT_PX
 
 LOCAL, FEWER_BYTES = 0.85, 50  # what is to be reached with affinity
-NOISE = 0.97  # of the row before: throughput that is no less has not fallen
+NOISE = 0.97  # of the row before: a row is seconds long, and throughput that is no less has not fallen
 LOGIT_BYTES = 2  # float16
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)
 
@@ -147,8 +148,9 @@ def verdicts_of(results: Sequence[Result]) -> list[str]:
     falls = [str(after.setting.workers) for one, after in itertools.pairwise(rows) if after.rate < NOISE * one.rate]
     local = min(row.local for row in rows)
     fewer = min(row.logit_bytes / row.buffer_bytes for row in rows)
+    fallen = f"no, at {', '.join(falls)}" if falls else "yes"
     return [
-        f"throughput never falls when a worker is added: {'no, at ' + ', '.join(falls) if falls else 'yes'}",
+        f"throughput never falls by {100 * (1 - NOISE):.0f} % or more when a worker is added: {fallen}",
         f"keys found here, at least {100 * LOCAL:.0f} %: {'yes' if local >= LOCAL else 'no'}, {100 * local:.1f} %",
         f"bytes, at least {FEWER_BYTES} times fewer: {'yes' if fewer >= FEWER_BYTES else 'no'}, {fewer:.0f} times",
     ]
@@ -191,7 +193,7 @@ def notes_of(found: Measured, load: Load, cores: int) -> list[str]:
     differ = 100 * (1 - min(one.same for one in results if not one.setting.pace))
     notes = [
         f"{load.cameras} cameras, {load.under_way} packets under way of each, "
-        + (f"live, deadline {load.deadline_ms} ms" if load.deadline_ms else "recordings") + f"; {cores} cores",
+        f"deadline {load.deadline_ms or 'no'} ms; {cores} cores",
         f"one worker, decoding for real: ms to decode {decode}; to render a mask {1000 * costs.render_s:.2f}; "
         f"of its pixels {differ:.2f} % are not as an undisturbed decoder makes them",
     ]  # fmt: skip
@@ -215,7 +217,7 @@ def main(
     workers: Annotated[list[int] | None, typer.Option(min=1, max=64, help="how many; repeat it")] = None,
     cameras: Annotated[int, typer.Option(min=1, max=1000)] = 16,
     under_way: Annotated[int, typer.Option(min=1, help="packets of a camera that are not answered yet")] = 2,
-    deadline_ms: Annotated[int, typer.Option(min=0, help="as a worker's; 0: recordings")] = 2000,
+    deadline_ms: Annotated[int, typer.Option(min=0, help="as a worker's; 0: nothing is late")] = 2000,
     frames: Annotated[int, typer.Option(min=2, help="of the video, no more than so many")] = 150,
     threshold: Annotated[float | None, typer.Option(min=0, max=100, help="of a KEY; without it, a camera's")] = None,
     emulate: Annotated[bool | None, typer.Option(help="without it, where workers outnumber cores")] = None,
@@ -240,13 +242,15 @@ def main(
     console, accuracy = Console(width=150), "mIoU" if video.labelled else "agreement"
     results, notes = found.results, notes_of(found, load, cores)
     title = f"{video.name}, {len(video.packets)} frames, {loaded.manifest.name}, {load.cameras} cameras"
-    console.print(table_of(results, title, accuracy), *notes, *verdicts_of(results), sep="\n")
+    title += ", workers emulated" if plan.pace else ""
+    console.print(table_of(results, title, accuracy))
+    console.print(*notes, *verdicts_of(results), sep="\n", soft_wrap=True)
     told = {"title": title, "bundle": loaded.manifest.hash, "accuracy": accuracy, "load": asdict(load), "notes": notes}
     told |= {"verdicts": verdicts_of(results), "results": [asdict(one) for one in results]}
     if json_file is not None:
         json_file.write_text(json.dumps(told, indent=2) + "\n")
     if figure is not None:
-        draw(points_of(told), figure, title=title + (", workers emulated" if plan.pace else ""))
+        draw(points_of(told), figure, title=title)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 parent: Shift -> | Redis -> Worker -> [decoder: real, or sleeps and takes masks made before] -> masks counted | -> Told
 
 An emulated worker sleeps, on the lanes where it would compute, for as long as that takes; `pace` times as long, where
-time is to run slower, so that several fit on few cores: then its clocks and the queue's waits are stretched alike.
+time is to run slower, so that several fit on few cores: then its
+clock, and how long jobs wait before another worker takes them, are stretched alike.
 """
 
 import asyncio
@@ -62,11 +63,20 @@ class Shift:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A mask that was published, and the share of its pixels that are as an undisturbed decoder makes them."""
+
+    camera: str
+    sequence: int
+    same: float
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
-    """Jobs that were answered, by camera, and what was published of them: camera, sequence, pixels as expected."""
+    """How many jobs were answered, by camera, and the masks that were published since the last were."""
 
     answered: dict[str, int]
-    shown: tuple[tuple[str, int, float], ...]
+    shown: tuple[Shown, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +96,13 @@ class Report:
     """What goes to the parent: masks with the answer of their jobs, bytes of keys that were fetched, times."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._shown = pipe, list[tuple[str, int, float]]()
+        self._pipe, self._shown = pipe, list[Shown]()
         self.fetched_bytes = 0
         self.batches: list[Batch] = []
         self.rendered_s: list[float] = []
 
-    def mask(self, camera: str, sequence: int, agreement: float) -> None:
-        self._shown.append((camera, sequence, agreement))
+    def mask(self, shown: Shown) -> None:
+        self._shown.append(shown)
 
     def done(self, jobs: Sequence[Job]) -> None:
         self._pipe.send(Told(dict(Counter(job.camera for job in jobs)), tuple(self._shown)))
@@ -204,7 +214,7 @@ class RenderingLane(Lane):
         match args:
             case (Decoded(mask=Mask(id=id, classes=classes)), str(camera), *_):
                 same = np.mean(classes == self._video.mask(camera, id))
-                self._report.mask(camera, id.sequence, float(same))
+                self._report.mask(Shown(camera, id.sequence, float(same)))
         return rendered
 
 
@@ -220,7 +230,7 @@ class EmulatedLane(Lane):
         await super().run(time.sleep, self._rest_s)
         match args:
             case (Decoded(mask=Mask(id=id)), str(camera), *_):
-                self._report.mask(camera, id.sequence, 1.0)
+                self._report.mask(Shown(camera, id.sequence, 1.0))
         return cast(R, self._nothing)
 
 

@@ -223,8 +223,8 @@ class Floor:
         if isinstance(told, Tally):
             self._tallies.put_nowait(told)
             return
-        for name, sequence, same in told.shown:
-            self._by_name[name].shown.setdefault(sequence, same)
+        for mask in told.shown:
+            self._by_name[mask.camera].shown.setdefault(mask.sequence, mask.same)
         for name, count in told.answered.items():
             for _ in range(count):
                 self._by_name[name].room.release()

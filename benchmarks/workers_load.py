@@ -105,7 +105,7 @@ def play(bundle: Bundle, *, data: Path | None, split: str, frames: int, threshol
     size, engine = (bundle.manifest.width, bundle.manifest.height), "auto"
     images, labels, name = _video(size, data=data, split=split, frames=frames)
     usual = EncoderSection()
-    policy = key_policy(key_interval=usual.key_interval, threshold=threshold or usual.threshold)
+    policy = key_policy(key_interval=usual.key_interval, threshold=usual.threshold if threshold is None else threshold)
     encoder = open_video_encoder(bundle, engine=engine, threads=threads, policy=policy, grid="1x1")
     packets = tuple(encoder.encode(Frame(FrameId(0, n), 0, image)) for n, image in enumerate(images))
     decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False)

@@ -1,6 +1,8 @@
 """The camera node: frames of a source -> packets on its topic; obeys what is said on its control topic.
 
 Video -> [lane: VideoEncoder, preview] -> Uplink       control topic -> quality, pause, key
+
+A recording has a Window too: the next frame is taken when the masks of those before have come.
 """
 
 import asyncio
@@ -17,13 +19,14 @@ from nodes.control import Control, read_control
 from nodes.preview import Preview
 from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell, until_connected
 from nodes.uplink import Encoded, Uplink
+from nodes.window import Window
 from pipeline import metrics
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.config import CameraSettings, EncoderSection, PreviewSection, SourceSection
+from pipeline.config import CameraSection, CameraSettings, EncoderSection, PreviewSection, SourceSection
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.messages import Frame
-from pipeline.sources import Origin
+from pipeline.sources import Origin, kind_of
 from pipeline.transport import Channel, open_channel
 from pipeline.video import Video
 from pipeline.video_encoder import VideoEncoder, key_policy, open_video_encoder
@@ -49,12 +52,13 @@ class Camera:
         preview: Preview | None = None,
         buffer_packets: int = 4,
         fast: bool = False,
+        window: Window | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.video = video
         self._name, self._encoder, self._lane = name, encoder, lane
         self._channel, self._levels, self._preview = channel, levels, preview
-        self._clock = clock
+        self._window, self._clock = window, clock
         self._keys_s = clock()  # when all of a frame was last KEY
         self.losses = Losses("camera", camera=name)
         self._uplink = Uplink(
@@ -72,7 +76,11 @@ class Camera:
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._obey()), tasks.create_task(self.losses.report())]
             sending = tasks.create_task(self._uplink.run())
+            if self._window is not None:
+                beside.append(tasks.create_task(self._window.run(self._uplink.put)))
             await self._encode()
+            if self._window is not None:
+                await self._window.until_answered()
             self._uplink.close()
             await sending
             for task in beside:
@@ -82,6 +90,8 @@ class Camera:
         """Frames -> buffer; a frame is taken only when its packet can leave, until then the newest waits."""
         frames, skipped = aiter(self.video), 0
         while True:
+            if self._window is not None:
+                await self._window.until_free()
             reason = await self._until_wanted()
             frame = await anext(frames, None)
             self.losses.add(reason or "busy", self.video.skipped - skipped)
@@ -91,6 +101,8 @@ class Camera:
             metrics.FRAMES.labels(self._name).inc()
             with metrics.STAGE_SECONDS.labels("encode").time():
                 encoded = await self._lane.run(self._encode_frame, frame)
+            if self._window is not None:
+                self._window.add(encoded)
             await self._uplink.put(encoded)
 
     def _encode_frame(self, frame: Frame) -> Encoded:
@@ -98,7 +110,7 @@ class Camera:
         now_s = self._clock()
         if now_s - self._keys_s > _KEYS_LAST_S:
             self._encoder.request_key()
-        packet = self._encoder.encode(frame)
+        packet = replace(self._encoder.encode(frame), recorded=self._window is not None)
         preview = self._preview.picture(frame) if self._preview else None
         encoded = Encoded(self._name, packet, pack(packet), preview)
         if encoded.stands_alone:
@@ -135,6 +147,8 @@ class Camera:
     async def _apply(self, control: Control) -> None:
         for command in control.model_fields_set:
             metrics.CONTROLS.labels(command).inc()
+        if control.key and self._window is not None:
+            self._window.want_keys()
         if control.key:
             await self._lane.run(self._encoder.request_key, control.key)
         if control.quality is not None:
@@ -160,6 +174,22 @@ def open_video(source: SourceSection, *, width: int, height: int) -> Video:
         timeout_s=source.timeout_s,
         retry_max_s=source.retry_max_s,
         decode_threads=source.decode_threads,
+    )
+
+
+def open_window(
+    name: str, settings: CameraSection, source: SourceSection, *, bundle: Bundle, channel: Channel
+) -> Window | None:
+    """The window of a camera whose source is played as a recording."""
+    if not source.fast or kind_of(source.url) in ("server", "device"):
+        return None
+    return Window(
+        name,
+        channel,
+        masks=bundle.has_graph("decode"),
+        packets=settings.window_packets,
+        answer_s=settings.answer_s,
+        tries=settings.tries,
     )
 
 
@@ -256,5 +286,6 @@ async def main(settings: CameraSettings) -> None:
                 preview=open_preview(settings.preview),
                 buffer_packets=settings.camera.buffer_packets,
                 fast=settings.source.fast,
+                window=open_window(name, settings.camera, settings.source, bundle=bundle, channel=channel),
             )
             await stream(camera, bundle=bundle, channel=channel, presence=presence)

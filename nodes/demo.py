@@ -9,16 +9,16 @@ from collections.abc import Mapping
 import structlog
 
 from nodes import viewer
-from nodes.camera import Camera, open_preview, open_video, presence_of, stream
+from nodes.camera import Camera, open_preview, open_video, open_window, presence_of, stream
 from nodes.camera import opening as opening_encoder
 from nodes.gateway import Gateway
 from nodes.service import Health, Lane
 from nodes.worker import opening, work
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.config import DemoSettings, SourceSection
+from pipeline.config import CameraSection, DemoSettings, SourceSection
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.sources import kind_of
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue
 
 _WORKER = "demo"
 _SHIFT_S = 0.7
@@ -111,5 +111,6 @@ async def _play(name: str, source: SourceSection, settings: DemoSettings, bundle
                 levels=frozenset(level.index for level in manifest.quality_levels),
                 preview=open_preview(settings.preview),
                 fast=source.fast,
+                window=open_window(name, CameraSection(name=name), source, bundle=bundle, channel=channel),
             )
             await stream(camera, bundle=bundle, channel=channel, presence=presence)

@@ -25,7 +25,8 @@ _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _BEHIND_MS = 200
 _BACKLOG = 1000  # packets
 _HELD_WAIT_S = 0.05  # between two looks whether others have published what packets of a recording wait for
-_RECORDED_SHARE = 4  # one in so many places of a batch is for recordings, however busy live cameras keep us
+# One in so many places of a batch is for recordings, and no more while a live camera sends: its next packet would wait.
+_RECORDED_SHARE, _LIVE_S = 4, 1.0
 
 
 class Intake:
@@ -51,6 +52,7 @@ class Intake:
         self._batch, self._wait_s, self._deadline_ms = batch, wait_s, deadline_ms
         self._rng, self._clock, self._wall_ms = rng or random.Random(), clock, wall_ms
         self._kept: list[Ticket] = []  # found in the backlog, for the next batches
+        self._live_s = clock() - _LIVE_S  # when a live packet came last
         self._more = self._shared = False  # recordings have more for the next batch, had some in the last one
 
     async def next(self) -> list[Ticket]:
@@ -70,9 +72,11 @@ class Intake:
     async def _recorded(self, room: int) -> list[Ticket]:
         """The packets of recordings for this batch: as many as there is room for, or as are their share of it."""
         share = self._batch // _RECORDED_SHARE or int(not self._shared)  # of a small batch every second one
-        tickets = await self._recordings.next(max(room, share))
+        alone = self._clock() - self._live_s > _LIVE_S
+        most = max(room, share) if alone else share
+        tickets = await self._recordings.next(most)
         self._shared = bool(tickets)
-        self._more = len(tickets) >= room and self._recordings.waiting
+        self._more = len(tickets) >= most and self._recordings.waiting
         return tickets
 
     async def _until_ready(self) -> None:
@@ -118,7 +122,8 @@ class Intake:
         camera, packet = self._cameras.of(ticket.job.camera), ticket.packet
         camera.heard_s = self._clock()
         camera.stats.take(packet, size_bytes=len(ticket.job.packet))
-        if not packet.recorded:  # those may be of any age
+        if not packet.recorded:
+            self._live_s = camera.heard_s
             camera.clock.learn(packet.captured_ms, now_ms=self._wall_ms())
 
     def _is_behind(self, tickets: Sequence[Ticket]) -> bool:

@@ -117,7 +117,7 @@ class FetchingDecoder:
         referring = sum(region.kind is not Kind.KEY for packet in packets for region in packet.regions)
         absent = await self._find_keys(packets, cameras, referring) if referring else []
         results = await self._lane.run(self._decoder.decode, packets, cameras)
-        results = [_whole(*each, absent) for each in zip(results, packets, cameras, strict=True)]
+        results = [_whole(*each) for each in zip(packets, results, strict=True)]
         _count(packets, results)
         lost = [at for at, result in enumerate(results) if isinstance(result, MissingKey)]
         if absent or lost:
@@ -165,14 +165,11 @@ class FetchingDecoder:
         return found
 
 
-def _whole(
-    result: Decoded | PipelineError, packet: Packet, holder: str, absent: Collection[KeyName]
-) -> Decoded | PipelineError:
+def _whole(packet: Packet, result: Decoded | PipelineError) -> Decoded | PipelineError:
     """The result; of a recording only where no key was missing: its camera sends the packet again, with its keys."""
-    if not packet.recorded or isinstance(result, PipelineError):
-        return result
-    if result.missing or any(_name_of(holder, packet, region) in absent for region in packet.regions):
-        return MissingKey(f"a key of epoch {packet.id.epoch}, sequence {packet.id.sequence} is not here")
+    if packet.recorded and isinstance(result, Decoded) and result.missing:
+        regions = ", ".join(map(str, result.missing))
+        return MissingKey(f"keys of regions {regions}, sequence {packet.id.sequence}, are not here")
     return result
 
 

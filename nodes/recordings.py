@@ -21,6 +21,7 @@ _HELD = 1024  # packets
 _HELD_S = 0.8 * HOLD_S  # then the queue would give them to another worker; their camera sends them again
 _LOST_S = 6.0  # without a position, which the queue's server lost: by then the camera has sent what it misses
 _NOT_KNOWN_MS = 1 << 62
+_KEY_TRIES = 3  # the queue's server may have been slow to give a key
 _FORGET_S = 120.0  # longer than the keys of a silent camera are kept
 
 REPEATED, EARLY = "repeated", "early"  # reasons of losses
@@ -44,6 +45,7 @@ class Recording:
     held: dict[Ticket, float] = field(default_factory=dict)
     decoded: FrameId | None = None
     steps_back: int = 0
+    lacked: tuple[FrameId, int] | None = None  # the frame whose key was missing last, and how often
 
     def learn(self, position: Position) -> None:
         """Take what the queue says, unless it is known here that the recording is further."""
@@ -125,7 +127,9 @@ class Recordings:
             if await self.look(waiting):
                 self._begin_lost()
             for camera in waiting:
-                taken += self._known[camera].take(room - len(taken))
+                if found := self._known[camera].take(room - len(taken)):
+                    taken += found
+                    self._known[camera] = self._known.pop(camera)  # next time others come first
             await self._settle()
         return taken
 
@@ -152,6 +156,15 @@ class Recordings:
     def stop(self, ticket: Ticket) -> None:
         """Say that a packet that passed comes to nothing here, so that those behind it are too early."""
         self._of(ticket).passed = None
+
+    def try_again(self, ticket: Ticket) -> bool:
+        """Hold a packet again whose key was not found, unless that was tried before; whether it is held."""
+        recording, frame = self._of(ticket), ticket.packet.id
+        tries = recording.lacked[1] + 1 if recording.lacked and recording.lacked[0] == frame else 1
+        recording.lacked, recording.passed = (frame, tries), None
+        if tries < _KEY_TRIES:
+            self.hold([ticket])
+        return tries < _KEY_TRIES
 
     def keys_under(self, ticket: Ticket) -> str:
         """The name under which a decoder is to hold the keys of a packet that is decoded next.

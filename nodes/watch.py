@@ -21,7 +21,8 @@ from nodes.service import Lane, now_ms
 from pipeline.config import ViewerSettings
 from pipeline.errors import BitstreamError, ConfigError
 from pipeline.mask_image import unpack_mask
-from pipeline.messages import Mask, check_camera_name
+from pipeline.mask_order import frames_after
+from pipeline.messages import FrameId, Mask, check_camera_name
 from pipeline.metrics import drop
 from pipeline.transport import Channel, Message, open_channel
 
@@ -36,6 +37,7 @@ _FACTS_COLUMNS = 84
 _KEYS_COLUMNS = 6
 _LABELS_COLUMNS = 26
 _STALE_MS = 5000
+_FRAMES_REMEMBERED = 4096  # of each camera, to tell masks that come again
 _STYLES = {"online": "green", "stopped": "yellow", "offline": "bold red"}
 
 
@@ -46,6 +48,7 @@ class Seen:
     name: str
     masks: int = 0
     mask: Mask | None = None
+    frames: dict[FrameId, None] = field(default_factory=dict)  # whose masks came, the last of them
     labels: Labels | None = None
     stats: Stats = field(default_factory=Stats)
     state: str = "unknown"
@@ -56,6 +59,18 @@ class Seen:
         if self.mask is not None:
             return self.mask.bundle.hex()
         return None if self.labels is None else self.labels.bundle
+
+    def take(self, mask: Mask) -> bool:
+        """Note a mask, the newest one or one that was missing; false where that of its frame came before."""
+        if mask.id in self.frames:
+            return False
+        self.frames[mask.id] = None
+        if len(self.frames) > _FRAMES_REMEMBERED:
+            del self.frames[next(iter(self.frames))]
+        self.masks += 1
+        if self.mask is None or self.mask.id.epoch != mask.id.epoch or frames_after(mask.id, self.mask.id) > 0:
+            self.mask = mask
+        return True
 
 
 class Watch:
@@ -98,12 +113,13 @@ class Watch:
         if camera != name:
             raise BitstreamError(f"mask: camera {camera!r} on the topic of {name!r}")
         seen = self._seen(name)
+        if not seen.take(mask):
+            drop("watch", "repeated")
+            return
+        self.masks += 1
         if self._save is not None:
             file = self._save / f"{name}-{mask.id.epoch}-{mask.id.sequence}.png"
             await self._lane.run(write_file, file, payload)
-        seen.mask = mask
-        seen.masks += 1
-        self.masks += 1
 
     def _take_state(self, name: str, payload: bytes) -> str | None:
         if not payload:  # an empty retained message is how MQTT forgets one

@@ -141,6 +141,8 @@ class Worker:
 
     async def _publish_next(self, ticket: Ticket, result: Decoded | PipelineError) -> None:
         while (turn := self._recordings.turn(ticket)) is Turn.MINE:
+            if isinstance(result, MissingKey) and self._recordings.try_again(ticket):
+                return
             error = await self._finish(ticket, result)
             if not isinstance(error, TransportError):
                 await self._settle_recorded(ticket, error)

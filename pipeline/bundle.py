@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class Bundle:
         return -(-self.manifest.height // 16), -(-self.manifest.width // 16)
 
     def has_graph(self, name: str) -> bool:
-        """Whether it can do this: `decode` gives masks, `labels` says which classes are in the picture."""
+        """Whether it has this graph: `decode` for masks, `labels` for what is in the picture, `decide` for KEYs."""
         return name in self.manifest.graphs
 
     def graph(self, name: str) -> Path:
@@ -148,6 +149,21 @@ def load_bundle(path: Path) -> Bundle:
             "export the bundle again"
         )
     return bundle
+
+
+def copy_content(bundle: Bundle, folder: Path) -> None:
+    """Copy the files that the hash covers to a folder, new or not, which may be the bundle's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in content_files(bundle.manifest):
+        if (bundle.path / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(bundle.path / name, folder / name)
+
+
+def seal(manifest: Manifest, folder: Path) -> Bundle:
+    """Write the manifest with the hash of the files that it names, which lie in the folder; the bundle they are."""
+    sealed = manifest.model_copy(update={"hash": content_hash(folder, content_files(manifest))})
+    (folder / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n")
+    return load_bundle(folder)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -117,7 +117,9 @@ def camera(
     price: Price = None,
     grid: Grid = None,
     loop: Annotated[bool | None, typer.Option("--loop", help="begin a file again at its end")] = None,
-    fast: Annotated[bool | None, typer.Option("--fast", help="play as fast as frames are taken")] = None,
+    fast: Annotated[
+        bool | None, typer.Option("--fast", help="a recording: as fast as its masks come, each frame gets one")
+    ] = None,
 ) -> None:
     """Encode a video source and publish its packets."""
     from nodes import camera as node

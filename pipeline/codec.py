@@ -60,15 +60,9 @@ class Encoder:
         head = packet_of(frame, b"", bundle=self._bundle.id, quality=quality)
         return replace(head, rows=self._grid.rows, columns=self._grid.columns, regions=keys)
 
-    def body(self, image: NDArray[np.uint8], quality: int) -> bytes:
-        """RGB (H, W, 3) -> the body of a KEY region of this level that is the whole frame."""
-        return encode_latents(self._latents(image, quality), self._bundle.tables, quality)
-
     def latents(self, image: NDArray[np.uint8]) -> Latents:
         """RGB (H, W, 3) -> the integers that are sent where one region is the whole frame."""
-        return self._latents(image, self.quality)
-
-    def _latents(self, image: NDArray[np.uint8], quality: int) -> Latents:
+        quality = self.quality
         return quantise(*self.analysed(image, quality), self._bundle.tables, quality)
 
     def _coded(self, y: NDArray[np.float32], z: NDArray[np.float32], quality: int, index: int) -> bytes:

@@ -62,7 +62,7 @@ class SourceSection(_Section):
         description="video file, directory of images, rtsp:// address, device (/dev/video0 or 0), or: sample",
     )
     loop: bool = Field(False, description="begin a file or directory again at its end")
-    fast: bool = Field(False, description="play a file as fast as its frames are taken; drop none")
+    fast: bool = Field(False, description="play a file as a recording: every frame gets its mask, as fast as they come")
     fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
     start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
     mirror: bool = Field(False, description="swap left and right")
@@ -81,6 +81,11 @@ class CameraSection(_Section):
         le=1000,
         description="packets that wait for the uplink at most; the oldest that none refers to goes first",
     )
+    window_packets: int = Field(
+        32, ge=1, le=60, description="packets of a recording (source.fast) that are sent before their masks come"
+    )
+    answer_s: float = Field(5.0, gt=0, le=600, description="seconds without a mask until they are sent again, at first")
+    tries: int = Field(5, ge=1, le=1000, description="times that they are sent again, after twice as long each time")
 
 
 class _EngineSection(_Section):

@@ -1,6 +1,5 @@
 """A decision network into a bundle: one more graph, for the camera."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.bundle import MANIFEST, TABLES, Bundle, content_files, content_hash, load_bundle
+from pipeline.bundle import Bundle, copy_content, load_bundle, seal
 from pipeline.codec import open_encoder
-from pipeline.decide_samples import Video, Worker, read_video, render_video, watch
+from pipeline.decide_samples import Video, Worker, check_sources, read_video, render_video, watch
 from pipeline.decide_training import Gathered, describe_decision, load_decision, train_decision
 from pipeline.deciding import FACTS, GRAPH, MAPS, PLACES
 from pipeline.experiment import DecideExperiment, load_decide_experiment
@@ -34,17 +33,11 @@ def add_decision(bundle: Bundle, network: DecisionNetwork, folder: Path) -> Bund
 
     Packets of the old bundle are not the new one's: the hash covers all graphs.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = bundle.manifest
-    for name in {TABLES, *manifest.graphs.values()}:
-        if (bundle.path / name).resolve() != (folder / name).resolve():
-            shutil.copyfile(bundle.path / name, folder / name)
+    copy_content(bundle, folder)
     examples = torch.zeros(1, MAPS, *PLACES), torch.zeros(1, FACTS)
     trace(network.eval(), examples, folder / _FILE, inputs=["maps", "facts"], outputs=["agreement"])
-    unsealed = manifest.model_copy(update={"graphs": {**manifest.graphs, GRAPH: _FILE}})
-    sealed = unsealed.model_copy(update={"hash": content_hash(folder, content_files(unsealed))})
-    (folder / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n")
-    return load_bundle(folder)
+    graphs = {**bundle.manifest.graphs, GRAPH: _FILE}
+    return seal(bundle.manifest.model_copy(update={"graphs": graphs}), folder)
 
 
 def train_into_bundle(config: Path, watched: Watched, *, run: Path, bundle: Path, output: Path | None) -> Iterator[str]:
@@ -53,6 +46,7 @@ def train_into_bundle(config: Path, watched: Watched, *, run: Path, bundle: Path
     Raises ConfigError and SourceError on wrong files.
     """
     settings, loaded = load_decide_experiment(config), load_bundle(bundle)
+    check_sources((*watched.sources, *watched.held))
     worker = Worker(loaded, open_encoder(loaded), open_session(loaded.graph("decode")))
     gathered: list[Gathered] = []
     for video, out in _videos(settings, watched, (loaded.manifest.width, loaded.manifest.height)):

@@ -1,6 +1,7 @@
 """What a decision network learns from: warps of keys in videos without labels, and how well their masks agreed."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -21,7 +22,7 @@ from pipeline.flow_coding import encode_flow, grid_of
 from pipeline.latent_coding import dequantise, encode_latents
 from pipeline.motion import MotionTracker
 from pipeline.runtime import Session
-from pipeline.sources import fit, open_source
+from pipeline.sources import Opened, fit, open_source
 from pipeline.streets import render_street
 
 Image = NDArray[np.uint8]
@@ -57,9 +58,20 @@ class Samples:
         return len(self.agreement)
 
 
+def check_sources(sources: Sequence[Path]) -> None:
+    """SourceError unless all of them can be opened: to be told so after minutes of other videos would be late."""
+    for source in sources:
+        with _opened(source):
+            pass
+
+
+def _opened(source: Path) -> AbstractContextManager[Opened]:
+    return open_source(str(source), fps=25.0, timeout_s=5.0, decode_threads=1)
+
+
 def read_video(source: Path, size: tuple[int, int]) -> Video:
     """A clip or a folder of images for a bundle of `size` (width, height); SourceError where it cannot be read."""
-    with open_source(str(source), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
+    with _opened(source) as opened:
         return Video(source.stem, [fit(one.image, size) for one in islice(opened.pictures, _MOST_FRAMES)])
 
 

@@ -156,8 +156,3 @@ def open_decider(bundle: Bundle) -> Decider | None:
             f"bundle {bundle.path}: graph {GRAPH} gives {agreement.shape}, not one number; train it again"
         )
     return Decider(session, bundle.manifest)
-
-
-def open_predictor(bundle: Bundle) -> Predictor:
-    """The bundle's own predictor, or the plain one; raises as open_decider."""
-    return open_decider(bundle) or linear_agreement

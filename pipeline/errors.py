@@ -31,7 +31,7 @@ class BitstreamError(PipelineError):
 
 
 class MissingKey(PipelineError):
-    """A WARP or DELTA region refers to a key that is not in the buffer."""
+    """A WARP region refers to a key that is not in the buffer."""
 
 
 class TransportError(PipelineError):

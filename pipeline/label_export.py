@@ -1,6 +1,5 @@
 """A label decoder into the bundle of the network that it was trained behind: one more graph, one more thing to say."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.bundle import MANIFEST, TABLES, Bundle, content_files, content_hash, load_bundle
+from pipeline.bundle import Bundle, copy_content, load_bundle, seal
 from pipeline.codec import open_encoder
 from pipeline.errors import ConfigError
 from pipeline.experiment import load_experiment, load_label_experiment
@@ -49,20 +48,13 @@ def add_labels(
     of another network.
     """
     check_same_network(bundle, network)
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = bundle.manifest
-    for name in {TABLES, *manifest.graphs.values()}:
-        if (bundle.path / name).resolve() != (folder / name).resolve():
-            shutil.copyfile(bundle.path / name, folder / name)
+    copy_content(bundle, folder)
     rows, columns = bundle.latent_size
     y_hat = torch.zeros(1, bundle.tables.latents, rows, columns)
     graph = LabelGraph(network.prior, decoder).cpu().eval()
     trace(graph, (y_hat, levels_like(y_hat, 0)), folder / _FILE, inputs=["y_hat", "quality"], outputs=["scores"])
-    graphs = {**manifest.graphs, GRAPH: _FILE}
-    unsealed = manifest.model_copy(update={"graphs": graphs, "presence_share": least_share})
-    sealed = unsealed.model_copy(update={"hash": content_hash(folder, content_files(unsealed))})
-    (folder / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n")
-    return load_bundle(folder)
+    graphs = {**bundle.manifest.graphs, GRAPH: _FILE}
+    return seal(bundle.manifest.model_copy(update={"graphs": graphs, "presence_share": least_share}), folder)
 
 
 @torch.no_grad()

@@ -96,6 +96,13 @@ def unpack_mask(data: bytes) -> tuple[Mask, str]:
     return _identified(text, classes)
 
 
+def frame_of(data: bytes) -> FrameId:
+    """Which frame a mask is of that pack_mask wrote, its pixels not looked at; raises BitstreamError."""
+    _, _, *text, _, _ = _unpack_chunks(data)
+    mask, _ = _identified(text, np.empty((0, 0), np.uint8))
+    return mask.id
+
+
 def _identified(text: list[bytes], classes: NDArray[np.uint8]) -> tuple[Mask, str]:
     pairs = [body.decode("latin-1").partition("\0") for body in text]
     if tuple(key for key, _, _ in pairs[: len(_TEXT)]) != _TEXT:

@@ -61,8 +61,9 @@ class Threshold:
 class Bargain:
     """A KEY where going on costs more than renewing, of the level that costs least over the key's life.
 
-    `price`: percent of the pixels that 1000 bytes per frame are worth. `usual_bytes`: of a KEY at each level, 0 first;
-    no level is taken above the one that is asked for, nor below `cheapest`, unless that is what is asked for.
+    `price`: percent of the pixels that 1000 bytes per frame are worth. `usual_bytes`: of a KEY at each level, 0
+    first, of which only the ratios matter. No level is taken above the one that is asked for, nor below `cheapest`,
+    unless that is what is asked for.
     """
 
     def __init__(self, compare: Comparison, usual_bytes: Sequence[float], *, price: float, cheapest: int = 0) -> None:

@@ -116,13 +116,11 @@ class VideoEncoder:
         self._encoder, self._bundle, self._policy = encoder, bundle, policy
         self._grid = grid or Grid(1, 1, bundle.manifest.height, bundle.manifest.width)
         sizes = [(place.picture.height, place.picture.width) for place in self._grid.places]
-        self._followed = [
-            _Followed(MotionTracker(*size), grid_of(*size), self._trigger(decider, size)) for size in sizes
-        ]
+        self._followed = [_Followed(MotionTracker(*size), grid_of(*size), self._trigger(decider)) for size in sizes]
         self._table = KeyTable(longest_age=policy.longest_age)
         self._quality = encoder.quality
 
-    def _trigger(self, decider: Decider | None, size: tuple[int, int]) -> Trigger:
+    def _trigger(self, decider: Decider | None) -> Trigger:
         """That of one region; ConfigError where the policy needs a graph that the bundle does not have."""
         policy, manifest = self._policy, self._bundle.manifest
         if policy.price is None:
@@ -133,8 +131,7 @@ class VideoEncoder:
                 f"price {policy.price:g}: bundle {manifest.name} has no graph {GRAPH} to decide by; "
                 "add one with maskcast train-decide, or use a threshold"
             )
-        share = size[0] * size[1] / (manifest.height * manifest.width)
-        levels = [share * usual_bytes(manifest, level) for level in range(self._bundle.tables.levels)]
+        levels = [usual_bytes(manifest, level) for level in range(self._bundle.tables.levels)]
         # All KEYs of a packet are of one level, so that where there are several regions none of them chooses it.
         cheapest = 0 if self._grid.count == 1 else len(levels)
         return Bargain(decider.compare, levels, price=policy.price, cheapest=cheapest)
@@ -148,6 +145,7 @@ class VideoEncoder:
     def quality(self, quality: int) -> None:
         if quality != self._quality:
             self._quality = self._encoder.quality = quality
+            self.request_key()  # a trigger may have gone down to that very level, and weighs levels it no longer has
 
     def request_key(self, regions: Iterable[int] = range(MAX_REGIONS)) -> None:
         """Make these regions of the next packet KEY, or all; those that the grid does not have are passed over."""
@@ -214,5 +212,5 @@ def open_video_encoder(
     encoder = open_encoder(bundle, engine=engine, threads=threads, quality=quality, grid=regions)
     if policy.longest_age:
         motion.warm_up_tracking()
-    decider = open_decider(bundle) if policy.longest_age else None
+    decider = None if policy == EVERY_FRAME else open_decider(bundle)
     return VideoEncoder(encoder, bundle, policy=policy, grid=regions, decider=decider)

@@ -1,4 +1,4 @@
-"""The queue between gateways and workers: what any of them promises, and the one inside a process.
+"""The queue between gateways and workers: what any of them promises.
 
  gateway -> put -> shard of the camera -> claim -> worker -> done
                         ^                   |
@@ -9,18 +9,15 @@ live ones; any other may take from it when that worker is behind. What comes of 
 order all the same, by turns (`mask_order`).
 """
 
-import asyncio
 import hashlib
-import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from pipeline.mask_order import MaskOrder, Position, Turn
+from pipeline.mask_order import Position, Turn
 from pipeline.messages import FrameId
 
 SHARDS = 16
@@ -139,239 +136,26 @@ def shard_of(camera: str, shards: int) -> int:
 
 
 def preferred_shards(worker: str, live: Iterable[str], shards: int) -> list[int]:
-    """Return a worker's shards by rendezvous hashing: when another comes or goes only its share moves."""
-    others = set(live) - {worker}
+    """Return a worker's shards, by rendezvous hashing with an even share for each.
+
+    When another worker comes or goes its share moves, and a few of the others' shards to even them out. Left to hashing
+    alone, one of several workers may have no shard, and idles until the others are behind.
+    """
+    names = sorted({worker, *live})
+    owned = Counter[str]()
+    share, more = divmod(shards, len(names))  # so many workers may have one more
+    own = []
 
     def weight(name: str, shard: int) -> bytes:
         return hashlib.blake2b(f"{shard}:{name}".encode(), digest_size=8).digest()
 
-    return [shard for shard in range(shards) if all(weight(worker, shard) > weight(other, shard) for other in others)]
-
-
-@dataclass(slots=True)
-class _Entry:
-    shard: int
-    number: int
-    camera: str
-    packet: bytes
-    added: float
-    worker: str | None = None
-    claimed: float = 0.0
-    deliveries: int = 0
-
-    def job(self) -> Job:
-        queued_ms = int(self.added * 1000)
-        return Job(self.shard, str(self.number), self.camera, self.packet, self.deliveries, queued_ms)
-
-
-def _number(entry: _Entry) -> int:
-    return entry.number
-
-
-@dataclass(frozen=True, slots=True)
-class Buried:
-    """A dead letter."""
-
-    camera: str
-    packet: bytes
-    reason: str
-    worker: str
-
-
-class MemoryQueueState:
-    """What the queues of one process share; times are those of `clock`, in seconds."""
-
-    def __init__(
-        self,
-        *,
-        shards: int = SHARDS,
-        shard_limit: int = SHARD_LIMIT,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.clock = clock
-        self.entries: list[dict[int, _Entry]] = [{} for _ in range(shards)]  # per shard, oldest first
-        self.shard_limit = shard_limit
-        self.workers: set[str] = set()
-        self.dead: deque[Buried] = deque(maxlen=DEAD_LIMIT)
-        self.keys: dict[str, tuple[float, dict[int, tuple[bytes, ...]]]] = {}  # with the time they expire
-        self.orders: dict[str, MaskOrder] = {}  # by camera
-        self.changed = asyncio.Event()
-        self._count = 0
-
-    def add(self, camera: str, packet: bytes) -> int:
-        """Queue a packet; returns how many entries had to make room."""
-        shard = shard_of(camera, len(self.entries))
-        entries = self.entries[shard]
-        self._count += 1
-        entries[self._count] = _Entry(shard, self._count, camera, packet, self.clock())
-        excess = max(0, len(entries) - self.shard_limit)
-        for number in list(entries)[:excess]:
-            del entries[number]
-        self.changed.set()
-        self.changed = asyncio.Event()  # who waits has the old one
-        return excess
-
-
-class MemoryWorkQueue:
-    """WorkQueue inside one process: a view of the shared state, of one worker or of one that only puts."""
-
-    def __init__(
-        self,
-        state: MemoryQueueState,
-        worker: str | None = None,
-        *,
-        reclaim_after_s: float = RECLAIM_AFTER_S,
-        steal_after_s: float = STEAL_AFTER_S,
-        hold_s: float = HOLD_S,
-    ) -> None:
-        self._state = state
-        self._worker = worker
-        self._reclaim_after_s = reclaim_after_s
-        self._steal_after_s = steal_after_s
-        self._hold_s = hold_s
-        self._entered = False
-        self._dropped = 0
-        self._stolen: int | None = None  # the shard that was last stolen from
-
-    async def __aenter__(self) -> Self:
-        self._entered = True
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._entered = False
-        if self._worker is not None:
-            self._state.workers.discard(self._worker)
-
-    @property
-    def connected(self) -> bool:
-        """Whether the queue is entered."""
-        return self._entered
-
-    @property
-    def dropped(self) -> int:
-        """How many entries were cut from full shards by what was put here."""
-        return self._dropped
-
-    async def put(self, camera: str, packet: bytes) -> None:
-        """Queue a packet; in a full shard the oldest make room and are counted."""
-        self._dropped += self._state.add(camera, packet)
-        await asyncio.sleep(0)  # lets a worker in the same loop run, as a server would
-
-    async def claim(self, *, batch: int, wait_s: float, steal: bool = True) -> list[Job]:
-        """Return up to `batch` jobs, oldest first, or none after `wait_s`."""
-        if self._worker is None:
-            raise ValueError("only a queue with a worker's name claims")
-        self._state.workers.add(self._worker)
-        await asyncio.sleep(0)
-        jobs = self._take(self._worker, batch, steal)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                while not jobs:
-                    await self._wait()
-                    jobs = self._take(self._worker, batch, steal)
-        return jobs
-
-    async def rest(self) -> None:
-        """Leave the own shards, and what was claimed, to others until the next claim."""
-        self._state.workers.discard(self._worker or "")
-
-    async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
-        """Ask for the turns of frames that are about to be published."""
-        return [self._take_turn(place) for place in places]
-
-    def _take_turn(self, place: Place) -> Turn:
-        order = self._state.orders.setdefault(place.job.camera, MaskOrder())
-        entry, now_s = place.job.entry, self._state.clock()
-        return order.take(place.frame, entry=entry, worker=self._worker or "", now_s=now_s)
-
-    async def done(self, jobs: Sequence[Job]) -> None:
-        """Take the jobs from the queue, and end their turns."""
-        for job in jobs:
-            self._state.entries[job.shard].pop(int(job.entry), None)
-            if job.camera in self._state.orders:
-                self._state.orders[job.camera].end(job.entry)
-
-    async def positions(self, cameras: Collection[str]) -> dict[str, Position]:
-        """Return how far the recordings of these cameras are, of those where that is known."""
-        now_s, orders = self._state.clock(), self._state.orders
-        found = {camera: orders[camera].position(now_s=now_s) for camera in cameras if camera in orders}
-        return {camera: position for camera, position in found.items() if position is not None}
-
-    async def published(self, places: Sequence[Place]) -> None:
-        """Note that the masks of these frames of recordings are out, and take their jobs from the queue."""
-        for place in places:
-            order = self._state.orders.setdefault(place.job.camera, MaskOrder())
-            order.advance(place.frame, now_s=self._state.clock())
-        await self.done([place.job for place in places])
-
-    async def bury(self, job: Job, reason: str) -> None:
-        """Take the job from the queue and keep its beginning among the dead letters."""
-        self._state.dead.append(Buried(job.camera, job.packet[:DEAD_BYTES], reason, self._worker or ""))
-        await self.done([job])
-
-    async def depth(self) -> int:
-        """Return how many entries wait or are being worked on."""
-        return sum(len(entries) for entries in self._state.entries)
-
-    async def store_keys(self, camera: str, keys: Mapping[int, bytes], *, generations: int = KEY_GENERATIONS) -> None:
-        """Keep the newest KEY of each region, beside those before it, so many in all."""
-        held = self._held_keys(camera)
-        for region, key in keys.items():
-            before = [each for each in held.get(region, ()) if each != key]
-            held[region] = (key, *before[: generations - 1])
-        self._state.keys[camera] = (self._state.clock() + KEYS_EXPIRE_S, held)
-
-    async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
-        """Return the KEYs that are kept of each of the regions, newest first."""
-        held = self._held_keys(camera)
-        return {region: held[region] for region in regions if region in held}
-
-    def _held_keys(self, camera: str) -> dict[int, tuple[bytes, ...]]:
-        expires, held = self._state.keys.get(camera, (0.0, {}))
-        if expires <= self._state.clock():
-            self._state.keys.pop(camera, None)
-            return {}
-        return held
-
-    async def _wait(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._steal_after_s):
-                await self._state.changed.wait()
-
-    def _take(self, worker: str, batch: int, steal: bool) -> list[Job]:
-        now, shards = self._state.clock(), self._state.entries
-        own = preferred_shards(worker, self._state.workers, len(shards))
-        found = [entry for entries in shards for entry in entries.values() if self._is_abandoned(entry, now)]
-        found += [entry for shard in own for entry in shards[shard].values() if entry.worker is None]
-        found = sorted(found, key=_number)[:batch]
-        if steal and len(found) < batch:
-            found += self._late(set(range(len(shards))).difference(own), now)[: batch - len(found)]
-        return [job for entry in sorted(found, key=_number) for job in self._give(entry, worker, now)]
-
-    def _late(self, others: Iterable[int], now: float) -> list[_Entry]:
-        """What waits in others' shards whose worker is behind, shard by shard."""
-        waiting = [[each for each in self._state.entries[shard].values() if each.worker is None] for shard in others]
-        late = [entries for entries in waiting if entries and now - entries[0].added >= self._steal_after_s]
-        late.sort(key=lambda entries: (entries[0].shard != self._stolen, entries[0].number))
-        self._stolen = late[0][0].shard if late else self._stolen
-        return [entry for entries in late for entry in entries]
-
-    def _is_abandoned(self, entry: _Entry, now: float) -> bool:
-        if entry.worker is None:
-            return False
-        lives = entry.worker in self._state.workers
-        return now - entry.claimed >= (self._hold_s if lives else 0.0) + self._reclaim_after_s
-
-    def _give(self, entry: _Entry, worker: str, now: float) -> list[Job]:
-        entry.worker, entry.claimed = worker, now
-        entry.deliveries += 1
-        if entry.deliveries <= DELIVERY_LIMIT:
-            return [entry.job()]
-        del self._state.entries[entry.shard][entry.number]
-        self._state.dead.append(Buried(entry.camera, entry.packet[:DEAD_BYTES], given_up(entry.deliveries), worker))
-        return []
+    for shard in range(shards):
+        having_room = [name for name in names if owned[name] < share + (more > 0)]
+        owner = max(having_room, key=lambda name: weight(name, shard))
+        more -= owned[owner] == share
+        owned[owner] += 1
+        own += [shard] if owner == worker else []
+    return own
 
 
 def given_up(deliveries: int) -> str:

@@ -7,8 +7,9 @@ import pytest
 import redis.asyncio
 
 from pipeline.errors import TransportError
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.redis_queue import RedisWorkQueue
-from pipeline.work_queue import Job, MemoryQueueState, MemoryWorkQueue, WorkQueue
+from pipeline.work_queue import Job, WorkQueue
 
 LIMIT_S = 10.0
 RECLAIM_S = 0.4

@@ -8,7 +8,8 @@ from standins import NAMES
 from nodes.answers import Answers
 from nodes.stats import Cameras
 from pipeline.errors import TransportError
-from pipeline.work_queue import Job, MemoryQueueState, MemoryWorkQueue
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
+from pipeline.work_queue import Job
 
 
 class GoneQueue(MemoryWorkQueue):

@@ -38,6 +38,7 @@ PACKETS = {
         KEY, id=FrameId(0, 0), captured_ms=0, quality=0, rows=15, columns=15,
         regions=(Region(Kind.DELTA, 62, 1, b"flow and latents"), Region(Kind.DELTA, 63, 2, b"x" * 127)),
     ),
+    "recorded.bin": replace(KEY, recorded=True),
     "unchanged.bin": replace(KEY, rows=3, columns=5, regions=()),
 }  # fmt: skip
 SEED = PACKETS["warp_and_key_2x2.bin"]

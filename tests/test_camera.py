@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 from channels import until
@@ -17,13 +19,15 @@ from servers import accepts, free_port
 from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
 
 from nodes import camera as node
-from nodes.camera import Camera, presence_of, stream
+from nodes.camera import Camera, open_window, presence_of, stream
 from nodes.preview import Preview
 from nodes.service import Lane
+from nodes.window import Window
 from pipeline.bitstream import unpack
-from pipeline.config import CameraSettings, load_settings
+from pipeline.config import CameraSection, CameraSettings, SourceSection, load_settings
 from pipeline.errors import ConfigError, SourceError, TransportError
-from pipeline.messages import Frame, FrameId, Packet
+from pipeline.mask_image import pack_mask
+from pipeline.messages import Frame, FrameId, Mask, Packet
 from pipeline.transport import CONTROL, LIVE, Channel, Delivery, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.video import Video
@@ -73,6 +77,51 @@ async def test_a_file_played_fast_becomes_one_packet_per_frame(tmp_path: Path, l
     assert [packet.regions[0].body[0] for packet in packets] == list(range(10))
     assert [packet.id.sequence for packet in packets] == list(range(10))
     assert not camera.losses.total
+
+
+async def test_of_a_recording_a_frame_is_taken_when_the_masks_of_those_before_came(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        window = Window("cam-1", uplink, packets=3)
+        running = asyncio.create_task(camera_of(video, uplink, lane, window=window).run())
+        packets = await packets_of(arriving, 3)
+        for answered in range(10):
+            await asyncio.sleep(0.05)
+            assert window.answered == answered and not running.done()
+            classes = np.zeros((4, 4), np.uint8)
+            mask = Mask(packets[answered].id, 0, bytes(4), classes)
+            await other.publish("cam-1/mask", pack_mask(mask, "cam-1", np.zeros((1, 3), np.uint8)))
+            packets += await packets_of(arriving, 1) if answered < 7 else []
+        async with asyncio.timeout(LIMIT_S):
+            await running
+    assert [packet.id.sequence for packet in packets] == list(range(10))
+    assert all(packet.recorded for packet in packets)
+
+
+def test_only_a_file_can_be_a_recording(tmp_path: Path) -> None:
+    for url, fast, expected in (("a.mp4", True, True), (str(tmp_path), True, True), ("a.mp4", False, False),
+                                ("rtsp://camera/1", True, False), ("0", True, False)):  # fmt: skip
+        source, bundle = SourceSection(url=url, fast=fast), SimpleNamespace(has_graph=lambda graph: graph == "decode")
+        window = open_window(
+            "cam-1",
+            CameraSection(),
+            source,
+            bundle=bundle,
+            channel=MemoryChannel(MemoryBroker()),  # type: ignore[arg-type]
+        )
+        assert (window is not None) is expected
+
+
+def test_a_recording_that_nobody_answers_ends_the_camera_with_a_sentence(tmp_path: Path, mqtt_url: str) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5)
+    with site(tmp_path, mqtt_url=mqtt_url, redis_url="redis://127.0.0.1:9") as here:
+        options = {"CAMERA__ANSWER_S": "0.1", "CAMERA__TRIES": "2", "ENCODER__ENGINE": "onnxruntime"}
+        camera = here.start("camera", "--source", str(clip), "--fast", "--name", "alone", **options)
+        wait_until(lambda: camera.process.poll() is not None, limit_s=60, message=here.logs())
+        assert camera.process.returncode == 1
+        last = here.logs().splitlines()[-1]
+        assert "maskcast: alone: 5 frames have no mask although they were sent 2 times more" in last
 
 
 async def test_state_and_manifest_are_published_and_the_end_is_told(tmp_path: Path, lane: Lane) -> None:

@@ -18,6 +18,7 @@ from pipeline.motion import MotionTracker
 from pipeline.runtime import open_session
 from pipeline.streets import render_street, write_clip
 from pipeline.tracing import trace
+from pipeline.video_encoder import at_price, open_video_encoder
 
 ENGINES = ("onnxruntime", "openvino")
 EXPERIMENT = {
@@ -88,6 +89,14 @@ def test_a_camera_asks_the_graph_of_its_bundle(deciding: Bundle) -> None:
     assert said[0] != said[1]
 
 
+def test_a_price_works_with_every_longest_age_where_the_bundle_decides(tiny_bundle: Bundle, deciding: Bundle) -> None:
+    for longest_age in (0, 3):
+        policy = at_price(5, longest_age=longest_age)
+        open_video_encoder(deciding, engine="onnxruntime", threads=1, policy=policy)
+        with pytest.raises(ConfigError, match="no graph decide"):
+            open_video_encoder(tiny_bundle, engine="onnxruntime", threads=1, policy=policy)
+
+
 def test_a_graph_of_another_kind_is_refused(tiny_bundle: Bundle, network: DecisionNetwork, tmp_path: Path) -> None:
     class Two(torch.nn.Module):
         def forward(self, maps: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
@@ -121,15 +130,19 @@ def test_one_command_trains_the_graph_into_a_bundle(
     assert (tmp_path / "run" / "decide.safetensors").is_file()
 
 
-def test_a_source_that_is_not_there_is_one_sentence(
+def test_a_source_that_is_not_there_is_one_sentence_at_once(
     tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "decide.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "streets": []}))
+    (tmp_path / "decide.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    write_clip(tmp_path / "road.mp4", 5, width=96, height=64, frames=6)
     words = ["train-decide", "--config", tmp_path / "decide.yaml", "--bundle", tiny_bundle.path]
-    words += ["--source", tmp_path / "none.mp4", "--run", tmp_path / "run", "--output", tmp_path / "out"]
+    words += ["--source", tmp_path / "road.mp4", "--held", tmp_path / "none.mp4"]
+    words += ["--run", tmp_path / "run", "--output", tmp_path / "out"]
     with pytest.raises(SystemExit) as ended:
         cli.main([str(word) for word in words])
     assert ended.value.code == 2
-    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    printed = capsys.readouterr()
+    assert printed.out == ""  # no video was looked at before
+    (sentence,) = printed.err.strip().splitlines()
     assert "none.mp4" in sentence
     assert not (tmp_path / "out").exists()

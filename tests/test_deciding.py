@@ -15,7 +15,6 @@ from pipeline.deciding import (
     describe,
     linear_agreement,
     open_decider,
-    open_predictor,
 )
 from pipeline.motion import Motion, MotionTracker
 from pipeline.streets import render_street
@@ -128,9 +127,8 @@ def test_candidates_that_share_a_motion_are_compared_in_one_look() -> None:
     assert decider(candidate(found)) == 80
 
 
-def test_a_bundle_without_the_graph_is_left_with_the_plain_guess(tiny_bundle: Bundle) -> None:
+def test_a_bundle_without_the_graph_does_not_decide(tiny_bundle: Bundle) -> None:
     assert open_decider(tiny_bundle) is None
-    assert open_predictor(tiny_bundle) is linear_agreement
 
 
 def test_the_plain_guess_falls_with_age_residual_and_bytes_and_stays_a_percentage() -> None:

@@ -9,7 +9,9 @@ from clips import write_clip
 from servers import free_port
 
 from nodes import demo
+from nodes.camera import open_window
 from nodes.demo import has_desktop, vary
+from nodes.window import Window
 from pipeline.config import DemoSettings, SourceSection, load_settings
 from pipeline.errors import ConfigError, SourceError
 from pipeline.mask_image import unpack_mask
@@ -61,6 +63,24 @@ async def test_a_source_that_is_played_once_ends_the_demo(tmp_path: Path) -> Non
     clip = write_clip(tmp_path / "clip.mp4", frames=5)
     async with asyncio.timeout(LIMIT_S):
         await demo.main(settings_of(clip, **{"source.loop": False}))
+
+
+async def test_a_recording_ends_the_demo_when_every_frame_has_its_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows: list[Window] = []
+
+    def noting(*args: object, **options: object) -> Window | None:
+        window = open_window(*args, **options)  # type: ignore[arg-type]
+        windows.extend([window] if window else [])
+        return window
+
+    monkeypatch.setattr(demo, "open_window", noting)
+    clip = write_clip(tmp_path / "clip.mp4", frames=45)
+    async with asyncio.timeout(LIMIT_S):
+        await demo.main(settings_of(clip, **{"source.loop": False, "source.fast": True}))
+    answered = [(window.answered, window.resent) for window in windows]
+    assert answered == [(45, 0)] * 2
 
 
 async def test_a_source_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from nodes.gateway import Gateway, admit
 from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
 from pipeline.config import GatewaySettings, load_settings
 from pipeline.errors import BitstreamError, ConfigError
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import Kind, Region
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, WorkQueue
+from pipeline.work_queue import WorkQueue
 
 LIMIT_S = 20
 ROOT = Path(__file__).parent.parent
@@ -120,6 +121,23 @@ async def test_packets_reach_the_queue_and_bad_ones_are_counted_by_reason() -> N
     for name in ("cam-1", "cam-2"):
         assert [sequence for camera_name, sequence in found if camera_name == name] == list(range(30))
     assert [unpack(key).id.sequence for key in keys[0]] == [29, 28]
+
+
+async def test_of_a_recording_more_keys_are_kept() -> None:
+    broker, state = MemoryBroker(), MemoryQueueState()
+    async with (
+        MemoryChannel(broker) as channel,
+        MemoryChannel(broker) as camera,
+        MemoryWorkQueue(state) as queue,
+        MemoryWorkQueue(state, "w") as worker,
+        running(Gateway(channel, queue)),
+    ):
+        for sequence in range(40):
+            packet = replace(packet_of(1, sequence=sequence), recorded=True)
+            await camera.publish("cam-1/latent", pack(packet))
+        await claimed(worker, 40)
+        keys = await worker.fetch_keys("cam-1", [0])
+    assert [unpack(key).id.sequence for key in keys[0]] == list(range(39, -1, -1))
 
 
 async def test_a_packet_larger_than_the_setting_is_refused_and_counted() -> None:

@@ -15,9 +15,9 @@ from nodes.recordings import Recordings
 from nodes.service import Lane
 from nodes.stats import Cameras
 from pipeline.bitstream import pack
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import Kind, Packet, Region
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue
 
 LIMIT_S = 10.0
 

@@ -17,10 +17,10 @@ from nodes.service import Lane
 from pipeline.bitstream import pack
 from pipeline.errors import MissingKey, PipelineError, TransportError
 from pipeline.keys import Stream
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import Decoded, FrameId, KeyRequest, Packet, Region
 from pipeline.transport import Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,3 +271,22 @@ def test_the_street_is_what_these_tests_take_it_for(street: Street) -> None:
     kinds = [[region.age for region in packet.regions] for packet in packets(2 * INTERVAL)]
     assert kinds == [[age] for age in range(INTERVAL)] * 2
     assert (street.key.id, street.key.bundle) == (FrameId(7, 0), bundle().id)
+
+
+def recorded(packet: Packet) -> Packet:
+    return replace(packet, recorded=True)
+
+
+async def test_a_recording_that_steps_back_finds_keys_that_are_older_than_those_here(bench: Bench) -> None:
+    made = packets(4 * INTERVAL)
+    keys, warp = made[::INTERVAL], made[1]
+    for key in keys:
+        await bench.queue.store_keys("cam-1", {0: pack(key)}, generations=8)
+    await bench.decoder.decode(keys[1:], ["cam-1"] * 3)
+    assert isinstance((await bench.decoder.decode([recorded(warp)], ["cam-1"]))[0], MissingKey)
+    await take(bench.heard)
+    (result,) = await bench.decoder.decode([recorded(warp)], ["cam-1/1"])
+    assert is_mask_of(result, warp)
+    assert await quiet(bench.heard)
+    await bench.decoder.decode([replace(recorded(warp), id=FrameId(9, 1))], ["cam-2/1"])
+    assert [message.topic for message in await take(bench.heard)] == ["cam-2/control"]

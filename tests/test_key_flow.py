@@ -15,10 +15,10 @@ from pipeline.bitstream import unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.config import DecoderSection, EncoderSection, SourceSection, WorkerSection
 from pipeline.mask_image import unpack_mask
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import Mask
 from pipeline.transport import Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue
 
 LIMIT_S = 120
 FRAMES = 40

@@ -99,6 +99,23 @@ class NotingChannel(MemoryChannel):
         await super().publish(topic, payload, delivery)
 
 
+async def test_of_a_recording_the_broker_acknowledges_what_it_takes_and_nothing_expires(lane: Lane) -> None:
+    both = Decoded(mask_of(), scores_of(0, 0, 0, 1, 0))
+    async with NotingChannel(MemoryBroker()) as channel:
+        frames = FramePublisher(channel, lane, looks=LOOKS, live=True)
+        await frames.publish("cam-1", FRAME, both, recorded=True)
+        await frames.publish("cam-2", FRAME, both)
+    noted = {topic: (delivery.qos, delivery.expiry_s) for topic, delivery in channel.noted.items()}
+    one, two = (1, None), (0, 2)
+    assert noted == {"cam-1/mask": one, "cam-1/labels": one, "cam-2/mask": two, "cam-2/labels": two}
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_who_publishes_a_recording_hears_that_the_broker_is_away(lane: Lane, live: bool) -> None:
+    frames = FramePublisher(MemoryChannel(MemoryBroker()), lane, looks=LOOKS, live=live)
+    assert isinstance(await frames.publish("cam-1", FRAME, decoded(), recorded=True), TransportError)
+
+
 async def test_how_regions_were_coded_goes_beside_the_mask_in_each_form(lane: Lane) -> None:
     mask = replace(mask_of(), rows=1, columns=2, kinds=(Kind.WARP, None))
     async with NotingChannel(MemoryBroker()) as channel:

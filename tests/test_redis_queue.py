@@ -2,16 +2,18 @@
 
 import asyncio
 import sys
+from functools import partial
 
 import pytest
 import redis.asyncio
 import structlog
-from queues import LIMIT_S, RECLAIM_S, RedisBench, are_connected, claim, until, until_raises
+from queues import LIMIT_S, RECLAIM_S, RedisBench, are_connected, claim, is_empty, until, until_raises
 from servers import Server, free_port
 
 from pipeline.errors import TransportError
+from pipeline.messages import FrameId
 from pipeline.redis_queue import RedisWorkQueue
-from pipeline.work_queue import Job
+from pipeline.work_queue import Job, Place
 
 
 async def test_redis_that_was_emptied_is_set_up_again(redis_bench: RedisBench) -> None:
@@ -58,9 +60,26 @@ async def test_redis_killed_midway_is_a_transport_error_and_nothing_acknowledged
     assert events.count("connected to redis") == 2
 
 
+async def test_masks_of_a_recording_that_went_out_while_redis_was_away_are_told_it_later(own_redis: Server) -> None:
+    bench = RedisBench(f"redis://127.0.0.1:{own_redis.port}")
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        for number in range(3):
+            await gateway.put("cam-1", bytes([number]))
+        jobs = await claim(worker, 3)
+        own_redis.kill()
+        places = [Place(job, FrameId(7, number)) for number, job in enumerate(jobs)]
+        for place in places:
+            await until_raises(partial(worker.published, [place]))
+        await until_raises(lambda: worker.positions(["cam-1"]))
+        own_redis.start()
+        await until(lambda: is_empty(gateway))
+        assert (await gateway.positions(["cam-1"]))["cam-1"].frame == FrameId(7, 2)
+
+
 async def test_jobs_of_a_killed_process_go_on_within_three_seconds(redis_bench: RedisBench) -> None:
     program = f"""
 import asyncio
+from pipeline.messages import FrameId
 from pipeline.redis_queue import RedisWorkQueue
 async def main():
     async with RedisWorkQueue({redis_bench.url!r}, "w1") as queue:

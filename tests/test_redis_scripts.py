@@ -57,7 +57,7 @@ async def test_stored_keys_are_the_newest_first_each_once_and_expire(redis_bench
 
 async def test_keys_that_were_not_written_by_this_are_passed_over(redis_bench: RedisBench) -> None:
     async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
-        for held in (b"\0", b"\0\0\0\9short", b"\xff\xff\xff\xffM", b"\0\0\0\1aM\2\0\0"):
+        for held in (b"\0", b"\0\0\0\x09short", b"\xff\xff\xff\xffM", b"\0\0\0\1aM\2\0\0"):
             await client.hset("keys", "3", held)
             await client.eval(STORE_KEYS, 1, "keys", 5000, 4, 3, b"new")
             assert (await client.hget("keys", "3")).startswith(b"\0\0\0\3new")

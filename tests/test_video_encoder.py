@@ -284,6 +284,19 @@ def test_a_level_that_the_trigger_chose_lasts_and_one_that_is_asked_for_is_the_h
     assert max(packet.quality for packet in later) == 1
 
 
+def test_a_level_asked_for_that_the_trigger_chose_before_begins_with_a_key_too(images: list[np.ndarray]) -> None:
+    network = FixedEncoder()
+    encoder = priced(100.0, FixedDecider([80, 90, 98, 100], fall=2), network)
+    packets, sequence = [], 0
+    while not packets or packets[-1].quality == 3 or region_of(packets[-1]).kind is K:  # until a WARP of a lower level
+        packets.append(encoder.encode(Frame(FrameId(7, sequence), 0, images[sequence % 2])))
+        sequence += 1
+    encoder.quality = lower = network.quality
+    later = [encoder.encode(Frame(FrameId(7, sequence + at), 0, images[at % 2])) for at in range(6)]
+    assert kinds(later)[0] is K
+    assert max(packet.quality for packet in later) == lower < 3
+
+
 def test_a_price_needs_a_graph_to_decide_by() -> None:
     with pytest.raises(ConfigError, match="train-decide"):
         priced(1.0, None)

@@ -105,6 +105,17 @@ async def test_masks_are_saved_exactly_as_they_came_and_count_ends_it(tmp_path: 
         assert file.read_bytes() == mask_png(sequence=int(sequence))
 
 
+async def test_a_mask_that_comes_again_is_neither_saved_nor_counted_and_one_that_was_missing_is(tmp_path: Path) -> None:
+    async with Lane("watch") as lane:
+        watch = Watch(lane=lane, save=tmp_path)
+        for sequence in (1, 2, 4, 2, 3, 4):
+            await take(watch, "cam-1/mask", mask_png(sequence=sequence))
+    assert [file.name for file in files_in(tmp_path)] == [f"cam-1-7-{sequence}.png" for sequence in (1, 2, 3, 4)]
+    assert (watch.masks, watch.cameras["cam-1"].masks) == (4, 4)
+    newest = watch.cameras["cam-1"].mask
+    assert newest is not None and newest.id.sequence == 4
+
+
 async def test_a_pipe_gets_one_plain_line_per_report() -> None:
     console = pipe()
     async with cameras("watch-pipe", "cam-1") as settings, asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""What every work queue promises, which shards are whose, and what the queue in memory adds."""
+"""What every work queue promises, and which shards are whose."""
 
 import asyncio
 import zlib
@@ -12,7 +12,7 @@ from queues import LIMIT_S, RECLAIM_S, Bench, MemoryBench, RedisBench, claim, is
 from pipeline.errors import ConfigError
 from pipeline.mask_order import TURN_S, Turn
 from pipeline.messages import FrameId
-from pipeline.work_queue import Job, MemoryQueueState, MemoryWorkQueue, Place, WorkQueue, preferred_shards, shard_of
+from pipeline.work_queue import Job, Place, WorkQueue, preferred_shards, shard_of
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -408,6 +408,56 @@ async def test_key_stored_twice_does_not_push_out_the_one_before(bench: Bench) -
         assert await gateway.fetch_keys("cam-1", [0]) == {0: (b"b", b"a")}
 
 
+async def test_more_generations_are_kept_where_they_are_asked_for(bench: Bench) -> None:
+    async with bench.queue() as gateway:
+        for key in (b"a", b"b", b"c", b"b", b"d"):
+            await gateway.store_keys("cam-1", {0: key, 2: key * 300}, generations=3)
+        assert await gateway.fetch_keys("cam-1", [0]) == {0: (b"d", b"b", b"c")}
+        await gateway.store_keys("cam-1", {0: b"e"})
+        keys = await gateway.fetch_keys("cam-1", [0, 2])
+        assert keys == {0: (b"e", b"d"), 2: (b"d" * 300, b"b" * 300, b"c" * 300)}
+
+
+async def test_how_far_a_recording_is_moves_on_with_its_masks_and_never_back(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker, bench.queue("w2") as other:
+        assert await other.positions(["cam-1", "cam-2"]) == {}
+        assert await other.positions([]) == {}
+        for number in (5, 6, 4):
+            [job] = await claimed(worker, gateway, number)
+            await worker.published(places([job]))
+        found = await other.positions(["cam-1", "cam-2"])
+        assert list(found) == ["cam-1"]
+        assert (found["cam-1"].frame, found["cam-1"].over) == (FrameId(7, 6), frozenset())
+        assert await gateway.depth() == 0
+
+
+async def test_a_recording_that_starts_again_moves_to_its_new_epoch_and_not_back(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        for number, epoch in ((200, 7), (0, 8), (201, 7)):
+            await worker.published(places(await claimed(worker, gateway, number), epoch=epoch))
+        position = (await worker.positions(["cam-1"]))["cam-1"]
+        assert (position.frame, position.over) == (FrameId(8, 0), frozenset({7}))
+
+
+async def test_what_was_queued_before_or_after_a_mask_was_out_can_be_told(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        [before] = await claimed(worker, gateway, 1)
+        await asyncio.sleep(0.005)
+        await worker.published(places([before]))
+        at_ms = (await worker.positions(["cam-1"]))["cam-1"].at_ms
+        await asyncio.sleep(0.005)
+        [after] = await claimed(worker, gateway, 1)
+        assert before.queued_ms < at_ms < after.queued_ms
+
+
+async def test_a_live_camera_of_a_recordings_name_has_its_turns_after_it(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as worker:
+        await worker.published(places(await claimed(worker, gateway, 5)))
+        jobs = await claimed(worker, gateway, 6, 4, 0)
+        turns = await worker.take_turns([*places(jobs[:2]), *places(jobs[2:], epoch=8)])
+        assert turns == [Turn.MINE, Turn.OVER, Turn.MINE]
+
+
 async def test_only_a_named_worker_claims(bench: Bench) -> None:
     async with bench.queue() as gateway:
         with pytest.raises(ValueError, match="worker"):
@@ -430,27 +480,15 @@ def test_every_shard_has_exactly_one_preferred_worker() -> None:
     assert sorted(owned) == list(range(16))
 
 
-def test_worker_that_leaves_moves_only_its_own_shards() -> None:
-    before = {name: set(preferred_shards(name, ["a", "b", "c"], 64)) for name in ("a", "b")}
-    after = {name: set(preferred_shards(name, ["a", "b"], 64)) for name in ("a", "b")}
-    assert all(before[name] <= after[name] for name in before)
-    assert all(len(shards) > 16 for shards in after.values())
+@pytest.mark.parametrize("count", range(1, 9))
+def test_workers_have_even_shares_and_one_that_leaves_moves_little_more_than_its_own(count: int) -> None:
+    names = [f"worker-{number}" for number in range(count)]
+    before = {name: set(preferred_shards(name, names, 64)) for name in names}
+    assert {len(shards) for shards in before.values()} <= {64 // count, -(-64 // count)}
+    after = {name: set(preferred_shards(name, names[1:], 64)) for name in names[1:]}
+    assert sum(len(before[name] - after[name]) for name in after) <= 8
 
 
-async def test_memory_queue_reclaims_and_expires_by_the_given_clock() -> None:
-    now = 0.0
-    state = MemoryQueueState(clock=lambda: now)
-    async with MemoryWorkQueue(state, "w2") as other:
-        async with MemoryWorkQueue(state, "w1") as lost:
-            await other.put("cam-1", b"x")
-            await other.store_keys("cam-1", {0: b"key"})
-            now = 0.2
-            assert len(await lost.claim(batch=1, wait_s=0)) == 1
-        now = 0.7
-        assert await other.claim(batch=1, wait_s=0) == []
-        now = 0.8
-        assert [job.deliveries for job in await other.claim(batch=1, wait_s=0)] == [2]
-        now = 59.9
-        assert await other.fetch_keys("cam-1", [0]) == {0: (b"key",)}
-        now = 60.0
-        assert await other.fetch_keys("cam-1", [0]) == {}
+def test_more_workers_than_shards_leave_some_without() -> None:
+    names = [f"worker-{number}" for number in range(5)]
+    assert sorted(len(preferred_shards(name, names, 3)) for name in names) == [0, 0, 1, 1, 1]

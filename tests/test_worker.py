@@ -28,11 +28,12 @@ from pipeline.config import DecoderSection, WorkerSection, WorkerSettings, load_
 from pipeline.errors import ConfigError, TransportError
 from pipeline.mask_image import unpack_mask, unpack_mask_rle
 from pipeline.mask_order import Turn
+from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import FrameId, Kind, Packet, Region
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
-from pipeline.work_queue import MemoryQueueState, MemoryWorkQueue, Place, WorkQueue, preferred_shards, shard_of
+from pipeline.work_queue import Place, WorkQueue, preferred_shards, shard_of
 
 LIMIT_S = 20
 
@@ -418,6 +419,82 @@ async def test_of_a_recording_every_frame_is_published_whatever_the_order(bench:
     async with bench.running() as masks:
         await bench.put("cam-1", live(1, 4))
         assert [each[1].sequence for each in await take(masks, 1)] == [4]
+
+
+def recording(numbers: Sequence[int]) -> list[Packet]:
+    """Packets of a recording, long ago, of pictures of these numbers."""
+    return [replace(packet_of(number, sequence=at), recorded=True) for at, number in enumerate(numbers)]
+
+
+async def test_of_a_recording_nothing_is_late_superseded_or_stale(bench: Bench) -> None:
+    await bench.put("cam-1", *recording([1] * 20))
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 20)] == list(range(20))
+        await bench.empty()
+    assert not bench.worker.losses.total
+
+
+async def test_a_recordings_packet_that_cannot_be_decoded_holds_up_those_behind_it_and_nobody_else(
+    bench: Bench,
+) -> None:
+    await bench.put("cam-1", *recording([1, 1, 99, 1]))
+    async with bench.running() as masks:
+        assert [each[1].sequence for each in await take(masks, 2)] == [0, 1]
+        await bench.put("cam-2", live(2, 0))
+        assert [each[0] for each in await take(masks, 1)] == ["cam-2"]
+        await until(lambda: len(bench.state.dead) == 1)
+        await bench.put("cam-1", recording([1, 1, 1])[2])
+        assert [each[1].sequence for each in await take(masks, 2)] == [2, 3]
+        await bench.empty()
+    assert bench.worker.losses.total == {"packet": 1, "buried": 1}
+
+
+async def test_while_a_live_camera_sends_recordings_have_a_share_of_each_batch(bench: Bench) -> None:
+    await bench.put("cam-2", *(live(2, sequence) for sequence in range(2)))
+    await bench.put("cam-1", *recording([1] * 9))
+    await bench.put("cam-2", *(live(2, sequence) for sequence in range(2, 7)))
+    async with bench.running() as masks:
+        found = [each[0] for each in await take(masks, 16)]
+        await bench.empty()
+    assert bench.decoder.batches == [2 + 2, 5 + 2, 2, 2, 1]
+    assert found[:11].count("cam-2") == 7
+
+
+@pytest.mark.parametrize("cameras", [["cam-1"], ["cam-1", "cam-2"]])
+async def test_a_worker_of_batches_of_one_serves_recordings_and_live_cameras(bench: Bench, cameras: list[str]) -> None:
+    bench.options["batch"] = 1
+    for sequence in range(6):
+        await bench.put("cam-1", recording([1] * 6)[sequence])
+        if "cam-2" in cameras:
+            await bench.put("cam-2", live(2, sequence))
+    async with bench.running() as masks:
+        assert {each[0] for each in await take(masks, 6 * len(cameras))} == set(cameras)
+
+
+class Refusing:
+    """Refuses to publish at first."""
+
+    def __init__(self, frames: FramePublisher) -> None:
+        self._frames = frames
+        self.ready, self.refused = True, 0
+
+    async def until_ready(self) -> None:
+        pass
+
+    async def publish(self, *args: object, **options: bool) -> object:
+        self.refused += 1
+        if self.refused <= 2:
+            return TransportError("the broker is away")
+        return await self._frames.publish(*args, **options)  # type: ignore[arg-type]
+
+
+async def test_a_recordings_mask_that_the_broker_does_not_take_is_published_later(bench: Bench) -> None:
+    async with bench.running() as masks:
+        bench.worker._frames = Refusing(bench.worker._frames)  # type: ignore[assignment]
+        await bench.put("cam-1", *recording([1, 2, 3]))
+        assert [each[1].sequence for each in await take(masks, 3)] == [0, 1, 2]
+        await bench.empty()
+    assert not bench.worker.losses.total
 
 
 async def test_masks_statistics_and_the_compact_form_are_on_their_topics() -> None:
