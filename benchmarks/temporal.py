@@ -41,7 +41,7 @@ TARGETS = ((0.40, 0.5), (0.27, 1.0), (0.15, 2.5))  # share of the bits, loss in 
 INTERVALS = (2, 3, 4, 6, 10)
 THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
 PRICES = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 20.0)
-EVERY, INTERVAL, THRESHOLD, PRICE = "every frame", "interval", "threshold", "price"
+EVERY, INTERVAL, THRESHOLD, MOVING, PRICE = "every frame", "interval", "threshold", "moving threshold", "price"
 _KINDS = (Kind.KEY, Kind.WARP)
 Image = NDArray[np.uint8]
 
@@ -73,6 +73,8 @@ class Setting:
                 return at_interval(int(self.value))
             case "threshold":
                 return at_threshold(self.value)
+            case "moving threshold":
+                return at_threshold(self.value, moving=True)
             case "price":
                 return at_price(self.value)
         return EVERY_FRAME
@@ -132,7 +134,7 @@ def settings_of(
     for one in dict.fromkeys((level, *key_levels)):
         settings += [Setting(EVERY, 1, one)] if one != level else []
         settings += [Setting(INTERVAL, value, one) for value in intervals]
-        settings += [Setting(THRESHOLD, value, one) for value in thresholds]
+        settings += [Setting(family, value, one) for family in (THRESHOLD, MOVING) for value in thresholds]
     return settings + ([Setting(PRICE, value, level) for value in prices] if bundle.has_graph(GRAPH) else [])
 
 
@@ -244,7 +246,7 @@ def table_of(results: Sequence[Result], title: str) -> Table:
 def targets_of(results: Sequence[Result]) -> Table:
     """What each family loses where the targets lie, by the level of its KEYs."""
     levels = list(dict.fromkeys(one.setting.level for one in results))
-    families = [(family, level) for level in levels for family in (INTERVAL, THRESHOLD)] + [(PRICE, levels[0])]
+    families = [(family, level) for level in levels for family in (INTERVAL, THRESHOLD, MOVING)] + [(PRICE, levels[0])]
     table = Table("bits", "loss, at most", *(f"{family}\nlevel {level}" for family, level in families))
     for share, limit in TARGETS:
         losses = (loss_at(results, family, level, share) for family, level in families)

@@ -17,7 +17,7 @@ from pipeline.bundle import Bundle, Tables
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder, packet_of
 from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.latent_coding import Latents, decode_latents, dequantise, encode_latents
+from pipeline.latent_coding import Latents, decode_latents, dequantise, encode_latents, quantise
 from pipeline.messages import Frame, FrameId
 
 _T = TypeVar("_T")
@@ -137,16 +137,22 @@ def _scores(
     tables, levels = bundle.tables, np.array([encoder.quality])
     for i, (image, labels) in enumerate(zip(data.images, data.labels, strict=True)):
         frame = Frame(FrameId(0, i), 0, image)
-        latents = _timed(times["analysis"], partial(encoder.latents, image))
+        y, latents = _timed(times["analysis"], partial(_analysed, encoder, image, tables))
         body = _timed(times["entropy_encode"], partial(encode_latents, latents, tables, encoder.quality))
         sent = pack(packet_of(frame, body, bundle=bundle.id, quality=encoder.quality))
         region = unpack(sent).regions[0]
         received = partial(decode_latents, region.body, tables, bundle.latent_size, encoder.quality)
         read = _timed(times["entropy_decode"], received)
         (mask,) = _timed(times["synthesis"], partial(decoder.class_maps, dequantise(read)[None], levels))
-        (ideal,) = decoder.class_maps(encoder.analysed(image, encoder.quality)[0][None], levels)
+        (ideal,) = decoder.class_maps(y[None], levels)
         matrix, unrounded = (confusion(labels, one, len(bundle.palette)) for one in (mask, ideal))
         yield _Scores(matrix, unrounded, len(sent), len(body), estimated_bits(latents, tables, encoder.quality))
+
+
+def _analysed(encoder: Encoder, image: NDArray[np.uint8], tables: Tables) -> tuple[NDArray[np.float32], Latents]:
+    """The latents (C, h, w) of a frame, and the integers that they are rounded to."""
+    y, z = encoder.analysed(image, encoder.quality)
+    return y, quantise(y, z, tables, encoder.quality)
 
 
 def evaluate_labels(

@@ -31,7 +31,7 @@ class Kind(IntEnum):
 
     KEY = 1  # body: latents
     WARP = 2  # body: flow from the region's key
-    DELTA = 3  # body: flow, then latents coded given the warped key's
+    DELTA = 3  # kept free: no version sends it
 
 
 @dataclass(frozen=True, slots=True)

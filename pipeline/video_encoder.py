@@ -24,7 +24,7 @@ from pipeline.keys import KeyTable
 from pipeline.messages import Frame, Kind, Packet, Region
 from pipeline.motion import MotionTracker
 from pipeline.regions import Grid, split
-from pipeline.triggers import MAX_PRICE, Always, Bargain, Threshold, Trigger
+from pipeline.triggers import FALL, MAX_PRICE, RISE, Always, Bargain, Threshold, Trigger
 
 LONGEST_AGE = 30  # frames, of a key where a trigger decides: so long at most lasts what a lost KEY spoils
 _CLEARLY_SMALLER = 0.75  # of the key's body; a WARP that saves less is not worth its errors
@@ -33,15 +33,17 @@ _CLEARLY_SMALLER = 0.75  # of the key's body; a WARP that saves less is not wort
 @dataclass(frozen=True, slots=True)
 class KeyPolicy:
     """When a region has to be a KEY: its key would be older than `longest_age` frames (0: each frame is a KEY), or the
-    trigger says so. That is a threshold on the predicted agreement, `least_agreement`, 0 to 100; or, with a `price`, in
-    percent of the pixels for 1000 bytes, the best bargain, which also chooses the level of each KEY, up to the one that
-    is asked for. `predict` stands in for the bundle's own prediction. Raises ConfigError on values out of range.
+    trigger says so. That is a threshold on the predicted agreement, `least_agreement`, 0 to 100, which KEYs lower and
+    WARPs raise if it is `moving`; or, with a `price`, in percent of the pixels for 1000 bytes, the best bargain, which
+    also chooses the level of each KEY, up to the one that is asked for. `predict` stands in for the bundle's own
+    prediction in a threshold. Raises ConfigError on values out of range.
     """
 
     longest_age: int = 0
     least_agreement: float = 0.0
     price: float | None = None
     predict: Predictor | None = None
+    moving: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.longest_age <= MAX_AGE:
@@ -64,9 +66,11 @@ def at_interval(frames: int) -> KeyPolicy:
     return KeyPolicy(longest_age=frames - 1)
 
 
-def at_threshold(agreement: float, *, longest_age: int = LONGEST_AGE, predict: Predictor | None = None) -> KeyPolicy:
+def at_threshold(
+    agreement: float, *, longest_age: int = LONGEST_AGE, predict: Predictor | None = None, moving: bool = False
+) -> KeyPolicy:
     """A KEY where less agreement than this, in percent of the pixels, is predicted; ConfigError as KeyPolicy."""
-    return KeyPolicy(longest_age, agreement, predict=predict)
+    return KeyPolicy(longest_age, agreement, predict=predict, moving=moving)
 
 
 def at_price(price: float, *, longest_age: int = LONGEST_AGE) -> KeyPolicy:
@@ -125,7 +129,10 @@ class VideoEncoder:
         policy, manifest = self._policy, self._bundle.manifest
         if policy.price is None:
             predict = policy.predict or decider or linear_agreement
-            return Threshold(predict, policy.least_agreement) if policy.least_agreement else Always()
+            if not policy.least_agreement:
+                return Always()
+            fall, rise = (FALL, RISE) if policy.moving else (0.0, 0.0)
+            return Threshold(predict, policy.least_agreement, fall=fall, rise=rise)
         if decider is None:
             raise ConfigError(
                 f"price {policy.price:g}: bundle {manifest.name} has no graph {GRAPH} to decide by; "

@@ -163,5 +163,5 @@ def test_a_missing_array_of_the_tables_is_refused(name: str) -> None:
 
 
 def test_a_missing_graph_is_named(copy: Path) -> None:
-    with pytest.raises(ConfigError, match="no graph 'decide'"):
-        load_bundle(copy).graph("decide")
+    with pytest.raises(ConfigError, match="no graph 'depth'"):
+        load_bundle(copy).graph("depth")

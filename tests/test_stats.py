@@ -145,13 +145,12 @@ def test_a_summary_has_the_fields_of_the_contract() -> None:
 def test_regions_and_their_bytes_are_told_by_kind() -> None:
     stats = CameraStats(["road"])
     stats.take(packet_of(Kind.KEY, Kind.WARP, Kind.WARP, body_bytes=500), size_bytes=1540)
-    stats.take(packet_of(Kind.WARP, Kind.WARP, Kind.DELTA, Kind.WARP, body_bytes=250), size_bytes=1045)
+    stats.take(packet_of(Kind.WARP, Kind.WARP, Kind.WARP, Kind.WARP, body_bytes=250), size_bytes=1045)
     facts = stats.summary(0.5)
     assert facts["kinds"] == {
         "absent": {"regions_s": 2.0, "kbit_s": 0.0},
-        "delta": {"regions_s": 2.0, "kbit_s": 4.0},
         "key": {"regions_s": 2.0, "kbit_s": 8.0},
-        "warp": {"regions_s": 10.0, "kbit_s": 28.0},
+        "warp": {"regions_s": 12.0, "kbit_s": 32.0},
     }
     assert (facts["key_share"], facts["kbit_s"]) == (0.1429, 41.36)
 

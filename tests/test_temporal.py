@@ -9,6 +9,7 @@ import pytest
 from benchmarks.temporal import (
     EVERY,
     INTERVAL,
+    MOVING,
     PRICE,
     THRESHOLD,
     Result,
@@ -45,13 +46,14 @@ def test_settings_are_the_policies_of_the_codec() -> None:
     assert Setting(EVERY, 1, 5).policy == EVERY_FRAME
     assert Setting(INTERVAL, 4, 5).policy == at_interval(4)
     assert Setting(THRESHOLD, 93.5, 5).policy == at_threshold(93.5)
+    assert Setting(MOVING, 93.5, 5).policy == at_threshold(93.5, moving=True)
     assert Setting(PRICE, 2.5, 5).policy == at_price(2.5)
 
 
 def test_every_level_of_keys_is_compared_with_all_policies(bundle: Bundle) -> None:
     settings = settings_of(bundle, 5, [3, 5], intervals=[4], thresholds=[95.0], prices=[2.0])
     assert settings[0] == Setting(EVERY, 1, 5)
-    for family in (EVERY, INTERVAL, THRESHOLD):
+    for family in (EVERY, INTERVAL, THRESHOLD, MOVING):
         assert [one.level for one in settings if one.family == family] == [5, 3]
     assert [one.level for one in settings if one.family == PRICE] == ([5] if bundle.has_graph("decide") else [])
 

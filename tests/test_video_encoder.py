@@ -297,6 +297,15 @@ def test_a_level_asked_for_that_the_trigger_chose_before_begins_with_a_key_too(i
     assert max(packet.quality for packet in later) == lower < 3
 
 
+def test_a_moving_threshold_falls_with_each_key(images: list[np.ndarray]) -> None:
+    fixed, moving = (
+        list(map(video_encoder(policy).encode, frames_of(images)))
+        for policy in (at_threshold(90, predict=lambda _: 88.5), at_threshold(90, predict=lambda _: 88.5, moving=True))
+    )
+    assert set(kinds(fixed)) == {K}
+    assert kinds(moving)[:3] == [K, K, W]
+
+
 def test_a_price_needs_a_graph_to_decide_by() -> None:
     with pytest.raises(ConfigError, match="train-decide"):
         priced(1.0, None)

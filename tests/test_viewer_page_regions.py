@@ -9,7 +9,7 @@ from viewing import Clock, StreetCamera, part, running, shown
 
 from pipeline.messages import Kind
 
-KEY, WARP, DELTA = Kind.KEY, Kind.WARP, Kind.DELTA
+KEY, WARP = Kind.KEY, Kind.WARP
 TOGGLE = "document.querySelector('[name=regions]').click()"
 CHECKED = "document.querySelector('[name=regions]').checked"
 
@@ -32,14 +32,14 @@ def kinds_of(camera: str) -> str:
 async def test_regions_say_how_they_were_coded_while_the_toggle_is_on(tmp_path: Path, screenshots: Path) -> None:
     async with shown(tmp_path) as (page, channel):
         one, two = StreetCamera(channel, "high-street", 2), StreetCamera(channel, "station-road", 3)
-        one.kinds, two.kinds = (KEY, WARP, DELTA, None), (WARP,) * 4
+        one.kinds, two.kinds = (KEY, WARP, WARP, None), (WARP,) * 4
         async with running(one, two):
             await page.resize(DESKTOP)
             await page.open()
             await page.until(f"{COLOURED} === 2")
             assert await page.value(f"getComputedStyle({part('high-street', '.regions')}).display") == "none"
             await page.value(TOGGLE)
-            await page.until(f"{kinds_of('high-street')} === 'key flow delta unchanged'")
+            await page.until(f"{kinds_of('high-street')} === 'key flow flow unchanged'")
             await page.until(f"{kinds_of('station-road')} === 'flow flow flow flow'")
             two.kinds = (WARP, WARP, WARP, KEY)
             await page.until(f"{kinds_of('station-road')} === 'flow flow flow key'")

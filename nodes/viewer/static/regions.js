@@ -1,6 +1,6 @@
 // How each region of a picture was coded, over the picture: one cell per region, a flash where a KEY came.
 
-const KINDS = { K: "key", W: "flow", D: "delta", "-": "unchanged" };
+const KINDS = { K: "key", W: "flow", "-": "unchanged" };
 const STEP_MS = 120; // faster than this nobody can read; a KEY among what comes meanwhile still flashes
 const FLASH_MS = 600;
 const CALM_MS = 700; // no region flashes more often; three times a second can do harm
