@@ -122,7 +122,8 @@ class Camera:
         reason = None
         while not (self._channel.connected and self._wanted.is_set()):
             if reason is None:
-                log.warning("frames are not sent", camera=self._name, paused=not self._wanted.is_set())
+                why = "no connection to the broker" if self._wanted.is_set() else "paused over the control topic"
+                log.warning("frames are not sent", camera=self._name, reason=why)
             if not self._wanted.is_set():
                 reason = "paused"
                 await self._wanted.wait()

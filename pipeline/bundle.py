@@ -171,7 +171,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except OSError as error:
-        raise ConfigError(f"bundle {path}: no {MANIFEST} in it; name a folder made by maskcast export") from error
+        wrong = f"no {MANIFEST} in it" if path.is_dir() else "there is no such folder"
+        raise ConfigError(f"bundle {path}: {wrong}; name a folder made by maskcast export") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -49,7 +49,9 @@ Threshold = Annotated[
 ]
 Price = Annotated[
     float | None,
-    typer.Option(help="in place of a threshold, percent of the pixels that 1000 bytes are worth; chooses levels too"),
+    typer.Option(
+        help="in place of a threshold: percent of the pixels that 1000 bytes are worth, such as 8; more saves more"
+    ),
 ]
 Grid = Annotated[str | None, typer.Option(help="rows x columns of regions, such as 2x2; without it, the bundle's")]
 

@@ -113,11 +113,10 @@ class EncoderSection(_EngineSection):
         None,
         gt=0,
         le=1000,
-        description="in place of a threshold, percent of the pixels that 1000 bytes are worth; chooses levels too",
+        description="percent of the pixels that 1000 bytes are worth, such as 8; then there is no threshold",
     )
     grid: str | None = Field(
         None,
-        pattern=r"^[1-3]x[1-3]$",
         description="rows x columns of regions, each KEY or WARP by itself; null: the bundle's, as a rule 1x1",
     )
 

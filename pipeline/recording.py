@@ -49,7 +49,8 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
     """
     packets = sorted(source.glob(f"*{SUFFIX}"))
     if not packets:
-        raise ConfigError(f"input {source}: no {SUFFIX} files in it; name a folder made by maskcast encode")
+        wrong = f"no {SUFFIX} files in it" if source.is_dir() else "there is no such folder"
+        raise ConfigError(f"input {source}: {wrong}; name a folder made by maskcast encode")
     folder.mkdir(parents=True, exist_ok=True)
     camera = uuid4().hex  # a new one: keys of another folder, or of this one before, are not its own
     for path in packets:
