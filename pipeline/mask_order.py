@@ -19,7 +19,7 @@ from enum import IntEnum
 
 from pipeline.messages import FrameId
 
-TURN_S = 0.3
+TURN_S = 0.6  # as long as it takes until a worker that is silent counts as dead
 FORGET_S = 60.0  # of an order that nobody asks for, and of an epoch that is over: a camera may draw it again
 POSITION_LASTS_S = 3600.0  # a recording may stand still for long
 _SEQUENCES = 1 << 32

@@ -349,6 +349,7 @@ async def test_the_turn_of_a_dead_worker_goes_to_who_gets_its_job(bench: Bench) 
         async with bench.queue("w1") as first:
             await first.take_turns(places(await claimed(first, gateway, 4, 5)))
         jobs = await claim(second, 2)
+        await asyncio.sleep(TURN_S - RECLAIM_S)
         assert await second.take_turns(places(jobs)) == [Turn.OVER, Turn.MINE]
         await second.done(jobs)
         assert await second.take_turns(places(jobs)) == [Turn.OVER, Turn.OVER]
