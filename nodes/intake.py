@@ -60,7 +60,9 @@ class Intake:
         tickets: list[Ticket] = []
         while not tickets:
             await self._until_ready()
-            opened = await self._open(await self._claim())
+            # Without deadlines nothing is passed over: what does not fit into this batch is left in the queue.
+            full = not self._deadline_ms and len(self._kept) >= self._batch
+            opened = [] if full else await self._open(await self._claim())
             if self._is_behind(opened):
                 opened += await self._open(await self._claim(_BACKLOG, at_once=True))
             sifted = await self._sift([*self._kept, *opened])

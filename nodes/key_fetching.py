@@ -84,17 +84,16 @@ class KeyRequests:
             if key not in self._asked:
                 self._asked[key] = now_s
                 regions.setdefault(key.camera, set()).add(key.region)
-        for camera, indexes in regions.items():
-            await self._send(KeyRequest(camera, tuple(sorted(indexes))))
-
-    async def _send(self, request: KeyRequest) -> None:
         try:
             async with asyncio.timeout(_SEND_S):
-                await self._channel.publish(f"{request.camera}/control", pack_key_request(request), CONTROL)
+                for camera, indexes in regions.items():
+                    await self._send(KeyRequest(camera, tuple(sorted(indexes))))
         except (TransportError, TimeoutError) as error:
-            log.debug("key not asked for", camera=request.camera, reason=str(error))  # it will be missed again
-        else:
-            metrics.KEY_REQUESTS.inc(len(request.regions))
+            log.debug("keys not asked for", cameras=sorted(regions), reason=str(error))  # they will be missed again
+
+    async def _send(self, request: KeyRequest) -> None:
+        await self._channel.publish(f"{request.camera}/control", pack_key_request(request), CONTROL)
+        metrics.KEY_REQUESTS.inc(len(request.regions))
 
 
 def pack_key_request(request: KeyRequest) -> bytes:

@@ -9,7 +9,7 @@ mask, as when the broker died with it: then it is published again.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nodes.answers import Answers
 from pipeline.errors import TransportError
@@ -23,6 +23,8 @@ _LOST_S = 6.0  # without a position, which the queue's server lost: by then the 
 _NOT_KNOWN_MS = 1 << 62
 _KEY_TRIES = 3  # the queue's server may have been slow to give a key
 _FORGET_S = 120.0  # longer than the keys of a silent camera are kept
+
+_KNOWN = 1024  # recordings; names are anybody's
 
 REPEATED, EARLY = "repeated", "early"  # reasons of losses
 
@@ -50,9 +52,15 @@ class Recording:
     def learn(self, position: Position) -> None:
         """Take what the queue says, unless it is known here that the recording is further."""
         own = self.position
-        ended = own is not None and own.frame.epoch in position.over
-        if own is None or ended or _is_at_or_before(own.frame, position.frame):
+        # Of epochs that ended long ago the queue knows nothing: another one is newer, unless known here as over.
+        other = own is not None and own.frame.epoch != position.frame.epoch and position.frame.epoch not in own.over
+        if own is None or other or own.frame.epoch in position.over or _is_at_or_before(own.frame, position.frame):
             self.position = position
+
+    def forgotten(self) -> None:
+        """Say that the queue knows no position: what is sent again then was queued after ours, and is not over."""
+        if self.position is not None:
+            self.position = replace(self.position, at_ms=0)
 
     def advance(self, frame: FrameId) -> None:
         """Say that the mask of a frame is out, published here just now."""
@@ -140,9 +148,11 @@ class Recordings:
         except TransportError as error:
             self._answers.lost_queue(error)
             return False
-        for camera, position in found.items():
-            if camera in self._known:
-                self._known[camera].learn(position)
+        for camera in set(cameras).intersection(self._known):
+            if camera in found:
+                self._known[camera].learn(found[camera])
+            else:
+                self._known[camera].forgotten()
         return True
 
     def turn(self, ticket: Ticket) -> Turn:
@@ -204,12 +214,17 @@ class Recordings:
     def _of(self, ticket: Ticket) -> Recording:
         now_s, camera = self._clock(), ticket.job.camera
         if camera not in self._known:
-            self._known = {
-                name: each for name, each in self._known.items() if each.held or now_s - each.used_s < _FORGET_S
-            }
+            self._make_room(now_s)
         recording = self._known.setdefault(camera, Recording(now_s))
         recording.used_s = now_s
         return recording
+
+    def _make_room(self, now_s: float) -> None:
+        """Forget recordings that were silent for long, and beyond so many any of which nothing is held."""
+        idle = [name for name, each in self._known.items() if not each.held]
+        old = [name for name in idle if now_s - self._known[name].used_s >= _FORGET_S]
+        for name in old or idle[: len(self._known) - _KNOWN + 1 if len(self._known) >= _KNOWN else 0]:
+            del self._known[name]
 
 
 def _is_at_or_before(frame: FrameId, other: FrameId) -> bool:

@@ -99,7 +99,7 @@ class Uplink:
                 await self._publish(encoded)
         except TransportError:
             # A WARP that a slow link does not take is lost without harm, and a KEY after it would make things worse.
-            if encoded.keys or not self._channel.connected:
+            if not self._fast and (encoded.keys or not self._channel.connected):
                 await self.begin_anew()
             return False
         return True

@@ -140,17 +140,18 @@ class Worker:
             await self._publish_next(each.ticket, each.result)
 
     async def _publish_next(self, ticket: Ticket, result: Decoded | PipelineError) -> None:
-        while (turn := self._recordings.turn(ticket)) is Turn.MINE:
+        turn = self._recordings.turn(ticket)
+        if turn is Turn.MINE:
             if isinstance(result, MissingKey) and self._recordings.try_again(ticket):
                 return
             error = await self._finish(ticket, result)
-            if not isinstance(error, TransportError):
+            if isinstance(error, TransportError):  # tried again later, so that masks of other cameras need not wait
+                await asyncio.sleep(_RETRY_S)
+                self._recordings.stop(ticket)
+                self._recordings.hold([ticket])
+            else:
                 await self._settle_recorded(ticket, error)
-                return
-            await asyncio.sleep(_RETRY_S)
-            await self._frames.until_ready()
-            await self._recordings.look({ticket.job.camera})  # others may have had their broker still
-        if turn is Turn.WAIT:
+        elif turn is Turn.WAIT:
             self._recordings.hold([ticket])
         else:
             self._answers.lose(ticket.job.camera, REPEATED)

@@ -117,7 +117,8 @@ class EncoderSection(_EngineSection):
     )
     grid: str | None = Field(
         None,
-        description="rows x columns of regions, each KEY or WARP by itself; null: the bundle's, as a rule 1x1",
+        pattern=r"^[0-9]{1,2}x[0-9]{1,2}$",
+        description="rows x columns of regions, such as 2x2, each KEY or WARP by itself; null: the bundle's own",
     )
 
 

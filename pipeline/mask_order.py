@@ -69,8 +69,7 @@ class MaskOrder:
         elif self._entry is not None and worker != self._worker and now_s - self._taken_s < TURN_S:
             return Turn.WAIT
         elif frame.epoch != self._last.epoch:
-            self._over = {epoch: at_s for epoch, at_s in self._over.items() if now_s - at_s < FORGET_S}
-            self._over[self._last.epoch] = now_s
+            self._end_epoch(self._last.epoch, now_s)
         self._last, self._entry, self._worker, self._taken_s = frame, entry, worker, now_s
         return Turn.MINE
 
@@ -85,9 +84,9 @@ class MaskOrder:
             if frames_after(frame, self._last) <= 0:
                 return
         elif self._last is not None:
-            if frame.epoch in self._over:
+            if self._is_over(frame, self._last, now_s):
                 return
-            self._over[self._last.epoch] = now_s
+            self._end_epoch(self._last.epoch, now_s)
         self._last, self._entry, self._taken_s = frame, None, now_s
 
     def position(self, *, now_s: float) -> Position | None:
@@ -95,6 +94,9 @@ class MaskOrder:
         if self._last is None or now_s - self._taken_s >= POSITION_LASTS_S:
             return None
         return Position(self._last, int(self._taken_s * 1000), frozenset(self._over))
+
+    def _end_epoch(self, epoch: int, now_s: float) -> None:
+        self._over = {one: at_s for one, at_s in self._over.items() if now_s - at_s < FORGET_S} | {epoch: now_s}
 
     def _is_over(self, frame: FrameId, last: FrameId, now_s: float) -> bool:
         if frame.epoch == last.epoch:

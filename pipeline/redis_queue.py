@@ -66,6 +66,7 @@ class RedisWorkQueue:
         self._hold_s = hold_s
         self._clock = clock
         self._own: list[int] | None = None  # shards; None before the first heartbeat
+        self._live: frozenset[str] = frozenset()  # workers that these shards were shared out among
         self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
         self._ready: list[Job] = []  # claimed, not handed out yet
         self._turns: set[Job] = set()  # whose frames had their turn
@@ -262,12 +263,13 @@ class RedisWorkQueue:
         """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""
         oldest = self._clock() - self._hold_s
         self._held = {job: since for job, since in self._held.items() if since > oldest}
-        await self._answer(list(self._unanswered))
         if self._worker and not self._resting:
-            live = await self._streams.beat(self._held, self._reclaim_after_s)
-            self._own = preferred_shards(self._worker, live, self._shards)
+            live = frozenset(await self._streams.beat(self._held, self._reclaim_after_s))
+            if self._own is None or live != self._live:
+                self._live, self._own = live, preferred_shards(self._worker, live, self._shards)
         else:
             await self._streams.ping()
+        await self._answer(list(self._unanswered))  # after the heartbeat: an answer that is refused is no death
         self._connected = True
 
 

@@ -47,7 +47,8 @@ _END_EPOCH = """
 local function end_epoch(epoch, now, forget_ms)
   local fields = redis.call('HGETALL', KEYS[1])
   for at = 1, #fields, 2 do
-    if string.sub(fields[at], 1, 5) == 'over:' and now - fields[at + 1] >= tonumber(forget_ms) then
+    if string.sub(fields[at], 1, 5) == 'over:'
+        and (#fields > 128 or now - fields[at + 1] >= tonumber(forget_ms)) then
       redis.call('HDEL', KEYS[1], fields[at])
     end
   end

@@ -14,7 +14,7 @@ from standins import NAMES, PALETTE, StandinDecoder, packet_of
 from nodes.answers import Answers
 from nodes.key_fetching import KeyRequests
 from nodes.publisher import FramePublisher, Looks
-from nodes.recordings import Recordings, Ticket
+from nodes.recordings import Recording, Recordings, Ticket
 from nodes.service import Lane
 from nodes.stats import Cameras
 from nodes.uplink import Encoded
@@ -25,7 +25,7 @@ from pipeline.errors import TransportError
 from pipeline.mask_image import frame_of
 from pipeline.mask_order import Position, Turn
 from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
-from pipeline.messages import Packet
+from pipeline.messages import FrameId, Packet
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.work_queue import Job, Place, WorkQueue
 
@@ -195,6 +195,31 @@ class Gone(MemoryWorkQueue):
 
     async def positions(self, cameras: object) -> dict[str, Position]:
         raise TransportError("redis is gone")
+
+
+def test_a_worker_that_missed_epochs_learns_of_the_present_one() -> None:
+    recording = Recording(0.0, Position(FrameId(1, 9), 5))
+    recording.learn(Position(FrameId(3, 0), 50))  # 2 came and went, and that 1 is over was forgotten
+    assert recording.position == Position(FrameId(3, 0), 50)
+    ahead = Recording(0.0, Position(FrameId(2, 0), 5, frozenset({1})))
+    ahead.learn(Position(FrameId(1, 9), 4))
+    assert ahead.position is not None and ahead.position.frame == FrameId(2, 0)
+
+
+def test_where_the_queue_lost_the_order_what_is_sent_again_is_published_again() -> None:
+    recording, packet = Recording(0.0), recorded(0)
+    recording.advance(packet.id)
+    again = Ticket(Job(0, "9-0", "cam-1", pack(packet), 1, queued_ms=100), packet)
+    assert recording.turn(again) is Turn.OVER
+    recording.forgotten()
+    assert recording.turn(again) is Turn.MINE
+
+
+def test_of_made_up_names_no_more_than_so_many_are_known(bench: Bench) -> None:
+    packet = recorded(5)
+    for number in range(3000):
+        bench.recordings.stop(Ticket(Job(0, f"{number}-0", f"cam-{number}", b"", 1), packet))
+    assert len(bench.recordings._known) <= 1024
 
 
 async def test_without_a_queue_to_ask_what_is_known_here_must_do(bench: Bench) -> None:
