@@ -187,7 +187,7 @@ def test_one_command_does_it_in_the_minutes_given(
         ({"teachers": ("three.onnx",)}, "three.onnx: has 3 classes, neither"),
         ({"bundle": "strange"}, "network.from_cityscapes names classes that it has not"),
         ({"bundle": "old"}, "does not say which network it is of; export it again"),
-        ({"bundle": "none"}, "no manifest.json in it"),
+        ({"bundle": "none"}, "there is no such folder"),
         ({"output": "own"}, "that is the bundle itself; name another folder"),
     ],
 )

@@ -314,4 +314,4 @@ async def test_whoever_dies_every_frame_has_its_mask_in_order_and_few_come_twice
     for camera in cameras:
         assert list(dict.fromkeys(crew.seen[f"{camera}/mask"])) == list(range(count))
     assert sum(map(len, crew.seen.values())) <= len(cameras) * count + crew.died
-    assert crew.died > 10
+    assert crew.died > 3
