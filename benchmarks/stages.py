@@ -27,19 +27,11 @@ from rich.table import Table
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.class_map import class_map
-from pipeline.codec import (
-    Latents,
-    decode_latents,
-    dequantise,
-    encode_latents,
-    open_decoder,
-    open_encoder,
-    packet_of,
-    quantise,
-)
+from pipeline.codec import open_decoder, open_encoder, packet_of
 from pipeline.errors import PipelineError
 from pipeline.experiment import load_experiment
 from pipeline.export import DecodeGraph, EncodeGraph
+from pipeline.latent_coding import Latents, decode_latents, dequantise, encode_latents, quantise
 from pipeline.messages import Frame, FrameId, Packet
 from pipeline.models.entropy_model import MeanScaleHyperprior
 from pipeline.models.over_parameterised import merge_branches

@@ -1,6 +1,7 @@
 """The shape of the code base: direction of imports, sizes, a test per file, a camera without torch."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,8 @@ def modules_loaded_by(module: str) -> set[str]:
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_finds_what_it_imports(path: Path) -> None:
+    importlib.import_module(f"benchmarks.{path.stem}")
