@@ -13,11 +13,10 @@ slows all of them alike.
 import itertools
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -25,24 +24,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.accuracy import VOID, confusion, mean_iou
-from pipeline.bitstream import pack, unpack
+from benchmarks.temporal import Image, shown, through, video_of
+from pipeline.accuracy import confusion, mean_iou
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
-from pipeline.datasets import camvid
 from pipeline.deciding import open_decider
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.messages import Frame, FrameId, Kind
 from pipeline.regions import OVERLAP_PX, Grid
-from pipeline.runtime import Session, open_session
-from pipeline.sources import fit, open_source
+from pipeline.runtime import open_session
 from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_interval, at_threshold
 
 GRIDS = ((1, 1), (2, 2), (3, 3))
 INTERVALS = (2, 4, 6)
 THRESHOLDS = (96.0, 95.0, 94.0, 92.0)
-Image = NDArray[np.uint8]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,26 +122,12 @@ def measure(
 
 def step(way: Way, frame: Frame) -> Image:
     """One frame through camera and worker; gives its classes (H, W)."""
-    sent, camera_ms = timed(lambda: pack(way.encoder.encode(frame)))
-    (decoded,), worker_ms = timed(lambda: way.decoder.decode([unpack(sent)]))
-    if isinstance(decoded, PipelineError):
-        raise decoded
-    if decoded.mask is None:
-        raise ConfigError("the bundle makes no masks; use another")
-    kinds = [region.kind for region in unpack(sent).regions]
-    way.total_bytes += len(sent)
-    way.kinds += kinds
-    way.camera_ms[Kind.KEY in kinds].append(camera_ms)
-    way.worker_ms[Kind.KEY in kinds].append(worker_ms)
-    classes: Image = decoded.mask.classes
-    return classes
-
-
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """The result, and the milliseconds that it took."""
-    start = time.perf_counter()
-    result = work()
-    return result, 1000 * (time.perf_counter() - start)
+    went = through(way.encoder, way.decoder, frame, camera="")
+    way.total_bytes += went.sent_bytes
+    way.kinds += went.kinds
+    way.camera_ms[Kind.KEY in went.kinds].append(went.camera_ms)
+    way.worker_ms[Kind.KEY in went.kinds].append(went.worker_ms)
+    return went.classes
 
 
 def result_of(way: Way, first: Way) -> Result:
@@ -181,14 +162,9 @@ def ways_of(bundle: Bundle, settings: Sequence[Setting], *, level: int, engine: 
         if grid not in encoders:
             encoders[grid] = open_encoder(bundle, engine=engine, threads=threads, quality=level, grid=grid)
         camera = VideoEncoder(encoders[grid], bundle, policy=one.policy, grid=grid, decider=decider)
-        worker = worker_of(bundle, decode, one.overlap_px)
+        worker = Decoder(bundle, decode, overlap_px=one.overlap_px)  # which no packet tells
         found.append(Way(one, camera, worker, np.zeros((classes, classes), np.int64)))
     return found
-
-
-def worker_of(bundle: Bundle, decode: Session, overlap_px: int) -> Decoder:
-    """A worker for cameras with this overlap, which no packet tells."""
-    return Decoder(bundle, decode, overlap_px=overlap_px)
 
 
 def table_of(results: Sequence[Result], title: str) -> Table:
@@ -208,37 +184,12 @@ def table_of(results: Sequence[Result], title: str) -> Table:
     for one in results:
         table.add_row(
             f"{one.setting.rows}x{one.setting.columns}", str(one.setting.overlap_px), one.setting.said,
-            _shown(one.miou_loss, 2), _shown(one.differing, 2), f"{100 * one.share:.1f} %",
+            shown(one.miou_loss, 2), shown(one.differing, 2), f"{100 * one.share:.1f} %",
             f"{100 * one.key_share:.0f} %", f"{100 * one.graph_share:.0f} %",
-            f"{_shown(one.key_camera_ms, 1)} / {_shown(one.warp_camera_ms, 1)}",
-            f"{_shown(one.key_worker_ms, 1)} / {_shown(one.warp_worker_ms, 1)}",
+            f"{shown(one.key_camera_ms, 1)} / {shown(one.warp_camera_ms, 1)}",
+            f"{shown(one.key_worker_ms, 1)} / {shown(one.warp_worker_ms, 1)}",
         )  # fmt: skip
     return table
-
-
-def _shown(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def frames_of(
-    bundle: Bundle, *, data: Path | None, split: str, clip: Path | None, frames: int
-) -> tuple[Sequence[Image], Sequence[Image] | None]:
-    """Pictures of the bundle's size in the order of time, and their labels if there are any.
-
-    ConfigError unless exactly one of the two videos is named.
-    """
-    size = (bundle.manifest.width, bundle.manifest.height)
-    if clip is not None and data is None:
-        with open_source(str(clip), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
-            return [fit(one.image, size) for one in itertools.islice(opened.pictures, frames)], None
-    if data is None or clip is not None:
-        raise ConfigError("name one video: --data with a folder of CamVid, or --clip with a file")
-    labelled = camvid(data, split)
-    if {image.shape[1::-1] for image in labelled.images} != {size} or all(
-        (one == VOID).all() for one in labelled.labels
-    ):
-        raise ConfigError(f"data {data}: not labelled frames of {size[0]}x{size[1]} pixels, which the bundle takes")
-    return labelled.images[:frames], labelled.labels[:frames]
 
 
 def main(
@@ -257,18 +208,16 @@ def main(
     try:
         loaded = load_bundle(bundle or default_bundle())
         quality = loaded.manifest.default_quality if level is None else level
-        images, labels = frames_of(loaded, data=data, split=split, clip=clip, frames=frames)
+        video = video_of(loaded, data=data, split=split, clip=clip, frames=frames)
         settings = settings_of(interval or INTERVALS, threshold or THRESHOLDS)
-        results = measure(
-            images, labels, loaded, ways_of(loaded, settings, level=quality, engine=engine, threads=threads)
-        )
+        ways = ways_of(loaded, settings, level=quality, engine=engine, threads=threads)
+        results = measure(video.images, video.labels, loaded, ways)
     except PipelineError as error:
         raise SystemExit(str(error)) from error
-    name = f"camvid {split}" if clip is None else clip.stem
-    told = f"{name}, {len(images)} frames, {loaded.manifest.name} at level {quality}"
+    told = f"{video.name}, {len(video.images)} frames, {loaded.manifest.name} at level {quality}"
     Console(width=150).print(table_of(results, f"{told}; times: with a KEY / without"))
     if json_file is not None:
-        described = {"video": name, "frames": len(images), "bundle": loaded.manifest.hash, "level": quality}
+        described = {"video": video.name, "frames": len(video.images), "bundle": loaded.manifest.hash, "level": quality}
         described |= {"engine": engine, "threads": threads}
         json_file.write_text(json.dumps({**described, "results": [asdict(one) for one in results]}, indent=2) + "\n")
 

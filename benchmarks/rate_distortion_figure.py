@@ -18,24 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from benchmarks.bd_rate import NoOverlap, Point, pareto_front, rate_at
+from benchmarks.figure_style import FAINT, INK, NOTE, STYLE
 from benchmarks.onnx_cost import Cost
 from benchmarks.systems import BUNDLE, CEILING, CODEC, Measured, System, Times, compare
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; markers say the same again.
 _LEARNED = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "D"), ("#F0E442", "p"))
 _CODECS = (("#CC79A7", "^"), ("#56B4E9", "v"), ("#E69F00", "P"), ("#000000", "X"))
-_INK, _NOTE, _FAINT = "#222222", "#666666", "#8A8A8A"
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.linewidth": 0.8,
-}
 
 
 def draw(systems: Sequence[System], path: Path, *, title: str) -> None:
@@ -45,7 +34,7 @@ def draw(systems: Sequence[System], path: Path, *, title: str) -> None:
     main, curves = learned[0], [*learned, *codecs]
     looks = dict(zip((one.name for one in learned), itertools.cycle(_LEARNED), strict=False))
     looks |= dict(zip((one.name for one in codecs), itertools.cycle(_CODECS), strict=False))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.3), dpi=200, layout="constrained")
         axes = figure.add_subplot()
         for system in curves:
@@ -56,7 +45,7 @@ def draw(systems: Sequence[System], path: Path, *, title: str) -> None:
         _legend(axes, curves, main)
         if codecs:
             _arrow(axes, main, codecs)
-        axes.set_title(title, loc="left", fontsize=9.5, color=_INK)
+        axes.set_title(title, loc="left", fontsize=9.5, color=INK)
         figure.savefig(path)
 
 
@@ -100,9 +89,9 @@ def _axes(axes: Axes, curves: Sequence[System]) -> None:
 
 def _ceiling(axes: Axes, system: System) -> None:
     miou = 100 * system.points[0].miou
-    axes.axhline(miou, color=_FAINT, lw=1.1, ls=(0, (1.5, 2)), zorder=1)
+    axes.axhline(miou, color=FAINT, lw=1.1, ls=(0, (1.5, 2)), zorder=1)
     text = f"{system.name},\nuncompressed\n{miou:.1f}"
-    axes.text(1.012, miou, text, transform=axes.get_yaxis_transform(), color=_NOTE, fontsize=8, va="center")
+    axes.text(1.012, miou, text, transform=axes.get_yaxis_transform(), color=NOTE, fontsize=8, va="center")
 
 
 def _legend(axes: Axes, curves: Sequence[System], main: System) -> None:
@@ -110,7 +99,7 @@ def _legend(axes: Axes, curves: Sequence[System], main: System) -> None:
     saved = {one.against: _saved(main.name, one.rate_change) for one in compare(curves)}
     handles, names = axes.get_legend_handles_labels()
     labels = [name + saved.get(name, "") for name in names]
-    legend = axes.legend(handles, labels, loc="lower right", fontsize=8, handlelength=3.2, labelcolor=_INK)
+    legend = axes.legend(handles, labels, loc="lower right", fontsize=8, handlelength=3.2, labelcolor=INK)
     legend.get_frame().set(facecolor="white", edgecolor="none", alpha=0.9)
 
 
@@ -128,12 +117,12 @@ def _arrow(axes: Axes, main: System, codecs: Sequence[System]) -> None:
     if not rates or min(rates) < 2 * level.rate_bpp:
         return
     best, miou = min(rates), 100 * level.miou
-    arrow = {"arrowstyle": "->", "color": _NOTE, "lw": 1, "shrinkA": 0, "shrinkB": 0}
+    arrow = {"arrowstyle": "->", "color": NOTE, "lw": 1, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (level.rate_bpp * 1.1, miou), (best * 0.98, miou), arrowprops=arrow, zorder=1.5)
     text = f"1/{best / level.rate_bpp:.1f} of the bits"
     middle = (math.sqrt(level.rate_bpp * best), miou)
     below = {"xytext": (0, -4), "textcoords": "offset points", "ha": "center", "va": "top"}  # the curve may be flat
-    axes.annotate(text, middle, fontsize=7.5, color=_NOTE, **below)
+    axes.annotate(text, middle, fontsize=7.5, color=NOTE, **below)
 
 
 def _rate_or_none(system: System, miou: float) -> float | None:

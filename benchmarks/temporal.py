@@ -168,18 +168,35 @@ def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine
 
 def step(way: Way, frame: Frame, decoder: Decoder) -> Image:
     """One frame through camera and worker, each policy being a camera of its own; gives its classes (H, W)."""
-    sent, encode_ms = timed(lambda: pack(way.encoder.encode(frame)))
-    (decoded,), decode_ms = timed(lambda: decoder.decode([unpack(sent)], [repr(way.setting)]))
+    went = through(way.encoder, decoder, frame, camera=repr(way.setting))
+    (kind,) = went.kinds
+    way.sizes[kind].append(went.sent_bytes)
+    way.camera_ms[kind].append(went.camera_ms)
+    way.worker_ms[kind].append(went.worker_ms)
+    return went.classes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Went:
+    """What became of one frame: its classes (H, W), the packet's bytes and kinds, ms at camera and worker."""
+
+    classes: Image
+    sent_bytes: int
+    kinds: tuple[Kind, ...]
+    camera_ms: float
+    worker_ms: float
+
+
+def through(encoder: VideoEncoder, decoder: Decoder, frame: Frame, *, camera: str) -> Went:
+    """One frame from pixels to bytes to mask; what is wrong with the packet is raised."""
+    sent, camera_ms = timed(lambda: pack(encoder.encode(frame)))
+    (decoded,), worker_ms = timed(lambda: decoder.decode([unpack(sent)], [camera]))
     if isinstance(decoded, PipelineError):
         raise decoded
     if decoded.mask is None:
         raise ConfigError("the bundle makes no masks; use another")
-    kind = unpack(sent).regions[0].kind
-    way.sizes[kind].append(len(sent))
-    way.camera_ms[kind].append(encode_ms)
-    way.worker_ms[kind].append(decode_ms)
-    classes: Image = decoded.mask.classes
-    return classes
+    kinds = tuple(region.kind for region in unpack(sent).regions)
+    return Went(decoded.mask.classes, len(sent), kinds, camera_ms, worker_ms)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -233,8 +250,8 @@ def table_of(results: Sequence[Result], title: str) -> Table:
     for one in results:
         found = [one.kinds.get(kind.name) for kind in _KINDS]
         table.add_row(
-            str(one.setting), str(one.setting.level), _shown(one.miou, 2), _shown(one.agreement, 2),
-            _shown(one.loss, 2), f"{100 * one.share:.1f} %",
+            str(one.setting), str(one.setting.level), shown(one.miou, 2), shown(one.agreement, 2),
+            shown(one.loss, 2), f"{100 * one.share:.1f} %",
             " / ".join("-" if of is None else f"{100 * of.share:.0f} %" for of in found),
             " / ".join("-" if of is None else f"{of.size_bytes:.0f}" for of in found),
             " / ".join("-" if of is None else f"{of.camera_ms:.1f}" for of in found),
@@ -250,11 +267,12 @@ def targets_of(results: Sequence[Result]) -> Table:
     table = Table("bits", "loss, at most", *(f"{family}\nlevel {level}" for family, level in families))
     for share, limit in TARGETS:
         losses = (loss_at(results, family, level, share) for family, level in families)
-        table.add_row(f"{100 * share:.0f} %", f"{limit:.1f}", *(_shown(loss, 2) for loss in losses))
+        table.add_row(f"{100 * share:.0f} %", f"{limit:.1f}", *(shown(loss, 2) for loss in losses))
     return table
 
 
-def _shown(value: float | None, digits: int) -> str:
+def shown(value: float | None, digits: int) -> str:
+    """A figure of a table; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

@@ -15,20 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from benchmarks.figure_style import FAINT, INK, NOTE, STYLE
+
 # Okabe and Ito's colours, which people with any colour vision can tell apart; markers say the same again.
 _LOOKS = {True: ("#0072B2", "o", "with affinity"), False: ("#D55E00", "s", "without")}
-_INK, _NOTE, _FAINT = "#222222", "#666666", "#8A8A8A"
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.linewidth": 0.8,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +35,7 @@ class Point:
 
 def draw(points: Sequence[Point], path: Path, *, title: str) -> None:
     """Write the figure as PNG; a single worker is on both lines."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.2), dpi=200, layout="constrained")
         speed, local, moved = figure.subplots(1, 3)
         _lines(speed, points, lambda one: one.rate)
@@ -60,8 +50,8 @@ def draw(points: Sequence[Point], path: Path, *, title: str) -> None:
         _notes(moved, points)
         for axes, name in ((speed, "masks per second"), (local, "keys found here, %"), (moved, "buffer, bytes/mask")):
             _finish(axes, name)
-        speed.legend(loc="upper left", fontsize=8, frameon=False, labelcolor=_INK)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=_INK)
+        speed.legend(loc="upper left", fontsize=8, frameon=False, labelcolor=INK)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=INK)
         figure.savefig(path)
 
 
@@ -75,7 +65,7 @@ def _lines(axes: Axes, points: Sequence[Point], of: Callable[[Point], float], *,
 def _ideal(axes: Axes, points: Sequence[Point]) -> None:
     """As many times as fast as there are workers."""
     last, alone = max(one.workers for one in points), next(one.rate for one in points if one.workers == 1)
-    axes.plot([1, last], [alone, last * alone], color=_FAINT, lw=1, ls=(0, (1.5, 2)), label="in proportion", zorder=1)
+    axes.plot([1, last], [alone, last * alone], color=FAINT, lw=1, ls=(0, (1.5, 2)), label="in proportion", zorder=1)
 
 
 def _notes(axes: Axes, points: Sequence[Point]) -> None:
@@ -84,11 +74,11 @@ def _notes(axes: Axes, points: Sequence[Point]) -> None:
         ("logits, float16 (dotted)", max(one.logit_bytes for one in points)),
         ("KEY bitstreams", max(one.buffer_bytes for one in points)),
     ):
-        axes.text(1, 1.3 * height, text, color=_NOTE, fontsize=8, va="bottom")
+        axes.text(1, 1.3 * height, text, color=NOTE, fontsize=8, va="bottom")
 
 
 def _finish(axes: Axes, name: str) -> None:
-    axes.set_title(name, loc="left", fontsize=9, color=_INK)
+    axes.set_title(name, loc="left", fontsize=9, color=INK)
     axes.set_xlabel("workers")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.grid(True, color="#E6E6E6", lw=0.7)

@@ -23,7 +23,6 @@ _LOST_S = 6.0  # without a position, which the queue's server lost: by then the 
 _NOT_KNOWN_MS = 1 << 62
 _KEY_TRIES = 3  # the queue's server may have been slow to give a key
 _FORGET_S = 120.0  # longer than the keys of a silent camera are kept
-
 _KNOWN = 1024  # recordings; names are anybody's
 
 REPEATED, EARLY = "repeated", "early"  # reasons of losses

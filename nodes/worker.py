@@ -189,7 +189,7 @@ class Worker:
         return waiting
 
     async def _turns(self, made: Sequence[Made]) -> list[Turn]:
-        """Whether each mask may be published; of a recording all, and while the queue is away in our own order."""
+        """Whether each mask may be published: all where nothing is late, or in our own order if the queue is away."""
         places = [Place(each.ticket.job, each.ticket.packet.id) for each in made if isinstance(each.result, Decoded)]
         turns = [Turn.MINE] * len(places)
         if self._live and places:

@@ -21,6 +21,8 @@ def assemble(latents: Mapping[int, NDArray[np.float32]], grid: Grid) -> NDArray[
     """
     if not latents:
         raise ValueError("no latents to put together")
+    if grid.count == 1:
+        return latents[0]
     height, width = (side // CELL_PX for side in grid.padded_size)
     channels = len(next(iter(latents.values())))
     whole = np.zeros((channels, height, width), np.float32)

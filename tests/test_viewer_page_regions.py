@@ -4,10 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from browser import COLOURED, DESKTOP
+from browser import COLOURED, DESKTOP, Page
 from viewing import Clock, StreetCamera, part, running, shown
 
 from pipeline.messages import Kind
+from pipeline.transport.memory import MemoryChannel
 
 KEY, WARP = Kind.KEY, Kind.WARP
 TOGGLE = "document.querySelector('[name=regions]').click()"
@@ -57,14 +58,20 @@ async def test_regions_say_how_they_were_coded_while_the_toggle_is_on(tmp_path: 
         assert page.complaints == []
 
 
+async def toggled(page: Page, channel: MemoryChannel, kinds: tuple[Kind, ...]) -> StreetCamera:
+    """A camera of a 2x2 grid whose first picture is on the page, with the toggle on."""
+    camera = StreetCamera(channel, "high-street", 2)
+    camera.kinds = kinds
+    await camera.picture()
+    await page.open()
+    await page.until(f"{COLOURED} === 1")
+    await page.value(TOGGLE)
+    return camera
+
+
 async def test_a_region_flashes_when_a_key_comes_but_not_all_the_time(tmp_path: Path) -> None:
     async with shown(tmp_path) as (page, channel):
-        camera = StreetCamera(channel, "high-street", 2)
-        camera.kinds = (WARP, WARP, WARP, WARP)
-        await camera.picture()
-        await page.open()
-        await page.until(f"{COLOURED} === 1")
-        await page.value(TOGGLE)
+        camera = await toggled(page, channel, (WARP, WARP, WARP, WARP))
         await page.until(f"{kinds_of('high-street')} === 'flow flow flow flow'")
         await page.value(COUNT_FLASHES)
         camera.kinds = (WARP, KEY, WARP, KEY)
@@ -79,12 +86,7 @@ async def test_a_region_flashes_when_a_key_comes_but_not_all_the_time(tmp_path: 
 
 async def test_a_key_that_is_over_before_it_can_be_read_flashes_too(tmp_path: Path) -> None:
     async with shown(tmp_path) as (page, channel):
-        camera = StreetCamera(channel, "high-street", 2)
-        camera.kinds = (WARP, WARP, WARP, WARP)
-        await camera.picture()
-        await page.open()
-        await page.until(f"{COLOURED} === 1")
-        await page.value(TOGGLE)
+        camera = await toggled(page, channel, (WARP, WARP, WARP, WARP))
         await page.until(f"{kinds_of('high-street')} === 'flow flow flow flow'")
         await page.value(COUNT_FLASHES)
         for kinds in ((WARP, WARP, KEY, WARP), (WARP, WARP, WARP, WARP), (None, WARP, WARP, WARP)):
@@ -97,12 +99,7 @@ async def test_a_key_that_is_over_before_it_can_be_read_flashes_too(tmp_path: Pa
 
 async def test_a_camera_that_tells_no_regions_has_none_drawn(tmp_path: Path) -> None:
     async with shown(tmp_path) as (page, channel):
-        camera = StreetCamera(channel, "high-street", 2)
-        camera.kinds = (KEY, KEY, KEY, KEY)
-        await camera.picture()
-        await page.open()
-        await page.until(f"{COLOURED} === 1")
-        await page.value(TOGGLE)
+        camera = await toggled(page, channel, (KEY, KEY, KEY, KEY))
         await page.until(f"{kinds_of('high-street')} === 'key key key key'")
         camera.kinds = ()
         await camera.picture()

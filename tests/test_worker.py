@@ -206,10 +206,11 @@ async def test_at_normal_load_nothing_is_dropped(bench: Bench) -> None:
 
 async def test_a_worker_without_a_broker_leaves_the_packets_to_others(bench: Bench) -> None:
     async with bench.running() as masks:
+        await until(lambda: "w" in bench.state.workers)
         bench.worker._intake._frames = FramePublisher(
             MemoryChannel(bench.broker), Lane("never"), looks=Looks(PALETTE, NAMES), live=True
         )
-        await asyncio.sleep(0.25)  # the claim that was under way is over
+        await until(lambda: "w" not in bench.state.workers)  # the claim that was under way is over
         await bench.put("cam-1", *(live(1, sequence) for sequence in range(5)))
         await asyncio.sleep(0.25)
         assert "w" not in bench.state.workers
