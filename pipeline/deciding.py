@@ -150,7 +150,10 @@ def open_decider(bundle: Bundle) -> Decider | None:
     # So small a graph runs on one thread, by the engine that every camera has.
     session = open_session(bundle.graph(GRAPH), engine="onnxruntime", threads=1)
     blank = np.zeros((1, MAPS, *PLACES), np.float32), np.zeros((1, FACTS), np.float32)
-    (agreement,) = session.run(*blank)
+    try:
+        (agreement,) = session.run(*blank)
+    except ValueError as error:
+        raise ConfigError(f"bundle {bundle.path}: graph {GRAPH} was given {error}; train it again") from error
     if agreement.shape != (1, 1):
         raise ConfigError(
             f"bundle {bundle.path}: graph {GRAPH} gives {agreement.shape}, not one number; train it again"

@@ -20,7 +20,7 @@ class Session(Protocol):
     def run(self, *inputs: Array) -> list[Array]:
         """The graph's inputs, each (B, ...) -> its outputs (B, ...), both in the order of the graph.
 
-        ValueError where it takes another number of inputs.
+        ValueError where it takes other inputs, in number or shape.
         """
         ...
 
@@ -28,13 +28,16 @@ class Session(Protocol):
 class OnnxruntimeSession:
     """A graph run by onnxruntime in float32, on a GPU where the installed package has one."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self, session: Any, refusal: type[Exception]) -> None:
+        self._session, self._refusal = session, refusal
         self._inputs = [one.name for one in session.get_inputs()]
 
     def run(self, *inputs: Array) -> list[Array]:
         _check_count(inputs, self._inputs)
-        outputs: list[Array] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
+        try:
+            outputs: list[Array] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
+        except self._refusal as error:
+            raise ValueError(f"inputs of {[each.shape for each in inputs]}, which the graph does not take") from error
         return outputs
 
 
@@ -111,9 +114,10 @@ def _open_onnxruntime(graph: Path, threads: int) -> Session:
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     errors = onnxruntime.capi.onnxruntime_pybind11_state
     try:
-        return OnnxruntimeSession(onnxruntime.InferenceSession(str(graph), options, providers=providers))
+        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile) as error:
         raise RuntimeError(str(error)) from error
+    return OnnxruntimeSession(session, errors.InvalidArgument)
 
 
 def _open_openvino(graph: Path, threads: int, float32: bool) -> Session:

@@ -109,6 +109,20 @@ def test_a_graph_of_another_kind_is_refused(tiny_bundle: Bundle, network: Decisi
         open_decider(made)
 
 
+def test_a_graph_that_takes_other_inputs_is_refused(
+    tiny_bundle: Bundle, network: DecisionNetwork, tmp_path: Path
+) -> None:
+    class Sum(torch.nn.Module):
+        def forward(self, maps: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+            return maps.sum((1, 2, 3)).unsqueeze(1) + facts.sum(1, keepdim=True)
+
+    made = add_decision(tiny_bundle, network, tmp_path / "bundle")
+    examples = torch.zeros(1, MAPS, 3, 4), torch.zeros(1, FACTS + 1)
+    trace(Sum(), examples, made.graph(GRAPH), inputs=["maps", "facts"], outputs=["agreement"])
+    with pytest.raises(ConfigError, match="which the graph does not take; train it again"):
+        open_decider(made)
+
+
 def test_one_command_trains_the_graph_into_a_bundle(
     tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
