@@ -118,15 +118,17 @@ class VideoEncoder:
         decider: Decider | None = None,
     ) -> None:
         self._encoder, self._bundle, self._policy = encoder, bundle, policy
+        self._decider = decider
         self._grid = grid or Grid(1, 1, bundle.manifest.height, bundle.manifest.width)
         sizes = [(place.picture.height, place.picture.width) for place in self._grid.places]
-        self._followed = [_Followed(MotionTracker(*size), grid_of(*size), self._trigger(decider)) for size in sizes]
+        self._followed = [_Followed(MotionTracker(*size), grid_of(*size), self._trigger()) for size in sizes]
         self._table = KeyTable(longest_age=policy.longest_age)
         self._quality = encoder.quality
+        self._outdated = False  # KEYs are of another level than those to come
 
-    def _trigger(self, decider: Decider | None) -> Trigger:
+    def _trigger(self) -> Trigger:
         """That of one region; ConfigError where the policy needs a graph that the bundle does not have."""
-        policy, manifest = self._policy, self._bundle.manifest
+        policy, manifest, decider = self._policy, self._bundle.manifest, self._decider
         if policy.price is None:
             predict = policy.predict or decider or linear_agreement
             if not policy.least_agreement:
@@ -150,9 +152,36 @@ class VideoEncoder:
 
     @quality.setter
     def quality(self, quality: int) -> None:
-        if quality != self._quality:
+        if quality != self._quality or self._outdated:
             self._quality = self._encoder.quality = quality
+            self._outdated = False
             self.request_key()  # a trigger may have gone down to that very level, and weighs levels it no longer has
+
+    @property
+    def threshold(self) -> float:
+        """The least agreement, in percent of the pixels, that a WARP has to promise; a new one holds at once.
+
+        ConfigError where a price decides, or on a value out of range.
+        """
+        return self._policy.least_agreement
+
+    @threshold.setter
+    def threshold(self, agreement: float) -> None:
+        if agreement != self._policy.least_agreement:
+            self._policy = replace(self._policy, least_agreement=agreement)
+            for followed in self._followed:
+                followed.trigger = self._trigger()
+
+    def code_keys_at(self, quality: int) -> None:
+        """Change the level of the KEYs to come, and ask for none: the next one is due when it was.
+
+        A packet has KEYs of one level only, so that a grid of several regions sends all of them at once; and a price
+        weighs each level against that of the key, so that there one is sent at once too.
+        """
+        if self._grid.count > 1 or self._policy.price is not None:
+            self.quality = quality
+        elif quality != self._quality:
+            self._quality, self._outdated = quality, True
 
     def request_key(self, regions: Iterable[int] = range(MAX_REGIONS)) -> None:
         """Make these regions of the next packet KEY, or all; those that the grid does not have are passed over."""
@@ -191,6 +220,8 @@ class VideoEncoder:
         lacking = [index for index in range(self._grid.count) if index not in present]
         if not lacking:
             return packet
+        if self._outdated:
+            self._encoder.quality, self._outdated = self._quality, False
         keys = self._encoder.encode(frame, lacking) if present else self._encoder.encode(frame)
         for region in keys.regions:
             followed = self._followed[region.index]
