@@ -24,6 +24,11 @@ Comparison = Callable[[Sequence[Candidate]], NDArray[np.float32]]
 class Trigger(Protocol):
     """One camera's; keep it on one thread."""
 
+    @property
+    def predicted(self) -> float | None:
+        """The agreement, 0 to 100, that the last candidate promised; None where nothing predicts it."""
+        ...
+
     def keyed(self, body_bytes: int) -> None:
         """Take note that a KEY was sent, with so large a body."""
         ...
@@ -36,6 +41,8 @@ class Trigger(Protocol):
 class Always:
     """A WARP, whatever it shows."""
 
+    predicted: float | None = None
+
     def keyed(self, body_bytes: int) -> None: ...
 
     def key_level(self, candidate: Candidate) -> int | None:
@@ -47,12 +54,14 @@ class Threshold:
 
     def __init__(self, predict: Predictor, least: float, *, fall: float = 0.0, rise: float = 0.0) -> None:
         self._predict, self._least, self._fall, self._rise = predict, least, fall, rise
+        self.predicted: float | None = None
 
     def keyed(self, body_bytes: int) -> None:
         self._least = max(self._least - self._fall, 0.0)
 
     def key_level(self, candidate: Candidate) -> int | None:
-        if not self._predict(candidate) >= self._least:  # what is not a number is no promise
+        self.predicted = self._predict(candidate)
+        if not self.predicted >= self._least:  # what is not a number is no promise
             return candidate.quality
         self._least = min(self._least + self._rise, 100.0)
         return None
@@ -69,6 +78,7 @@ class Bargain:
     def __init__(self, compare: Comparison, usual_bytes: Sequence[float], *, price: float, cheapest: int = 0) -> None:
         self._compare, self._usual, self._price = compare, np.asarray(usual_bytes, np.float64), price / 1000
         self._cheapest = cheapest
+        self.predicted: float | None = None
         self._frames = 0  # since the key, itself counted
         self._spent, self._best = np.zeros(0), np.zeros(0)  # by level: until now; on average, at the best age to renew
 
@@ -81,7 +91,9 @@ class Bargain:
         offers = [replace(candidate, key_quality=one, key_bytes=round(bytes_at[one])) for one in levels]
         if not self._frames:
             self._begin(offers)
-        costs = 100 - self._compare(offers) + self._price * candidate.flow_bytes
+        agreement = self._compare(offers)
+        self.predicted = float(agreement[levels.index(candidate.key_quality)])
+        costs = 100 - agreement + self._price * candidate.flow_bytes
         best = int(self._best.argmin())
         if not costs[levels.index(candidate.key_quality)] <= self._best[best]:
             return levels[best]

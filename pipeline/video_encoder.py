@@ -101,6 +101,19 @@ class _Followed:
     key_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What the WARP of one region would have been like, whether it was sent or not.
+
+    Its key is `age` frames old, the flow since `flow_px` pixels long on average; `predicted` is the agreement in
+    percent with a fresh mask, None where nothing predicts it.
+    """
+
+    age: int
+    flow_px: float
+    predicted: float | None
+
+
 class VideoEncoder:
     """Turns the frames of one camera into packets of a grid, each region KEY or WARP; keep it on one thread.
 
@@ -125,6 +138,7 @@ class VideoEncoder:
         self._table = KeyTable(longest_age=policy.longest_age)
         self._quality = encoder.quality
         self._outdated = False  # KEYs are of another level than those to come
+        self.tried: tuple[Tried, ...] = ()  # of the last frame, where keys were not due anyway
 
     def _trigger(self) -> Trigger:
         """That of one region; ConfigError where the policy needs a graph that the bundle does not have."""
@@ -192,6 +206,7 @@ class VideoEncoder:
         pictures, head = split(frame.image, self._grid), self._head(frame)
         due = self._table.due(head)
         candidates = [index for index in range(self._grid.count) if index not in due]
+        self.tried = ()
         moved = [self._moved(head, index, pictures[index]) for index in candidates]
         packet = self._with_keys(frame, replace(head, regions=tuple(filter(None, moved))), pictures)
         self._table = self._table.sent(packet)
@@ -209,6 +224,8 @@ class VideoEncoder:
         size = picture.shape[0], picture.shape[1]
         candidate = Candidate(found, age, len(body), followed.key_bytes, head.quality, self._quality, size)
         level = followed.trigger.key_level(candidate)
+        flow_px = float(np.hypot(*found.flow).mean())
+        self.tried = (*self.tried, Tried(age, flow_px, followed.trigger.predicted))
         if level is not None:
             self._encoder.quality = level
             return None

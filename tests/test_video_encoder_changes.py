@@ -80,3 +80,33 @@ def test_a_threshold_out_of_range_or_beside_a_price_is_refused(images: list[np.n
     with pytest.raises(ConfigError, match="only one of the two"):
         priced(1.0, FixedDecider([80, 90, 98, 100], fall=2)).threshold = 90
     assert kinds([encoder.encode(frame) for frame in frames_of(images[:2])]) == [K, W]
+
+
+def moving(picture: np.ndarray, count: int) -> list[np.ndarray]:
+    """The picture seen by a camera that turns by 4 pixels a frame."""
+    return [np.roll(picture, 4 * at, axis=1) for at in range(count)]
+
+
+def test_it_tells_what_the_warps_of_a_frame_are_like_sent_or_not(images: list[np.ndarray]) -> None:
+    predicted = iter([99.0, 50.0])
+    encoder = video_encoder(at_threshold(90, predict=lambda _: next(predicted)))
+    packets, tried = [], []
+    frames = frames_of(moving(images[0], 4))
+    for frame in frames[:3]:
+        packets.append(encoder.encode(frame))
+        tried.append(encoder.tried)
+    assert kinds(packets) == [K, W, K]
+    assert tried[0] == ()
+    assert [(one.age, one.predicted) for (one,) in tried[1:]] == [(1, 99.0), (2, 50.0)]
+    assert [round(one.flow_px) for (one,) in tried[1:]] == [4, 8]
+    encoder.request_key()
+    encoder.encode(frames[3])
+    assert encoder.tried == ()
+
+
+def test_where_nothing_predicts_only_the_motion_is_told(images: list[np.ndarray]) -> None:
+    encoder = video_encoder(at_interval(9))
+    for frame in frames_of(moving(images[0], 2)):
+        encoder.encode(frame)
+    (tried,) = encoder.tried
+    assert (tried.predicted, round(tried.flow_px)) == (None, 4)
