@@ -4,9 +4,9 @@
              | quality u8 | rows << 4 or columns u8 | regions u8 | region* | CRC-32 u32 of all bytes before it
     region   kind << 6 or index u8 | age u8 | size varint | body
 
-Of the flags bit 0 says that the packet is of a recording; the others are 0. Numbers are big endian; a varint is
-unsigned LEB128, at most 3 bytes, in its shortest form. So a packet has one form only: what unpacks packs to the
-same bytes.
+Of the flags bit 0 says that the packet is of a recording, bit 1 that the camera wants a receipt for it; the others are
+0. Numbers are big endian; a varint is unsigned LEB128, at most 3 bytes, in its shortest form. So a packet has one form
+only: what unpacks packs to the same bytes.
 """
 
 import struct
@@ -22,7 +22,7 @@ MAX_PACKET_BYTES = 1 << 20
 MAX_REGIONS = 64
 MAX_SIDE = 15  # rows or columns of the grid
 MAX_AGE = 255
-RECORDED = 1  # the one flag that is known
+RECORDED, RECEIPT = 1, 2  # the flags that are known
 
 _HEADER = struct.Struct("!BBB4sHI6sBBB")
 _REGION = struct.Struct("!BB")
@@ -35,8 +35,9 @@ def pack(packet: Packet) -> bytes:
     _check_header(packet)
     _check_regions(packet.regions, packet.rows * packet.columns)
     head = _HEADER.pack(
-        MAGIC, VERSION, RECORDED * packet.recorded, packet.bundle, packet.id.epoch, packet.id.sequence,
-        packet.captured_ms.to_bytes(6), packet.quality, packet.rows << 4 | packet.columns, len(packet.regions),
+        MAGIC, VERSION, RECORDED * packet.recorded | RECEIPT * packet.receipt, packet.bundle, packet.id.epoch,
+        packet.id.sequence, packet.captured_ms.to_bytes(6), packet.quality, packet.rows << 4 | packet.columns,
+        len(packet.regions),
     )  # fmt: skip
     data = head + b"".join(_pack_region(region) for region in packet.regions)
     if len(data) + _CHECKSUM.size > MAX_PACKET_BYTES:
@@ -48,7 +49,7 @@ def unpack(data: bytes) -> Packet:
     """Raises BitstreamError, naming the field, where the bytes are not exactly one valid packet."""
     payload = _checked(data)
     _, _, flags, bundle, epoch, sequence, captured, quality, grid, count = _HEADER.unpack_from(payload)
-    if flags & ~RECORDED:
+    if flags & ~(RECORDED | RECEIPT):
         raise BitstreamError(f"packet: flags {flags:#04x} are not known")
     if count > MAX_REGIONS:
         raise BitstreamError(f"packet: {count} regions, at most {MAX_REGIONS}")
@@ -61,6 +62,7 @@ def unpack(data: bytes) -> Packet:
     packet = Packet(
         id=FrameId(epoch, sequence), captured_ms=int.from_bytes(captured), bundle=bundle, quality=quality,
         rows=grid >> 4, columns=grid & 15, regions=tuple(regions), recorded=bool(flags & RECORDED),
+        receipt=bool(flags & RECEIPT),
     )  # fmt: skip
     _check_header(packet)
     _check_regions(packet.regions, packet.rows * packet.columns)

@@ -65,7 +65,8 @@ class Region:
 class Packet:
     """One frame of one camera as it travels; `bundle` is the first 4 bytes of the bundle's hash.
 
-    `recorded`: it is of a recording, of which every frame gets its mask, however late.
+    `recorded`: it is of a recording, of which every frame gets its mask, however late. `receipt`: the camera wants to
+    know that it arrived.
     """
 
     id: FrameId
@@ -76,6 +77,7 @@ class Packet:
     columns: int
     regions: tuple[Region, ...]
     recorded: bool = False
+    receipt: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -38,6 +38,7 @@ PACKETS = {
         KEY, id=FrameId(0, 0), captured_ms=0, quality=0, rows=15, columns=15,
         regions=(Region(Kind.DELTA, 62, 1, b"flow and latents"), Region(Kind.DELTA, 63, 2, b"x" * 127)),
     ),
+    "receipt.bin": replace(KEY, receipt=True),
     "recorded.bin": replace(KEY, recorded=True),
     "unchanged.bin": replace(KEY, rows=3, columns=5, regions=()),
 }  # fmt: skip
@@ -58,7 +59,7 @@ def packets(draw: st.DrawFn) -> Packet:
         id=FrameId(draw(st.integers(0, 0xFFFF)), draw(st.integers(0, 0xFFFFFFFF))),
         captured_ms=draw(st.integers(0, (1 << 48) - 1)), bundle=draw(st.binary(min_size=4, max_size=4)),
         quality=draw(st.integers(0, 255)), rows=rows, columns=columns, regions=tuple(regions),
-        recorded=draw(st.booleans()),
+        recorded=draw(st.booleans()), receipt=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def forged(at: int, *values: int) -> bytes:
 FORGERIES = {
     "another magic": (forged(0, 0x4E), "first byte"),
     "another version": (forged(1, 1), "version 1"),
-    "a flag": (forged(2, 3), "flags"),
+    "a flag": (forged(2, 4), "flags"),
     "no rows": (forged(20, 0x02), "grid 0x2"),
     "no columns": (forged(20, 0x20), "grid 2x0"),
     "a smaller grid than its regions need": (forged(20, 0x13), "region 3"),
