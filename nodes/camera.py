@@ -15,21 +15,33 @@ from functools import partial
 import structlog
 
 from nodes.buffer import Losses
+from nodes.camera_setup import (
+    open_gate,
+    open_preview,
+    open_rate,
+    open_video,
+    open_window,
+    opening,
+    presence_of,
+    with_source,
+)
 from nodes.control import Control, read_control
 from nodes.preview import Preview
-from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell, until_connected
+from nodes.rate_control import RateControl
+from nodes.service import Health, Lane, Presence, announced, health_page, tell, until_connected
 from nodes.uplink import Encoded, Uplink
+from nodes.uplinks import open_uplink, transport_of
 from nodes.window import Window
 from pipeline import metrics
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.config import CameraSection, CameraSettings, EncoderSection, PreviewSection, SourceSection
+from pipeline.config import CameraSettings
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.messages import Frame
-from pipeline.sources import Origin, kind_of
-from pipeline.transport import Channel, open_channel
+from pipeline.scene import SceneGate
+from pipeline.transport import Channel
 from pipeline.video import Video
-from pipeline.video_encoder import VideoEncoder, key_policy, open_video_encoder
+from pipeline.video_encoder import VideoEncoder
 
 _CONNECT_S = 2.0
 _KEYS_LAST_S = 30.0  # workers and the queue's server keep them for 60 s, and frames may be seconds apart
@@ -53,18 +65,21 @@ class Camera:
         buffer_packets: int = 4,
         fast: bool = False,
         window: Window | None = None,
+        rate: RateControl | None = None,
+        gate: SceneGate | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.video = video
         self._name, self._encoder, self._lane = name, encoder, lane
         self._channel, self._levels, self._preview = channel, levels, preview
-        self._window, self._clock = window, clock
+        self._window, self._rate, self._gate, self._clock = window, rate, gate, clock
         self._keys_s = clock()  # when all of a frame was last KEY
         self.losses = Losses("camera", camera=name)
         self._uplink = Uplink(
             channel,
             losses=self.losses,
             ask_keys=partial(lane.run, encoder.request_key),
+            on_sent=self._left,
             buffer_packets=buffer_packets,
             fast=fast,
         )
@@ -75,6 +90,8 @@ class Camera:
         """Send the source until it ends."""
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._obey()), tasks.create_task(self.losses.report())]
+            if self._rate is not None and self._rate.asks_receipts:
+                beside.append(tasks.create_task(self._hear(self._rate)))
             sending = tasks.create_task(self._uplink.run())
             if self._window is not None:
                 beside.append(tasks.create_task(self._window.run(self._uplink.put)))
@@ -99,18 +116,38 @@ class Camera:
             if frame is None:
                 return
             metrics.FRAMES.labels(self._name).inc()
+            if self._rate is not None and not self._rate.admits():
+                self._pass_over("rate")
+                continue
             with metrics.STAGE_SECONDS.labels("encode").time():
                 encoded = await self._lane.run(self._encode_frame, frame)
+            if encoded is None:
+                self._pass_over("unchanged")
+                continue
             if self._window is not None:
                 self._window.add(encoded)
+            if self._rate is not None:
+                self._rate.coded(encoded.packet, len(encoded.data), self._encoder.tried)
             await self._uplink.put(encoded)
 
-    def _encode_frame(self, frame: Frame) -> Encoded:
-        """Runs on the lane."""
+    def _pass_over(self, reason: str) -> None:
+        """Not sent, and nothing is lost by it: the last mask stands."""
+        metrics.drop("camera", reason)
+        self.video.pass_over()
+
+    def _encode_frame(self, frame: Frame) -> Encoded | None:
+        """Runs on the lane; None where the frame shows nothing new."""
         now_s = self._clock()
         if now_s - self._keys_s > _KEYS_LAST_S:
             self._encoder.request_key()
-        packet = replace(self._encoder.encode(frame), recorded=self._window is not None)
+        if self._gate is not None and not self._gate.changed(frame.image, now_s) and not self._encoder.key_asked:
+            return None
+        if self._rate is not None:
+            self._encoder.code_keys_at(self._rate.point.quality)
+            self._encoder.threshold = self._rate.point.threshold
+        receipt = self._rate is not None and self._rate.asks_receipts
+        coded = self._encoder.encode(frame)
+        packet = replace(coded, recorded=self._window is not None, receipt=receipt)
         preview = self._preview.picture(frame) if self._preview else None
         encoded = Encoded(self._name, packet, pack(packet), preview)
         if encoded.stands_alone:
@@ -122,7 +159,7 @@ class Camera:
         reason = None
         while not (self._channel.connected and self._wanted.is_set()):
             if reason is None:
-                why = "no connection to the broker" if self._wanted.is_set() else "paused over the control topic"
+                why = "the uplink is not connected" if self._wanted.is_set() else "paused over the control topic"
                 log.warning("frames are not sent", camera=self._name, reason=why)
             if not self._wanted.is_set():
                 reason = "paused"
@@ -132,8 +169,22 @@ class Camera:
                 await until_connected(self._channel)
         if reason is not None:
             log.info("frames are sent again", camera=self._name)
+            if self._rate is not None:
+                self._rate.begin_anew()
             await self._uplink.begin_anew()  # what was under way may be lost, and keys are not kept for ever
         return reason
+
+    def _left(self, encoded: Encoded) -> None:
+        if self._rate is not None:
+            self._rate.left(encoded.packet.id, len(encoded.data))
+
+    async def _hear(self, rate: RateControl) -> None:
+        async for message in self._channel.subscribe(f"{self._name}/receipt"):
+            try:
+                rate.heard(message.payload)
+            except BitstreamError as error:
+                metrics.drop("camera", "receipt")
+                log.debug("receipt refused", camera=self._name, reason=str(error))
 
     async def _obey(self) -> None:
         async for message in self._channel.subscribe(f"{self._name}/control"):
@@ -152,89 +203,24 @@ class Camera:
             self._window.want_keys()
         if control.key:
             await self._lane.run(self._encoder.request_key, control.key)
+            if self._rate is not None:
+                self._rate.key_lost()
         if control.quality is not None:
-            await self._lane.run(setattr, self._encoder, "quality", control.quality)
-            log.info("quality set", camera=self._name, quality=control.quality)
+            await self._set_quality(control.quality)
+        if "max_kbit_s" in control.model_fields_set and self._rate is not None:
+            self._rate.limit(control.max_kbit_s)
+            log.info("rate limited", camera=self._name, max_kbit_s=control.max_kbit_s)
         if control.pause:
             self._wanted.clear()
         elif control.pause is not None:
             self._wanted.set()
 
-
-def open_video(source: SourceSection, *, width: int, height: int) -> Video:
-    """The video that the settings name, to be entered."""
-    return Video(
-        source.url,
-        width=width,
-        height=height,
-        loop=source.loop,
-        fast=source.fast,
-        fps=source.fps,
-        start_s=source.start_s,
-        mirror=source.mirror,
-        timeout_s=source.timeout_s,
-        retry_max_s=source.retry_max_s,
-        decode_threads=source.decode_threads,
-    )
-
-
-def open_window(
-    name: str, settings: CameraSection, source: SourceSection, *, bundle: Bundle, channel: Channel
-) -> Window | None:
-    """The window of a camera whose source is played as a recording."""
-    if not source.fast or kind_of(source.url) in ("server", "device"):
-        return None
-    return Window(
-        name,
-        channel,
-        masks=bundle.has_graph("decode"),
-        packets=settings.window_packets,
-        answer_s=settings.answer_s,
-        tries=settings.tries,
-    )
-
-
-def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], VideoEncoder]:
-    """What opens the encoder that the settings ask for."""
-    return partial(
-        open_video_encoder,
-        bundle,
-        engine=encoder.engine,
-        threads=encoder.threads,
-        quality=encoder.quality,
-        policy=key_policy(
-            key_interval=encoder.key_interval,
-            threshold=encoder.threshold if encoder.price is None else None,
-            price=encoder.price,
-        ),
-        grid=encoder.grid,
-    )
-
-
-def open_preview(preview: PreviewSection) -> Preview | None:
-    """The preview that the settings name, if it is on."""
-    if not preview.enabled:
-        return None
-    return Preview(max_fps=preview.max_fps, max_width=preview.max_width, jpeg_quality=preview.jpeg_quality)
-
-
-def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> Presence:
-    """What the camera says of itself, as far as it is known now."""
-    manifest = bundle.manifest
-    presence = Presence(
-        topic=f"{name}/state",
-        bundle=manifest.hash,
-        width=manifest.width,
-        height=manifest.height,
-        transport=transport,
-        since=now_ms(),
-    )
-    return presence if video.origin is None else with_source(presence, video.origin)
-
-
-def with_source(presence: Presence, origin: Origin) -> Presence:
-    """The same, with what the source gives."""
-    return replace(presence, fps=origin.fps, source_width=origin.width, source_height=origin.height)
+    async def _set_quality(self, quality: int) -> None:
+        if self._rate is None:
+            await self._lane.run(setattr, self._encoder, "quality", quality)
+        else:
+            self._rate.cap(quality)
+        log.info("quality set", camera=self._name, quality=quality)
 
 
 async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: Presence) -> None:
@@ -268,12 +254,10 @@ async def main(settings: CameraSettings) -> None:
         open_video(settings.source, width=manifest.width, height=manifest.height) as video,
     ):
         encoder = await lane.run(opening(bundle, settings.encoder))
-        transport = settings.mqtt_url.partition(":")[0]
+        transport = transport_of(settings)
         presence = presence_of(name, bundle=bundle, video=video, transport=transport)
-        root = settings.mqtt.root
-        async with open_channel(
-            settings.mqtt_url, root=root, will=presence.will, client_id=presence.client_id(root)
-        ) as channel:
+        rate = open_rate(settings, bundle=bundle, video=video, transport=transport)
+        async with open_uplink(settings, presence) as channel:
             health.need_broker(channel)
             health.need(lambda: None if video.origin else "waiting for the source")
             health.complete()
@@ -288,5 +272,7 @@ async def main(settings: CameraSettings) -> None:
                 buffer_packets=settings.camera.buffer_packets,
                 fast=settings.source.fast,
                 window=open_window(name, settings.camera, settings.source, bundle=bundle, channel=channel),
+                rate=rate,
+                gate=open_gate(settings.scene, settings.source),
             )
             await stream(camera, bundle=bundle, channel=channel, presence=presence)

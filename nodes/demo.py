@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import structlog
 
 from nodes import viewer
-from nodes.camera import Camera, open_preview, open_video, open_window, presence_of, stream
-from nodes.camera import opening as opening_encoder
+from nodes.camera import Camera, stream
+from nodes.camera_setup import open_preview, open_video, open_window, presence_of
+from nodes.camera_setup import opening as opening_encoder
 from nodes.gateway import Gateway
 from nodes.service import Health, Lane
 from nodes.worker import opening, work

@@ -1,27 +1,36 @@
 """The gateway node: packets from the cameras' topics -> work queue. It checks them but has no model.
 
-+/latent -> admit -> PacketBuffer per sender -> global key buffer, then queue
++/latent of broker and WebRTC -> admit -> PacketBuffer per sender -> global key buffer, then queue
+                                   +----> Receipts -> <camera>/receipt
 """
 
 import asyncio
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
+from nodes.arrivals import Receipts
+from nodes.bridge import Bridge
 from nodes.buffer import Losses, PacketBuffer
+from nodes.offers import taking_offers
 from nodes.service import Health, health_page
 from pipeline import metrics
 from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
 from pipeline.config import GatewaySettings
 from pipeline.errors import BitstreamError, ConfigError, TransportError
-from pipeline.messages import Kind, check_camera_name
+from pipeline.messages import FrameId, Kind, check_camera_name
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Channel, Message, open_channel
 from pipeline.work_queue import KEY_GENERATIONS, RECORDED_GENERATIONS, WorkQueue
+
+if TYPE_CHECKING:
+    from pipeline.transport.webrtc_server import WebRtcServer
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _PROBE_S = 2.0
@@ -34,9 +43,11 @@ class Arrived:
     """A packet that has been checked, on its way to the queue."""
 
     camera: str
+    frame: FrameId
     data: bytes
     keys: Mapping[int, bytes]  # by region, each as a packet of its own, so that it says which frame it is of
     recorded: bool = False
+    receipt: bool = False
 
     @property
     def key(self) -> bool:
@@ -55,23 +66,24 @@ def admit(message: Message, *, packet_bytes: int = MAX_PACKET_BYTES) -> Arrived:
         keys = {region.index: message.payload for region in found}
     else:
         keys = {region.index: pack(replace(packet, regions=(region,))) for region in found}
-    return Arrived(camera, message.payload, keys, packet.recorded)
+    return Arrived(camera, packet.id, message.payload, keys, packet.recorded, packet.receipt)
 
 
 class Gateway:
-    """Carries packets from a channel to a queue; one camera's packets stay in order."""
+    """Carries packets from channels to a queue; one camera's packets stay in order, as they came over one channel."""
 
     def __init__(
         self,
         channel: Channel,
         queue: WorkQueue,
         *,
+        others: Sequence[Channel] = (),
         buffer_packets: int = 256,
         senders: int = 2,
         packet_bytes: int = 65_536,
         rng: random.Random | None = None,
     ) -> None:
-        self._channel, self._queue = channel, queue
+        self._channels, self._queue = (channel, *others), queue
         self._packet_bytes = packet_bytes
         self._rng = rng or random.Random()
         self.losses = Losses("gateway")
@@ -82,11 +94,16 @@ class Gateway:
         self._away: str | None = "the queue was not reached yet"
 
     async def run(self) -> None:
-        """Carry packets until the channel closes."""
+        """Carry packets until the channels close."""
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._probe()), tasks.create_task(self.losses.report())]
             sending = [tasks.create_task(self._send(buffer)) for buffer in self._buffers]
-            await self._receive()
+            receiving = []
+            for channel in self._channels:
+                receipts = Receipts(channel, on_loss=partial(self.losses.add, "receipt"))
+                beside.append(tasks.create_task(receipts.run()))
+                receiving.append(tasks.create_task(self._receive(channel.subscribe("+/latent"), receipts)))
+            await asyncio.gather(*receiving)
             for buffer in self._buffers:
                 buffer.close()
             await asyncio.gather(*sending)
@@ -97,8 +114,8 @@ class Gateway:
         """Why packets cannot be put into the queue right now, or None."""
         return self._away
 
-    async def _receive(self) -> None:
-        async for message in self._channel.subscribe("+/latent"):
+    async def _receive(self, messages: AsyncIterator[Message], receipts: Receipts) -> None:
+        async for message in messages:
             try:
                 arrived = admit(message, packet_bytes=self._packet_bytes)
             except ConfigError:
@@ -107,6 +124,8 @@ class Gateway:
                 self.losses.add("size" if len(message.payload) > self._packet_bytes else "packet")
                 log.debug("packet refused", topic=message.topic, reason=str(error))
             else:
+                if arrived.receipt:
+                    receipts.note(arrived.camera, arrived.frame, size_bytes=len(arrived.data))
                 self._buffers[zlib.crc32(arrived.camera.encode()) % len(self._buffers)].put(arrived)
 
     async def _send(self, buffer: PacketBuffer[Arrived]) -> None:
@@ -167,7 +186,7 @@ class Gateway:
 
 async def main(settings: GatewaySettings) -> None:
     """Run one gateway until it is cancelled; raises ConfigError."""
-    health = Health()
+    health, changed = Health(), asyncio.Event()
     async with (
         health_page(health, host=settings.health.host, port=settings.health.port),
         RedisWorkQueue(
@@ -176,10 +195,13 @@ async def main(settings: GatewaySettings) -> None:
         open_channel(
             settings.mqtt_url, root=settings.mqtt.root, on_drop=partial(metrics.drop, "gateway", "behind")
         ) as channel,
+        AsyncExitStack() as stack,
     ):
+        server = await stack.enter_async_context(_offers(settings, changed)) if settings.webrtc.port else None
         gateway = Gateway(
             channel,
             queue,
+            others=() if server is None else (server,),
             buffer_packets=settings.gateway.buffer_packets,
             senders=settings.gateway.senders,
             packet_bytes=settings.gateway.packet_bytes,
@@ -188,4 +210,13 @@ async def main(settings: GatewaySettings) -> None:
         health.need(gateway.reason)
         health.complete()
         log.info("gateway started")
-        await gateway.run()
+        async with asyncio.TaskGroup() as tasks:
+            if server is not None:
+                tokens = settings.webrtc.tokens_file is not None
+                bridge = Bridge(server, channel, changed=changed, losses=gateway.losses, manifests=not tokens)
+                tasks.create_task(bridge.run())
+            await gateway.run()
+
+
+def _offers(settings: GatewaySettings, changed: asyncio.Event) -> AbstractAsyncContextManager["WebRtcServer"]:
+    return taking_offers(settings.webrtc, packet_bytes=settings.gateway.packet_bytes, changed=changed.set)

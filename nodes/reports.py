@@ -54,6 +54,7 @@ class State(_Report):
     height: NonNegativeInt | None = None
     fps: NotNegative | None = None
     transport: Name | None = None
+    path: Name | None = None
     since: NonNegativeInt | None = None
 
 

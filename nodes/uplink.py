@@ -40,7 +40,7 @@ class Encoded:
 
 
 class Uplink:
-    """Sends what one camera encoded; `ask_keys` is to make all of the next packet KEY.
+    """Sends what one camera encoded; `ask_keys` is to make all of the next packet KEY, `on_sent` hears what left.
 
     Live: bounded, and what cannot be sent is dropped. `fast`: each packet is sent, however long it takes.
     """
@@ -51,10 +51,12 @@ class Uplink:
         *,
         losses: Losses,
         ask_keys: Callable[[], Awaitable[None]],
+        on_sent: Callable[[Encoded], None] = lambda _: None,
         buffer_packets: int = 4,
         fast: bool = False,
     ) -> None:
         self._channel, self._losses, self._ask_keys, self._fast = channel, losses, ask_keys, fast
+        self._on_sent = on_sent
         self._buffer: PacketBuffer[Encoded] = PacketBuffer(buffer_packets, on_drop=lambda: losses.add("uplink"))
         self._newest: dict[int, FrameId] = {}  # key of each region
         self._broken = False  # keys may be missing beyond the channel
@@ -110,6 +112,7 @@ class Uplink:
         expiry_s = None if self._fast else _LIVE_EXPIRY_S
         packet = Delivery(expiry_s=expiry_s, content_type="application/octet-stream", properties=frame)
         await self._channel.publish(f"{encoded.camera}/latent", encoded.data, packet)
+        self._on_sent(encoded)
         metrics.PACKETS.labels("camera").inc()
         metrics.PACKET_BYTES.labels("camera").inc(len(encoded.data))
         for region in encoded.packet.regions:

@@ -111,7 +111,9 @@ def camera(
     config_file: ConfigFile = None,
     source: Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or device")] = None,
     name: Annotated[str | None, typer.Option(help="name of the camera: a-z, 0-9, - and _")] = None,
-    uplink: Annotated[str | None, typer.Option(help="mqtt://host:port")] = None,
+    uplink: Annotated[
+        str | None, typer.Option(help="mqtt://host:port of a broker, or webrtc+http://host:port of a gateway")
+    ] = None,
     bundle: BundleFolder = None,
     quality: Quality = None,
     key_interval: KeyInterval = None,
@@ -131,7 +133,7 @@ def camera(
         "source.loop": loop,
         "source.fast": fast,
         "camera.name": name,
-        "mqtt_url": uplink,
+        "uplink": uplink,
         "encoder.quality": quality,
         "encoder.key_interval": key_interval,
         "encoder.threshold": threshold,

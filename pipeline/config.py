@@ -8,170 +8,70 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from pipeline.errors import ConfigError
-from pipeline.messages import check_camera_name
+from pipeline.settings_sections import (
+    CameraSection,
+    DecoderSection,
+    DemoSection,
+    EncoderSection,
+    GatewaySection,
+    HealthSection,
+    LogSection,
+    MqttSection,
+    PreviewSection,
+    QueueSection,
+    RateSection,
+    SceneSection,
+    Section,
+    SourceSection,
+    ViewerSection,
+    WebRtcGatewaySection,
+    WebRtcSection,
+    WorkerSection,
+)
+
+# Whoever reads settings gets their sections here too.
+__all__ = [
+    "SETTINGS",
+    "CameraSection",
+    "CameraSettings",
+    "DecoderSection",
+    "DemoSection",
+    "DemoSettings",
+    "EncoderSection",
+    "GatewaySection",
+    "GatewaySettings",
+    "HealthSection",
+    "LogSection",
+    "MqttSection",
+    "NodeSettings",
+    "PreviewSection",
+    "QueueSection",
+    "RateSection",
+    "SceneSection",
+    "SourceSection",
+    "ViewerSection",
+    "ViewerSettings",
+    "WebRtcGatewaySection",
+    "WebRtcSection",
+    "WorkerSection",
+    "WorkerSettings",
+    "keys",
+    "kind_of",
+    "load_settings",
+    "variables",
+]
 
 _PREFIX = "MASKCAST_"
 # Kubernetes puts each service's address into the environment: MASKCAST_REDIS_PORT for `maskcast-redis`.
 _SERVICE_ADDRESS = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
-
-Engine = Literal["auto", "onnxruntime", "openvino"]
-Port = Annotated[int, Field(ge=0, le=65535)]
-CameraName = Annotated[str, AfterValidator(check_camera_name)]
-Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")]
-
-
-class _Section(BaseModel):
-    # A device is a number: `url: 0` is as good as `url: "0"`.
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
-
-
-class LogSection(_Section):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level written")
-    format: Literal["auto", "console", "json"] = Field(
-        "auto", description="auto: coloured lines on a terminal, JSON elsewhere"
-    )
-
-
-class HealthSection(_Section):
-    host: str = Field("127.0.0.1", description="address that /healthz, /readyz and /metrics listen on")
-    port: Port = Field(0, description="TCP port of that page; 0: none")
-
-
-class MqttSection(_Section):
-    root: Topic = Field("maskcast", description="first part of every topic")
-
-
-class QueueSection(_Section):
-    shards: int = Field(16, ge=1, le=1024, description="streams the cameras are spread over, same on all nodes")
-    shard_packets: int = Field(
-        1000, ge=16, le=1_000_000, description="packets one shard holds at most; the oldest go first"
-    )
-
-
-class SourceSection(_Section):
-    url: str = Field(
-        "sample",
-        description="video file, directory of images, rtsp:// address, device (/dev/video0 or 0), or: sample",
-    )
-    loop: bool = Field(False, description="begin a file or directory again at its end")
-    fast: bool = Field(False, description="play a file as a recording: every frame gets its mask, as fast as they come")
-    fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
-    start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
-    mirror: bool = Field(False, description="swap left and right")
-    timeout_s: float = Field(5.0, gt=0, le=300, description="seconds an rtsp server may take to answer")
-    retry_max_s: float = Field(
-        30.0, ge=0.1, le=3600, description="seconds at most before a lost live source is opened again"
-    )
-    decode_threads: int = Field(1, ge=1, le=64, description="threads that decode the video")
-
-
-class CameraSection(_Section):
-    name: CameraName = Field("cam-1", description="name of this camera: a-z, 0-9, - and _")
-    buffer_packets: int = Field(
-        4,
-        ge=1,
-        le=1000,
-        description="packets that wait for the uplink at most; the oldest that none refers to goes first",
-    )
-    window_packets: int = Field(
-        32, ge=1, le=60, description="packets of a recording (source.fast) that are sent before their masks come"
-    )
-    answer_s: float = Field(5.0, gt=0, le=600, description="seconds without a mask until they are sent again, at first")
-    tries: int = Field(5, ge=1, le=1000, description="times that they are sent again, after twice as long each time")
-
-
-class _EngineSection(_Section):
-    engine: Engine = Field("auto", description="auto: openvino where it is installed, else onnxruntime")
-    threads: int = Field(0, ge=0, le=256, description="threads of the engine; 0: as many as it likes")
-
-
-class EncoderSection(_EngineSection):
-    quality: int | None = Field(
-        None, ge=0, le=255, description="quality level of the bundle; null: the bundle's default level"
-    )
-    key_interval: int = Field(
-        30,
-        ge=1,
-        le=256,
-        description="frames from one KEY to the next at most, WARPs of it between; 1: every frame is a KEY",
-    )
-    threshold: float | None = Field(
-        96.0,
-        ge=0,
-        le=100,
-        description="a KEY sooner where a WARP should match in less than so many percent of the pixels; null: never",
-    )
-    price: float | None = Field(
-        None,
-        gt=0,
-        le=1000,
-        description="percent of the pixels that 1000 bytes are worth, such as 8; then there is no threshold",
-    )
-    grid: str | None = Field(
-        None,
-        pattern=r"^[0-9]{1,2}x[0-9]{1,2}$",
-        description="rows x columns of regions, such as 2x2, each KEY or WARP by itself; null: the bundle's own",
-    )
-
-
-class DecoderSection(_EngineSection):
-    pass
-
-
-class PreviewSection(_Section):
-    enabled: bool = Field(False, description="publish small pictures too; off, since pixels stay at the edge")
-    max_fps: float = Field(5.0, gt=0, le=60, description="pictures per second at most")
-    max_width: int = Field(480, ge=16, le=4096, description="width in pixels at most")
-    jpeg_quality: int = Field(60, ge=1, le=100, description="JPEG quality, 1 to 100")
-
-
-class GatewaySection(_Section):
-    buffer_packets: int = Field(
-        256,
-        ge=1,
-        le=100_000,
-        description="packets a sender holds while the queue is away; the oldest WARP goes first",
-    )
-    senders: int = Field(2, ge=1, le=64, description="packets under way to the queue at the same time")
-    packet_bytes: int = Field(65_536, ge=1024, le=1 << 20, description="bytes of a packet at most; larger are refused")
-
-
-class WorkerSection(_Section):
-    id: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_.-]{0,62})?$")] = Field(
-        "", description="name of this worker, one of its kind; empty: made from host and process"
-    )
-    batch: int = Field(8, ge=1, le=256, description="packets decoded in one pass at most")
-    wait_s: float = Field(1.0, gt=0, le=60, description="longest wait for a packet in one claim, in seconds")
-    deadline_ms: int = Field(
-        2000,
-        ge=0,
-        le=3_600_000,
-        description="ms since capture after which a packet is passed over; 0: never",
-    )
-    rle: bool = Field(False, description="publish the compact form of each mask too, on <camera>/mask/rle")
-    labels: Literal["auto", "off"] = Field(
-        "auto", description="auto: publish which classes are in the picture, where the bundle can tell; off: never"
-    )
-    stats_s: float = Field(1.0, ge=0.1, le=60, description="seconds between two statistics of a camera")
-
-
-class ViewerSection(_Section):
-    host: str = Field("127.0.0.1", description="address the page listens on; 0.0.0.0: all of this machine")
-    port: Port = Field(8080, description="TCP port of the page; 0: any free port")
-    browsers: int = Field(64, ge=1, le=10_000, description="browsers that may look on at the same time")
-
-
-class DemoSection(_Section):
-    cameras: int = Field(2, ge=1, le=16, description="cameras that play the source, each a little different")
-    open_page: bool = Field(True, description="open the page, if started from a desktop's terminal")
 
 
 class NodeSettings(BaseSettings):
@@ -205,6 +105,12 @@ _MQTT_URL = Field(
     pattern=r"^(mqtts?|memory)://",
     description="broker: mqtt://host:port or mqtts://host:port, user:password@ before the host where needed",
 )
+_UPLINK = Field(
+    None,
+    pattern=r"^(mqtts?|memory|webrtc\+https?)://",
+    description="where packets go: mqtt:// or mqtts:// as above, webrtc+http://host:port or webrtc+https://host:port "
+    "of a gateway; null: mqtt_url",
+)
 _REDIS_URL = Field(
     "redis://localhost:6379",
     pattern=r"^rediss?://",
@@ -216,10 +122,14 @@ _BUNDLE = Field(None, description="folder of the trained model; null: the first 
 class CameraSettings(NodeSettings):
     bundle: Path | None = _BUNDLE
     mqtt_url: str = _MQTT_URL
+    uplink: str | None = _UPLINK
     mqtt: MqttSection = MqttSection()
+    webrtc: WebRtcSection = WebRtcSection()
     camera: CameraSection = CameraSection()
     source: SourceSection = SourceSection()
     encoder: EncoderSection = EncoderSection()
+    rate: RateSection = RateSection()
+    scene: SceneSection = SceneSection()
     preview: PreviewSection = PreviewSection()
     health: HealthSection = HealthSection(port=9101)
 
@@ -230,6 +140,7 @@ class GatewaySettings(NodeSettings):
     mqtt: MqttSection = MqttSection()
     queue: QueueSection = QueueSection()
     gateway: GatewaySection = GatewaySection()
+    webrtc: WebRtcGatewaySection = WebRtcGatewaySection()
     health: HealthSection = HealthSection(port=9102)
 
 
@@ -309,7 +220,7 @@ def keys(model: type[BaseModel]) -> Iterator[str]:
     """The keys of a node's settings, such as `source.url`."""
     for name, field in model.model_fields.items():
         section = field.annotation
-        if isinstance(section, type) and issubclass(section, _Section):
+        if isinstance(section, type) and issubclass(section, Section):
             yield from (f"{name}.{key}" for key in section.model_fields)
         else:
             yield name
@@ -374,9 +285,9 @@ def _merge(below: Values, above: Values) -> dict[str, Any]:
 def _sentence(kind: type[NodeSettings], error: ValidationError, layers: Mapping[str, Values]) -> str:
     """The first fault: which layer, which key, what is wrong."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = [str(part) for part in fault["loc"]]
-    layer = [name for name, values in layers.items() if _holds(values, path)][-1]
-    key = ".".join(path)
+    fields = [part for part in fault["loc"] if isinstance(part, str)]  # the other parts are places in a list
+    layer = [name for name, values in layers.items() if _holds(values, fields)][-1]
+    key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"{layer}: unknown key {key}{_nearest(key, set(keys(kind)) | set(kind.model_fields))}"
     if fault["type"] == "model_type":

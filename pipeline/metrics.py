@@ -32,11 +32,17 @@ LATENCY_SECONDS = Histogram("maskcast_latency_seconds", "Capture to published ma
 BATCH_PACKETS = Histogram("maskcast_batch_packets", "Packets decoded in one batch", buckets=_BATCH_BUCKETS)
 
 BUFFERED = Gauge("maskcast_buffered_packets", "Packets waiting in a node's own buffer", ["node"])
+CAMERA_TARGET = Gauge("maskcast_camera_target_kbit_s", "What a camera's link takes, by its rate control")
+CAMERA_QUEUE = Gauge("maskcast_camera_queue_seconds", "Queueing delay on a camera's link")
+CAMERA_LEVEL = Gauge("maskcast_camera_quality_level", "Quality level that a camera's rate control chose")
+CAMERA_THRESHOLD = Gauge("maskcast_camera_threshold_percent", "Threshold that a camera's rate control chose")
+CAMERA_FPS = Gauge("maskcast_camera_fps", "Frames per second that a camera's rate control chose")
+WEBRTC_SESSIONS = Gauge("maskcast_webrtc_sessions", "Cameras that are connected to this gateway over WebRTC")
 QUEUE_DEPTH = Gauge("maskcast_queue_depth", "Packets waiting or unacknowledged in the work queue")
 
 
 def drop(node: str, reason: str, count: int = 1) -> None:
-    """Count what went no further at this node (camera, gateway, worker, transport, queue, viewer)."""
+    """Count what went no further at this node (camera, gateway, worker, transport, webrtc, queue, viewer)."""
     DROPS.labels(node, reason).inc(count)
 
 

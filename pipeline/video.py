@@ -191,6 +191,10 @@ class Video:
         self._last = FrameId(shot.epoch, sequence)
         return Frame(self._last, shot.captured_ms, shot.image)
 
+    def pass_over(self) -> None:
+        """The frame that was given last will not be sent: the next one gets its number, so that none is missing."""
+        self._last = FrameId(self._last.epoch, self._last.sequence - 1)
+
     async def opened(self) -> Origin | None:
         """Wait until the source was opened for the first time; None when it never was."""
         await self._opened.wait()

@@ -201,6 +201,11 @@ class VideoEncoder:
         """Make these regions of the next packet KEY, or all; those that the grid does not have are passed over."""
         self._table = self._table.request(regions)
 
+    @property
+    def key_asked(self) -> bool:
+        """Whether a key was asked for that no packet has brought yet."""
+        return any(index < self._grid.count for index in self._table.wanted)
+
     def encode(self, frame: Frame) -> Packet:
         """One frame -> one packet; ValueError when the image has another size."""
         pictures, head = split(frame.image, self._grid), self._head(frame)

@@ -19,7 +19,8 @@ from servers import accepts, free_port
 from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
 
 from nodes import camera as node
-from nodes.camera import Camera, open_window, presence_of, stream
+from nodes.camera import Camera, stream
+from nodes.camera_setup import presence_of
 from nodes.preview import Preview
 from nodes.service import Lane
 from nodes.window import Window
@@ -97,20 +98,6 @@ async def test_of_a_recording_a_frame_is_taken_when_the_masks_of_those_before_ca
             await running
     assert [packet.id.sequence for packet in packets] == list(range(10))
     assert all(packet.recorded for packet in packets)
-
-
-def test_only_a_file_can_be_a_recording(tmp_path: Path) -> None:
-    for url, fast, expected in (("a.mp4", True, True), (str(tmp_path), True, True), ("a.mp4", False, False),
-                                ("rtsp://camera/1", True, False), ("0", True, False)):  # fmt: skip
-        source, bundle = SourceSection(url=url, fast=fast), SimpleNamespace(has_graph=lambda graph: graph == "decode")
-        window = open_window(
-            "cam-1",
-            CameraSection(),
-            source,
-            bundle=bundle,
-            channel=MemoryChannel(MemoryBroker()),  # type: ignore[arg-type]
-        )
-        assert (window is not None) is expected
 
 
 def test_a_recording_that_nobody_answers_ends_the_camera_with_a_sentence(tmp_path: Path, mqtt_url: str) -> None:

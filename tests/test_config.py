@@ -202,6 +202,40 @@ def test_a_password_does_not_get_into_the_error() -> None:
     assert "secret" not in sentence(CameraSettings, None, {"mqtt_url": "http://user:secret@host"})
 
 
+def test_a_token_is_not_shown_and_gets_into_no_error() -> None:
+    settings = load_settings(CameraSettings, None, {"webrtc.token": "secret"})
+    assert settings.webrtc.token is not None
+    assert settings.webrtc.token.get_secret_value() == "secret"
+    assert "secret" not in repr(settings) + str(settings.model_dump()) + settings.model_dump_json()
+    assert "secret" not in sentence(CameraSettings, None, {"webrtc.token": ["secret"]})
+    assert "secret" not in sentence(CameraSettings, None, {"uplink": "webrtc://secret@host:9112"})
+
+
+@pytest.mark.parametrize(
+    "uplink", ["mqtt://a:b@broker", "mqtts://broker", "memory://", "webrtc+http://t@gate:9112", "webrtc+https://gate"]
+)
+def test_an_uplink_of_each_kind_is_taken(uplink: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKCAST_UPLINK", uplink)
+    assert load_settings(CameraSettings, None, {}).uplink == uplink
+
+
+def test_ice_servers_are_a_list_in_a_file_and_a_text_with_commas_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = ("stun:stun.example:3478", "turn:cam:secret@turn.example:3478?transport=tcp")
+    file = written(tmp_path, f"webrtc: {{ice_servers: ['{servers[0]}', '{servers[1]}']}}")
+    assert load_settings(CameraSettings, file, {}).webrtc.ice_servers == servers
+    monkeypatch.setenv("MASKCAST_WEBRTC__ICE_SERVERS", ", ".join(servers))
+    assert load_settings(GatewaySettings, None, {}).webrtc.ice_servers == servers
+
+
+@pytest.mark.parametrize("server", ["stun.example", "http://u:secret@h", "webrtc:u:secret@h"])
+def test_what_is_no_ice_server_is_refused_by_its_place_in_the_list(server: str) -> None:
+    text = sentence(CameraSettings, None, {"webrtc.ice_servers": ["stun:a", server]})
+    assert text.startswith("command line: webrtc.ice_servers.1: ")
+    assert "secret" not in text
+
+
 def test_settings_cannot_be_changed() -> None:
     settings = CameraSettings()
     with pytest.raises(ValidationError):
@@ -217,5 +251,10 @@ def test_each_variable_sets_its_field(kind: str, monkeypatch: pytest.MonkeyPatch
         value = model()
         for part in key.split("."):
             value = getattr(value, part)
-        monkeypatch.setenv(name, "null" if value is None else str(value))
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        monkeypatch.setenv(name, "null" if value is None else text)
     assert load_settings(model, None, {}) == model()
+
+
+def test_an_off_without_quotes_is_off(tmp_path: Path) -> None:
+    assert load_settings(CameraSettings, written(tmp_path, "rate:\n  mode: off\n"), {}).rate.mode == "off"

@@ -9,7 +9,7 @@ from clips import write_clip
 from servers import free_port
 
 from nodes import demo
-from nodes.camera import open_window
+from nodes.camera_setup import open_window
 from nodes.demo import has_desktop, vary
 from nodes.window import Window
 from pipeline.config import DemoSettings, SourceSection, load_settings

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from channels import LIMIT_S, take
+import yaml
+from channels import LIMIT_S, take, until
 from clips import write_clip
 from servers import Server, accepts, find_program, free_port
 
 from nodes import camera, gateway, worker
+from nodes.tokens import read_tokens
+from pipeline import metrics
 from pipeline.bundle import default_bundle, load_bundle
-from pipeline.config import CameraSettings, GatewaySettings, WorkerSettings, load_settings
+from pipeline.config import CameraSettings, GatewaySettings, WorkerSettings, load_settings, variables
 from pipeline.transport import CONTROL, STATE, open_channel
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +118,84 @@ async def test_a_worker_hears_what_other_workers_say_of_a_camera(address: Addres
         await asyncio.sleep(0.2)
         await other.publish("street/stats", b"{}")
         assert [message.topic for message in await take(stats)] == ["street/stats"]
+
+
+async def test_over_webrtc_the_gateways_login_is_enough_for_what_the_page_shows_and_for_commands(
+    address: Address, redis_url: str, tmp_path: Path
+) -> None:
+    port, tokens = free_port(), tmp_path / "tokens"
+    tokens.write_text("street secret\n")
+    plain = {"health.port": 0}
+    taking = {**plain, "redis_url": redis_url, "webrtc.port": port, "webrtc.tokens_file": str(tokens)}
+    source = {"source.url": str(write_clip(tmp_path / "clip.mp4")), "source.loop": True, "camera.name": "street"}
+    sending = {"uplink": f"webrtc+http://secret@127.0.0.1:{port}", "mqtt_url": "mqtt://127.0.0.1:1"}
+    shown = {"preview.enabled": True, "encoder.engine": "onnxruntime"}
+    working = {**plain, "redis_url": redis_url, "mqtt_url": address("worker"), "decoder.engine": "onnxruntime"}
+    wanted = {"street/state", "street/mask", "street/stats", "street/preview"}
+    async with (
+        open_channel(address("viewer")) as page,
+        open_channel(address("worker")) as commander,
+        running(
+            gateway.main(load_settings(GatewaySettings, None, {**taking, "mqtt_url": address("gateway")})),
+            worker.main(load_settings(WorkerSettings, None, working)),
+            camera.main(load_settings(CameraSettings, None, {**plain, **source, **sending, **shown})),
+        ),
+    ):
+        messages = page.subscribe("+/state", "+/mask", "+/stats", "+/preview")
+        async with asyncio.timeout(30):
+            while wanted:
+                wanted.discard((await anext(messages)).topic)
+        paused = metrics.CONTROLS.labels("pause")._value
+        before = paused.get()
+        await commander.publish("street/control", b'{"pause": true}', CONTROL)
+        await until(lambda: paused.get() == before + 1)
+
+
+async def test_a_camera_hears_its_own_receipts_only(address: Address) -> None:
+    async with open_channel(address("street")) as street, open_channel(address("gateway")) as sender:
+        receipts = street.subscribe("+/receipt")
+        for channel in (street, sender):
+            await channel.wait_connected(LIMIT_S)
+        await asyncio.sleep(0.2)
+        await sender.publish("garden/receipt", b"x", CONTROL)
+        await sender.publish("street/receipt", b"y", CONTROL)
+        assert [message.topic for message in await take(receipts)] == ["street/receipt"]
+
+
+def test_one_setting_of_the_camera_is_all_it_takes_to_come_over_webrtc() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    services = yaml.safe_load(text)["services"]
+    gateway, camera = services["gateway"]["environment"], services["camera"]["environment"]
+    (port,) = re.findall(r"CAMERA_UPLINK=webrtc\+http://gateway:(\d+) ", text)
+    assert (gateway["MASKCAST_WEBRTC__PORT"], gateway["MASKCAST_WEBRTC__HOST"]) == (port, "0.0.0.0")
+    assert camera["MASKCAST_UPLINK"] == "${CAMERA_UPLINK:-}"
+    assert "ports" not in services["gateway"]
+    check = (ROOT / "scripts" / "compose_check").read_text()
+    assert f"export CAMERA_UPLINK=webrtc+http://gateway:{port}\n" in check
+
+
+def test_the_turn_server_is_asked_for_pinned_and_lets_nobody_in_without_a_login() -> None:
+    coturn = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["coturn"]
+    assert coturn["profiles"] == ["turn"]
+    assert re.fullmatch(r"coturn/coturn:\d+\.\d+\.\d+", coturn["image"])
+    assert {"--lt-cred-mech", "--user=${TURN_LOGIN:-}", "--no-tcp-relay", "--no-cli"} <= set(coturn["command"])
+
+
+def test_the_gateway_in_the_machines_network_reaches_what_is_published_there_on_loopback() -> None:
+    services = yaml.safe_load((ROOT / "configs" / "deploy" / "host-network.yml").read_text())["services"]
+    environment = services["gateway"]["environment"]
+    assert services["gateway"]["network_mode"] == "host"
+    assert services["redis"]["ports"] == ["127.0.0.1:6379:6379"]
+    assert environment["MASKCAST_REDIS_URL"] == "redis://127.0.0.1:6379"
+    assert f":{environment['MASKCAST_HEALTH__PORT']}/" in services["gateway"]["healthcheck"]["test"][-1]
+    known = {*variables(GatewaySettings)}
+    assert set(environment) <= known
+
+
+def test_the_example_of_tokens_lets_nobody_in() -> None:
+    folder = ROOT / "configs" / "deploy" / "webrtc"
+    assert read_tokens(folder / "tokens.example") == {}
+    assert "configs/deploy/webrtc/tokens\n" in (ROOT / ".gitignore").read_text()
 
 
 def test_the_instructions_name_one_camera_that_gets_a_login() -> None:

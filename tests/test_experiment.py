@@ -116,11 +116,14 @@ def test_another_seed_is_all_that_is_changed() -> None:
     [
         ("loss", {"rate": [1.0, 2.0]}, "loss.rate: level 0 is the cheapest and weighs most, but 1.0 comes before 2.0"),
         ("data", {"scale": [2.0, 0.5]}, "data.scale: the smallest comes first, but 2.0 is above 0.5"),
+        (
+            "teacher",
+            {"lovasz": 0.5, "weight": 0.0},
+            "teacher: lovasz is 0.5, but weight 0: there is no teacher",
+        ),
     ],
 )
-def test_what_stands_in_the_wrong_order_is_said(
-    tmp_path: Path, section: str, values: dict[str, object], said: str
-) -> None:
+def test_what_does_not_fit_together_is_said(tmp_path: Path, section: str, values: dict[str, object], said: str) -> None:
     assert complaint(written(tmp_path, {section: values})).endswith(said)
 
 
@@ -160,6 +163,7 @@ def test_experiment_cannot_be_changed() -> None:
         ("data", {"unlabelled": -0.1}, "data.unlabelled"),
         ("teacher", {"scales": []}, "teacher.scales"),
         ("teacher", {"sharpness": 0.0}, "teacher.sharpness"),
+        ("teacher", {"lovasz": -0.1}, "teacher.lovasz"),
         ("loss", {"labels": -1.0}, "loss.labels"),
         ("loss", {"rate": []}, "loss.rate"),
         ("loss", {"rate": [1.0, "a"]}, "loss.rate.1"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import redis.asyncio
+from channels import quiet
 from servers import Server, free_port
 from standins import packet_of
 
@@ -23,6 +24,7 @@ from pipeline.config import GatewaySettings, load_settings
 from pipeline.errors import BitstreamError, ConfigError
 from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import Kind, Region
+from pipeline.receipts import unpack_receipt
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
@@ -140,6 +142,36 @@ async def test_of_a_recording_more_keys_are_kept() -> None:
     assert [unpack(key).id.sequence for key in keys[0]] == list(range(39, -1, -1))
 
 
+async def test_packets_come_over_several_channels_and_are_answered_where_they_came_from() -> None:
+    brokers, state = (MemoryBroker(), MemoryBroker()), MemoryQueueState()
+    wanted = replace(packet_of(1, sequence=3), receipt=True)
+    async with (
+        MemoryChannel(brokers[0]) as first,
+        MemoryChannel(brokers[1]) as second,
+        MemoryChannel(brokers[0]) as camera,
+        MemoryChannel(brokers[1]) as other,
+        MemoryWorkQueue(state) as queue,
+        MemoryWorkQueue(state, "w") as worker,
+    ):
+        gateway = Gateway(first, queue, others=(second,))
+        answers, answered = camera.subscribe("+/receipt"), other.subscribe("+/receipt")
+        async with running(gateway):
+            await camera.publish("cam-1/latent", pack(KEY))
+            await other.publish("cam-2/latent", pack(wanted))
+            await other.publish("cam-2/latent", b"noise")
+            assert sorted(await claimed(worker, 2)) == [("cam-1", 5), ("cam-2", 3)]
+            async with asyncio.timeout(LIMIT_S):
+                message = await anext(answered)
+            receipt = unpack_receipt(message.payload)
+            assert (message.topic, receipt.newest, receipt.size_bytes) == (
+                "cam-2/receipt",
+                wanted.id,
+                len(pack(wanted)),
+            )
+            assert await quiet(answers, 0.1)
+    assert gateway.losses.total == {"packet": 1}
+
+
 async def test_a_packet_larger_than_the_setting_is_refused_and_counted() -> None:
     broker, state = MemoryBroker(), MemoryQueueState()
     large = replace(KEY, regions=(Region(Kind.KEY, 0, 0, bytes(65_536)),))
@@ -216,6 +248,33 @@ async def test_the_node_carries_packets_from_mqtt_to_redis(mqtt_url: str, own_re
             name = root.replace("test", "cam")
             await camera.publish(f"{name}/latent", pack(KEY))
             assert await claimed(worker, 1) == [(name, 5)]
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=LIMIT_S)
+    assert task.cancelled()
+
+
+async def test_the_node_takes_packets_over_webrtc_and_answers_them(mqtt_url: str, own_redis: Server) -> None:
+    redis_url, root, port = f"redis://127.0.0.1:{own_redis.port}", f"test-{os.urandom(4).hex()}", free_port()
+    overrides = {"mqtt_url": mqtt_url, "redis_url": redis_url, "mqtt.root": root, "health.port": 0, "webrtc.port": port}
+    task = asyncio.create_task(node.main(load_settings(GatewaySettings, None, overrides)))
+    try:
+        async with (
+            open_channel(f"webrtc+http://127.0.0.1:{port}", camera="cam-1") as camera,
+            RedisWorkQueue(redis_url, "w") as worker,
+            asyncio.timeout(LIMIT_S),
+        ):
+            receipts = camera.subscribe("cam-1/receipt")
+            await camera.wait_connected(LIMIT_S)
+            for sequence in range(5):
+                packet = pack(replace(packet_of(3, sequence=sequence), receipt=True))
+                await camera.publish("cam-1/latent", packet)
+            assert await claimed(worker, 5) == [("cam-1", sequence) for sequence in range(5)]
+            received = 0
+            while received < 5:
+                receipt = unpack_receipt((await anext(receipts)).payload)
+                received = receipt.packets
+            assert (receipt.newest.sequence, receipt.size_bytes) == (4, 5 * len(packet))
     finally:
         task.cancel()
         await asyncio.wait({task}, timeout=LIMIT_S)

@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack
 
 import numpy as np
 
-from nodes.camera import Camera, open_video
-from nodes.camera import opening as opening_encoder
+from nodes.camera import Camera
+from nodes.camera_setup import open_video
+from nodes.camera_setup import opening as opening_encoder
 from nodes.gateway import Gateway
 from nodes.service import Health, Lane
 from nodes.worker import opening, work

@@ -218,3 +218,12 @@ def test_the_label_loss_asks_for_each_class_on_its_own() -> None:
     sure = torch.tensor([[20.0, -20.0, 20.0]])
     assert losses.label_loss(sure, targets).item() == pytest.approx(0, abs=1e-6)
     assert losses.label_loss(-sure, targets).item() == pytest.approx(20, rel=1e-3)
+
+
+def test_the_likeliest_class_has_more_than_half_and_all_else_is_void() -> None:
+    soft = 0.7 * one_hot(labels()) + 0.3 / CLASSES
+    assert torch.equal(losses.likeliest(soft, (6, 8)), labels())
+    assert torch.equal(losses.likeliest(soft, (3, 4)), labels()[:, 1::2, 1::2])
+    unsure = torch.full((2, CLASSES, 6, 8), 1 / CLASSES)
+    for none in (unsure, torch.zeros_like(unsure)):  # the second lies outside the picture
+        assert (losses.likeliest(none, (6, 8)) == VOID).all()

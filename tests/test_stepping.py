@@ -1,6 +1,7 @@
 """One training step: which parameters learn how fast, what the loss is made of, what is averaged, what is refused."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -119,6 +120,19 @@ def test_the_terms_are_those_of_the_losses(settled: SplitSegmenter) -> None:
     found = one_step(made, experiment, shown)
     assert found[:4].tolist() == pytest.approx([one.item() for one in expected], rel=1e-3)
     assert found.shape == (5,)
+
+
+def test_the_lovasz_term_of_teachers_is_that_of_labels_that_say_the_same(settled: SplitSegmenter) -> None:
+    shown, blind = batch(soft=True), {"labels": 0.0, "lovasz": 0.0}
+    assert shown.soft is not None
+    labelled = replace(shown, labels=losses.likeliest(shown.soft, (tiny.HEIGHT, tiny.WIDTH)), soft=None)
+    taught = replace(shown, labels=torch.full_like(shown.labels, tiny.VOID))
+    by_labels = tiny.experiment(loss={**blind, "lovasz": 0.7})
+    by_teachers = tiny.experiment(loss=blind, teacher={"weight": 1e-9, "lovasz": 0.7})
+    one = one_step(trainee(settled, by_labels), by_labels, labelled)
+    other = one_step(trainee(settled, by_teachers), by_teachers, taught)
+    assert other[1].item() == pytest.approx(one[1].item(), rel=1e-2)
+    assert other[-1].item() == pytest.approx(one[-1].item(), rel=1e-2)  # of the gradient, which has the weight in it
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ A topic is the part below the root, such as `cam-1/latent`; a filter may use MQT
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.transport.webrtc_address import WebRtcOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +86,14 @@ def open_channel(
     client_id: str | None = None,
     buffer: int = 256,
     on_drop: Callable[[], None] | None = None,
+    camera: str | None = None,
+    webrtc: "WebRtcOptions | None" = None,
 ) -> Channel:
-    """Return the channel for `mqtt://`, `mqtts://` or `memory://[name]`, to be entered; raises ConfigError.
+    """Return the channel for an `mqtt[s]://`, `webrtc+http[s]://` or `memory://` address; raises ConfigError.
 
-    The will is a retained message that others get when this channel dies without closing. Channels of one
-    `memory://` name meet in this process. The buffer is in messages, per subscription.
+    It is to be entered. The will is a retained message that others get when this channel dies without closing.
+    Channels of one `memory://` name meet in this process. The buffer is in messages, per subscription. WebRTC is for
+    cameras only: `camera` is the name of the one that it is for.
     """
     from pipeline.transport.memory import MemoryChannel, process_broker
     from pipeline.transport.mqtt import MqttChannel
@@ -98,6 +104,28 @@ def open_channel(
         return MemoryChannel(broker, root=root, will=will, buffer=buffer, on_drop=on_drop)
     if scheme in ("mqtt", "mqtts"):
         return MqttChannel(url, root=root, will=will, client_id=client_id, buffer=buffer, on_drop=on_drop)
+    if scheme in ("webrtc+http", "webrtc+https"):
+        return _webrtc_channel(url, camera=camera, will=will, options=webrtc, buffer=buffer, on_drop=on_drop)
     raise ConfigError(
-        f"channel address of kind {scheme[:20]!r}: write mqtt://host:1883, mqtts://host:8883 or memory://"
+        f"channel address of kind {scheme[:20]!r}: write mqtt://host:1883, mqtts://host:8883, "
+        "webrtc+http://host:9112 or memory://"
+    )
+
+
+def _webrtc_channel(
+    url: str,
+    *,
+    camera: str | None,
+    will: tuple[str, bytes] | None,
+    options: "WebRtcOptions | None",
+    buffer: int,
+    on_drop: Callable[[], None] | None,
+) -> Channel:
+    from pipeline.transport.webrtc import WebRtcChannel
+    from pipeline.transport.webrtc_address import WebRtcOptions
+
+    if camera is None:
+        raise ConfigError("only a camera can speak WebRTC: give this node an mqtt:// address")
+    return WebRtcChannel(
+        url, camera=camera, will=will, options=options or WebRtcOptions(), buffer=buffer, on_drop=on_drop
     )

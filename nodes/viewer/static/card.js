@@ -20,6 +20,12 @@ export function ageText(ms) {
   return `${Math.round(ms / 3_600_000)} h ago`;
 }
 
+// "host 10.0.0.2 udp <-> srflx 192.0.2.7 udp": the addresses are for who looks closer
+function pathText(path) {
+  const kinds = path?.split(" <-> ").map((end) => end.split(" ")[0]);
+  return kinds?.length === 2 ? ` ${kinds.join(" ↔ ")}` : "";
+}
+
 function element(tag, className, text) {
   const made = document.createElement(tag);
   made.className = className;
@@ -168,7 +174,17 @@ export class Card {
     const note = { offline: "Offline", stopped: "Stopped" }[this.state];
     this.part(".note").textContent = note ? `${note}${when}` : "";
     if (note && started) this.part(".note").textContent += `, had started at ${clockTime(started)}`;
+    this.showTransport(state);
     this.describe();
+  }
+
+  // A camera that is away has no way here: what it last had says nothing.
+  showTransport(state) {
+    const label = this.part(".transport");
+    label.hidden = this.state !== "online" || !state?.transport;
+    if (label.hidden) return;
+    label.textContent = state.transport + pathText(state.path);
+    label.title = state.path ? `gateway and camera: ${state.path}` : "";
   }
 
   describe() {

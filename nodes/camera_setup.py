@@ -1,0 +1,143 @@
+"""What a camera node is made of, as its settings say: video, encoder, window, preview, rate control, presence."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from nodes.preview import Preview
+from nodes.rate_control import RateControl
+from nodes.service import Presence, now_ms
+from nodes.window import Window
+from pipeline.bandit import Bandit
+from pipeline.bundle import Bundle
+from pipeline.choosing import Chooser, Ruled
+from pipeline.config import CameraSection, CameraSettings, EncoderSection, PreviewSection, SceneSection, SourceSection
+from pipeline.errors import ConfigError
+from pipeline.operating_points import CostModel, Ladder, points_of
+from pipeline.rate_rule import DelayRule
+from pipeline.scene import SceneGate
+from pipeline.sources import Origin, kind_of
+from pipeline.transport import Channel
+from pipeline.video import Video
+from pipeline.video_encoder import VideoEncoder, key_policy, open_video_encoder
+
+_USUAL_FPS = 25.0  # of a source that does not tell
+_MQTT_HEADER_BYTES, _WEBRTC_HEADER_BYTES = 70, 100  # of IP, TCP, MQTT; of IP, UDP, DTLS, SCTP and our chunks
+
+
+def open_video(source: SourceSection, *, width: int, height: int) -> Video:
+    """The video that the settings name, to be entered."""
+    return Video(
+        source.url,
+        width=width,
+        height=height,
+        loop=source.loop,
+        fast=source.fast,
+        fps=source.fps,
+        start_s=source.start_s,
+        mirror=source.mirror,
+        timeout_s=source.timeout_s,
+        retry_max_s=source.retry_max_s,
+        decode_threads=source.decode_threads,
+    )
+
+
+def open_window(
+    name: str, settings: CameraSection, source: SourceSection, *, bundle: Bundle, channel: Channel
+) -> Window | None:
+    """The window of a camera whose source is played as a recording."""
+    if not source.fast or kind_of(source.url) in ("server", "device"):
+        return None
+    return Window(
+        name,
+        channel,
+        masks=bundle.has_graph("decode"),
+        packets=settings.window_packets,
+        answer_s=settings.answer_s,
+        tries=settings.tries,
+    )
+
+
+def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], VideoEncoder]:
+    """What opens the encoder that the settings ask for."""
+    return partial(
+        open_video_encoder,
+        bundle,
+        engine=encoder.engine,
+        threads=encoder.threads,
+        quality=encoder.quality,
+        policy=key_policy(
+            key_interval=encoder.key_interval,
+            threshold=encoder.threshold if encoder.price is None else None,
+            price=encoder.price,
+        ),
+        grid=encoder.grid,
+    )
+
+
+def open_preview(preview: PreviewSection) -> Preview | None:
+    """The preview that the settings name, if it is on."""
+    if not preview.enabled:
+        return None
+    return Preview(max_fps=preview.max_fps, max_width=preview.max_width, jpeg_quality=preview.jpeg_quality)
+
+
+def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> Presence:
+    """What the camera says of itself, as far as it is known now."""
+    manifest = bundle.manifest
+    presence = Presence(
+        topic=f"{name}/state",
+        bundle=manifest.hash,
+        width=manifest.width,
+        height=manifest.height,
+        transport=transport,
+        since=now_ms(),
+    )
+    return presence if video.origin is None else with_source(presence, video.origin)
+
+
+def with_source(presence: Presence, origin: Origin) -> Presence:
+    """The same, with what the source gives."""
+    return replace(presence, fps=origin.fps, source_width=origin.width, source_height=origin.height)
+
+
+def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video, transport: str) -> RateControl | None:
+    """The rate control that the settings ask for, if any; raises ConfigError where it contradicts other settings."""
+    rate = settings.rate
+    if rate.mode == "off" and rate.max_kbit_s is None:
+        return None
+    if settings.source.fast:
+        raise ConfigError("source.fast sends every frame of a recording: leave out rate.mode and rate.max_kbit_s")
+    if settings.encoder.price is not None:
+        raise ConfigError(
+            "encoder.price weighs bits itself: leave rate.mode off and rate.max_kbit_s unset, or the price"
+        )
+    header_bytes = _WEBRTC_HEADER_BYTES if transport == "webrtc" else _MQTT_HEADER_BYTES
+    rule = DelayRule(target_ms=rate.target_ms, start_kbit_s=rate.start_kbit_s, max_kbit_s=rate.max_kbit_s)
+    return RateControl(
+        choosing(settings, bundle=bundle, header_bytes=header_bytes),
+        quality=bundle.manifest.default_quality if settings.encoder.quality is None else settings.encoder.quality,
+        rule=None if rate.mode == "off" else rule,
+        max_kbit_s=rate.max_kbit_s,
+        source_fps=lambda: (video.origin.fps if video.origin else None) or _USUAL_FPS,
+        header_bytes=header_bytes,
+    )
+
+
+def choosing(settings: CameraSettings, *, bundle: Bundle, header_bytes: int) -> Callable[[int, float], Chooser]:
+    """What makes a chooser for a highest level and a source's frames per second; what was learned of costs stays."""
+    rate, encoder = settings.rate, settings.encoder
+    costs = CostModel(bundle.manifest, header_bytes=header_bytes, longest_age=encoder.key_interval - 1)
+
+    def choose(quality: int, fps: float) -> Chooser:
+        most = encoder.threshold or 0.0
+        points = points_of(bundle.manifest, fps=fps, max_quality=quality, max_threshold=most, min_fps=rate.min_fps)
+        ladder = Ladder(points, costs)
+        return Bandit(ladder) if rate.mode == "bandit" else Ruled(ladder)
+
+    return choose
+
+
+def open_gate(scene: SceneSection, source: SourceSection) -> SceneGate | None:
+    """What tells whether a frame shows anything new, if it is wanted; every frame of a recording gets its mask."""
+    return SceneGate(longest_s=scene.longest_s) if scene.drop_unchanged and not source.fast else None

@@ -1,0 +1,219 @@
+"""The sections of the nodes' settings: what can be set, in which unit, within which limits."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from pipeline.messages import check_camera_name
+
+Engine = Literal["auto", "onnxruntime", "openvino"]
+Port = Annotated[int, Field(ge=0, le=65535)]
+CameraName = Annotated[str, AfterValidator(check_camera_name)]
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")]
+
+
+def _split(value: object) -> object:
+    """In the environment a list is one text."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+IceServers = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^(stun|turns?):")], ...],
+    NoDecode,
+    BeforeValidator(_split),
+    Field(max_length=8),
+]
+
+
+# YAML reads an off without quotes as false.
+Off = BeforeValidator(lambda value: "off" if value is False else value)
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    # A device is a number: `url: 0` is as good as `url: "0"`.
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+class LogSection(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level written")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: coloured lines on a terminal, JSON elsewhere"
+    )
+
+
+class HealthSection(Section):
+    host: str = Field("127.0.0.1", description="address that /healthz, /readyz and /metrics listen on")
+    port: Port = Field(0, description="TCP port of that page; 0: none")
+
+
+class MqttSection(Section):
+    root: Topic = Field("maskcast", description="first part of every topic")
+
+
+class WebRtcSection(Section):
+    token: SecretStr | None = Field(
+        None, description="what shows the gateway that this camera is the one it says; null: the gateway asks for none"
+    )
+    ice_servers: IceServers = Field(
+        (), description="servers that help through NAT: stun:host:port, turn:user:password@host:port"
+    )
+    relay_only: bool = Field(False, description="go through the turn: server only, where a network allows nothing else")
+    fallback: bool = Field(False, description="use mqtt_url while the gateway cannot be reached over WebRTC")
+
+
+class WebRtcGatewaySection(Section):
+    port: Port = Field(0, description="TCP port that cameras connect to over WebRTC; 0: none")
+    host: str = Field("127.0.0.1", description="address it listens on; 0.0.0.0: all of this machine")
+    tokens_file: Path | None = Field(
+        None, description="file with a line `camera token` for each camera that may come; null: any may, without token"
+    )
+    ice_servers: IceServers = Field(
+        (), description="servers that help through NAT: stun:host:port, turn:user:password@host:port"
+    )
+    sessions: int = Field(64, ge=1, le=10_000, description="cameras that are connected over WebRTC at most")
+
+
+class QueueSection(Section):
+    shards: int = Field(16, ge=1, le=1024, description="streams the cameras are spread over, same on all nodes")
+    shard_packets: int = Field(
+        1000, ge=16, le=1_000_000, description="packets one shard holds at most; the oldest go first"
+    )
+
+
+class SourceSection(Section):
+    url: str = Field(
+        "sample",
+        description="video file, directory of images, rtsp:// address, device (/dev/video0 or 0), or: sample",
+    )
+    loop: bool = Field(False, description="begin a file or directory again at its end")
+    fast: bool = Field(False, description="play a file as a recording: every frame gets its mask, as fast as they come")
+    fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
+    start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
+    mirror: bool = Field(False, description="swap left and right")
+    timeout_s: float = Field(5.0, gt=0, le=300, description="seconds an rtsp server may take to answer")
+    retry_max_s: float = Field(
+        30.0, ge=0.1, le=3600, description="seconds at most before a lost live source is opened again"
+    )
+    decode_threads: int = Field(1, ge=1, le=64, description="threads that decode the video")
+
+
+class CameraSection(Section):
+    name: CameraName = Field("cam-1", description="name of this camera: a-z, 0-9, - and _")
+    buffer_packets: int = Field(
+        4,
+        ge=1,
+        le=1000,
+        description="packets that wait for the uplink at most; the oldest that none refers to goes first",
+    )
+    window_packets: int = Field(
+        32, ge=1, le=60, description="packets of a recording (source.fast) that are sent before their masks come"
+    )
+    answer_s: float = Field(5.0, gt=0, le=600, description="seconds without a mask until they are sent again, at first")
+    tries: int = Field(5, ge=1, le=1000, description="times that they are sent again, after twice as long each time")
+
+
+class _EngineSection(Section):
+    engine: Engine = Field("auto", description="auto: openvino where it is installed, else onnxruntime")
+    threads: int = Field(0, ge=0, le=256, description="threads of the engine; 0: as many as it likes")
+
+
+class EncoderSection(_EngineSection):
+    quality: int | None = Field(
+        None, ge=0, le=255, description="quality level of the bundle; null: the bundle's default level"
+    )
+    key_interval: int = Field(
+        30,
+        ge=1,
+        le=256,
+        description="frames from one KEY to the next at most, WARPs of it between; 1: every frame is a KEY",
+    )
+    threshold: float | None = Field(
+        96.0,
+        ge=0,
+        le=100,
+        description="a KEY sooner where a WARP should match in less than so many percent of the pixels; null: never",
+    )
+    price: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="percent of the pixels that 1000 bytes are worth, such as 8; then there is no threshold",
+    )
+    grid: str | None = Field(
+        None,
+        pattern=r"^[0-9]{1,2}x[0-9]{1,2}$",
+        description="rows x columns of regions, such as 2x2, each KEY or WARP by itself; null: the bundle's own",
+    )
+
+
+class RateSection(Section):
+    mode: Annotated[Literal["off", "rule", "bandit"], Off] = Field(
+        "off", description="off: as the encoder is set; rule: less where the link takes less; bandit: learns what pays"
+    )
+    max_kbit_s: float | None = Field(
+        None, ge=10, le=1e6, description="kbit/s at most, headers counted in, with any mode; null: no limit"
+    )
+    min_fps: float = Field(5.0, ge=1, le=60, description="frames per second, fewer only where nothing else helps")
+    target_ms: float = Field(100.0, ge=20, le=2000, description="ms that packets may queue up on the link")
+    start_kbit_s: float = Field(200.0, ge=10, le=1e6, description="kbit/s until the gateway has told what arrives")
+
+
+class SceneSection(Section):
+    drop_unchanged: bool = Field(False, description="send no frame while nothing changes; the last mask stands")
+    longest_s: float = Field(1.0, gt=0, le=60, description="seconds without a frame at most")
+
+
+class DecoderSection(_EngineSection):
+    pass
+
+
+class PreviewSection(Section):
+    enabled: bool = Field(False, description="publish small pictures too; off, since pixels stay at the edge")
+    max_fps: float = Field(5.0, gt=0, le=60, description="pictures per second at most")
+    max_width: int = Field(480, ge=16, le=4096, description="width in pixels at most")
+    jpeg_quality: int = Field(60, ge=1, le=100, description="JPEG quality, 1 to 100")
+
+
+class GatewaySection(Section):
+    buffer_packets: int = Field(
+        256,
+        ge=1,
+        le=100_000,
+        description="packets a sender holds while the queue is away; the oldest WARP goes first",
+    )
+    senders: int = Field(2, ge=1, le=64, description="packets under way to the queue at the same time")
+    packet_bytes: int = Field(65_536, ge=1024, le=1 << 20, description="bytes of a packet at most; larger are refused")
+
+
+class WorkerSection(Section):
+    id: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_.-]{0,62})?$")] = Field(
+        "", description="name of this worker, one of its kind; empty: made from host and process"
+    )
+    batch: int = Field(8, ge=1, le=256, description="packets decoded in one pass at most")
+    wait_s: float = Field(1.0, gt=0, le=60, description="longest wait for a packet in one claim, in seconds")
+    deadline_ms: int = Field(
+        2000,
+        ge=0,
+        le=3_600_000,
+        description="ms since capture after which a packet is passed over; 0: never",
+    )
+    rle: bool = Field(False, description="publish the compact form of each mask too, on <camera>/mask/rle")
+    labels: Annotated[Literal["auto", "off"], Off] = Field(
+        "auto", description="auto: publish which classes are in the picture, where the bundle can tell; off: never"
+    )
+    stats_s: float = Field(1.0, ge=0.1, le=60, description="seconds between two statistics of a camera")
+
+
+class ViewerSection(Section):
+    host: str = Field("127.0.0.1", description="address the page listens on; 0.0.0.0: all of this machine")
+    port: Port = Field(8080, description="TCP port of the page; 0: any free port")
+    browsers: int = Field(64, ge=1, le=10_000, description="browsers that may look on at the same time")
+
+
+class DemoSection(Section):
+    cameras: int = Field(2, ge=1, le=16, description="cameras that play the source, each a little different")
+    open_page: bool = Field(True, description="open the page, if started from a desktop's terminal")

@@ -1,0 +1,289 @@
+"""A camera's channel to a gateway over WebRTC that connects, and reconnects for ever, in the background.
+
+`<camera>/latent` -> chunks -> data channel `latent`; all else -> `messages`        what comes down `latent`: receipts
+"""
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from pipeline import metrics
+from pipeline.errors import BitstreamError, TransportError
+from pipeline.transport import LIVE, Delivery, Message
+from pipeline.transport.subscription import Readers, Subscription
+from pipeline.transport.webrtc_address import WebRtcOptions, parse_webrtc_url
+from pipeline.transport.webrtc_messages import Envelope, Kind, unpack_message
+from pipeline.transport.webrtc_peer import Peer
+from pipeline.transport.webrtc_sending import PacketSender, check_message, send_message
+from pipeline.transport.webrtc_signalling import Answered, delete_session, post_offer, reach
+
+STEADY_S = 10.0  # a connection that held this long was a good one: back-off begins anew
+_BYE_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class WebRtcChannel:
+    """Channel of one camera to its gateway; `url` as parse_webrtc_url reads it (raises ConfigError).
+
+    Entering does not wait for the gateway. The will is published, retained, when this process dies without closing;
+    the gateway ends an older session of the same camera. Attempts begin `retry_s` to `retry_ceiling_s` apart, twice
+    as long each time, or `refused_retry_s` where the token was refused. It may publish only under
+    `<camera>/` (`latent`, `state`, `preview`) and `bundle/`, and read only what is under `<camera>/`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        camera: str,
+        will: tuple[str, bytes] | None = None,
+        options: WebRtcOptions = WebRtcOptions(),  # noqa: B008 - frozen
+        buffer: int = 256,
+        on_drop: Callable[[], None] | None = None,
+        retry_s: float = 0.1,
+        retry_ceiling_s: float = 2.0,
+        refused_retry_s: float = 15.0,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address = parse_webrtc_url(url)
+        self._token = self._address.token or options.token
+        self._tls: ssl.SSLContext | None = None
+        self._camera, self._will, self._options = camera, will, options
+        self._latent, self._receipt = f"{camera}/latent", f"{camera}/receipt"
+        self._retry_s, self._retry_ceiling_s = retry_s, retry_ceiling_s
+        self._refused_retry_s = refused_retry_s
+        self._rng, self._clock = rng or random.Random(), clock
+        self._readers = Readers(limit=buffer, on_drop=on_drop)
+        self._active: set[str] = set()  # filters that the gateway knows
+        self._retained: dict[str, Envelope] = {}
+        self._peer: Peer | None = None
+        self._sender: PacketSender | None = None
+        self._ready = asyncio.Event()
+        self._bye = asyncio.Event()
+        self._skipped = 0
+        self._reported = ""
+        self._rival = False  # another camera has our name: it and we would throw each other out
+        self._opened_s: float | None = None
+        self._closed = False
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        self._tls = await asyncio.to_thread(self._address.tls_context)
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self._run(), name=f"webrtc {self._address}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._readers.close()
+        try:
+            await self._say_bye()
+        finally:
+            self._task.cancel()
+            # The body's own error goes up as it is, not inside a group.
+            await self._group.__aexit__(None, None, None)
+
+    @property
+    def connected(self) -> bool:
+        """Whether both data channels are open and our subscriptions and retained messages were sent."""
+        return self._peer is not None
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were thrown away because their reader was too slow."""
+        return self._readers.dropped
+
+    @property
+    def skipped(self) -> int:
+        """How many packets and live messages were not sent because the link was too slow for them."""
+        return self._skipped
+
+    @property
+    def pair(self) -> str:
+        """The chosen candidates, as in `host 10.0.0.2 udp <-> srflx 192.0.2.7 udp`; empty without connection."""
+        return "" if self._peer is None else self._peer.pair
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Wait for the connection; raises TransportError, with the last known reason, when time is over."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+        except TimeoutError as error:
+            reason = self._reported or "no answer"
+            raise TransportError(
+                f"no connection to the gateway at {self._address} in {timeout_s:g} s: {reason}"
+            ) from error
+
+    async def publish(self, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
+        """Send one message; raises TransportError when it cannot leave now.
+
+        A packet waits until all before it has left, 1 s at most, so that a sender of one after the other never has
+        more than one in the channel's buffer, and chooses the next one late; a newer packet takes its place. One that
+        is replaced, or whose time is over, is skipped, and an error as over MQTT: so an Uplink learns that keys did
+        not leave. Live messages are refused where much waits. Retained ones are kept, the newest of each topic, and
+        sent again on each connect; published while there is no connection they wait for the next.
+        """
+        envelope = Envelope(Kind.PUBLISH, topic, payload, delivery.qos, delivery.retain)
+        if topic != self._latent:
+            check_message(envelope)
+        if delivery.retain:
+            self._retained[topic] = envelope
+        peer = self._peer
+        if peer is None or self._sender is None:
+            if delivery.retain and not self._closed:
+                return
+            raise TransportError(f"no connection to the gateway at {self._address}")
+        try:
+            if topic == self._latent:
+                await self._sender.send(payload)
+            else:
+                send_message(peer, envelope)
+        except TransportError:
+            if peer is self._peer:
+                self._skipped += 1
+                metrics.drop("transport", "skipped")
+            raise
+
+    def subscribe(self, *filters: str) -> Subscription:
+        """Messages that match, beginning with the retained ones; ends when the channel closes."""
+        subscription = self._readers.add(filters)
+        if self._peer is not None:
+            # A filter that is known is told again: that is how its new reader gets the retained messages.
+            try:
+                self._tell_filters(self._peer, fresh=set(filters))
+            except TransportError as error:
+                self._peer.end(str(error))  # the next connection tells them all
+        return subscription
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            begun, self._opened_s = self._clock(), None
+            useless_s = await self._connection()
+            now = self._clock()
+            steady = self._opened_s is not None and now - self._opened_s >= STEADY_S
+            attempt = 0 if steady else attempt + 1
+            passed_s = now - begun if self._opened_s is None else 0.0
+            await asyncio.sleep(self._pause_s(attempt, useless_s, passed_s=passed_s))
+
+    async def _connection(self) -> float:
+        """Hold one connection from first to last; returns for how many seconds another attempt is of no use."""
+        self._rival = False
+        try:
+            await reach(self._address)
+            async with self._new_peer() as peer:
+                offer = await peer.offer()
+                answered = await post_offer(self._address, self._camera, offer, token=self._token, tls=self._tls)
+                if not answered.taken:
+                    self._report_refusal(answered)
+                    return self._refused_retry_s if answered.final else answered.retry_after_s or 0.0
+                try:
+                    await self._serve(peer, answered.text)
+                finally:
+                    await self._leave(answered)
+        except TransportError as error:
+            self._report(str(error))
+        return self._refused_retry_s if self._rival else 0.0
+
+    def _new_peer(self) -> Peer:
+        refused = partial(metrics.drop, "transport")
+        return Peer(self._options, on_latent=self._take_receipt, on_message=self._take_message, on_refused=refused)
+
+    async def _serve(self, peer: Peer, answer: str) -> None:
+        """Keep one connection from the answer on; raises TransportError with what ended it."""
+        await peer.accept(answer)
+        await peer.opened()
+        try:
+            self._greet(peer)
+            raise TransportError(f"the connection was lost: {await peer.hold()}")
+        finally:
+            self._peer = self._sender = None
+            self._ready.clear()
+
+    def _greet(self, peer: Peer) -> None:
+        """Tell the gateway who we are: will, filters, retained messages."""
+        self._opened_s = self._clock()
+        self._bye.clear()
+        if self._will is not None:
+            send_message(peer, Envelope(Kind.WILL, *self._will, qos=1, retain=True))
+        self._active = set()
+        self._tell_filters(peer, fresh=self._readers.filters())
+        for envelope in self._retained.values():
+            send_message(peer, envelope)
+        self._peer, self._sender = peer, PacketSender(peer, packet_bytes=self._options.packet_bytes)
+        self._ready.set()
+        self._reported = ""
+        log.info("connected to the gateway", address=str(self._address), pair=peer.pair)
+
+    def _tell_filters(self, peer: Peer, *, fresh: set[str]) -> None:
+        gone = self._active - self._readers.filters()
+        for wanted in sorted(gone):
+            send_message(peer, Envelope(Kind.UNSUBSCRIBE, wanted))
+        for wanted in sorted(fresh):
+            send_message(peer, Envelope(Kind.SUBSCRIBE, wanted))
+        self._active = (self._active - gone) | fresh
+
+    def _take_receipt(self, data: bytes) -> None:
+        self._readers.offer(Message(self._receipt, data))
+
+    def _take_message(self, data: bytes) -> None:
+        try:
+            envelope = unpack_message(data)
+        except BitstreamError:
+            metrics.drop("transport", "message")
+            return
+        if envelope.kind is Kind.PUBLISH:
+            self._readers.offer(Message(envelope.topic, envelope.payload))
+        elif envelope.kind is Kind.BYE:
+            self._bye.set()
+            if self._peer is not None and not self._closed:
+                self._rival = True
+                self._peer.end("another camera of this name took its place")
+
+    async def _say_bye(self) -> None:
+        """Leave in order: what was sent before the bye has come when it is answered."""
+        if self._peer is None:
+            return
+        with suppress(TransportError, TimeoutError):
+            send_message(self._peer, Envelope(Kind.BYE))
+            async with asyncio.timeout(_BYE_S):
+                await self._bye.wait()
+
+    async def _leave(self, answered: Answered) -> None:
+        """When it is our wish that ends the session, say so; a lost one is replaced by the next offer."""
+        if self._closed and answered.session is not None:
+            with suppress(TransportError):
+                await delete_session(answered.session, token=self._token, tls=self._tls)
+
+    def _report(self, reason: str) -> None:
+        """Say why there is no connection, once for each new reason."""
+        if self._rival:
+            log.error("thrown out by another camera of this name: give each one its own", camera=self._camera)
+        elif reason != self._reported:
+            log.warning("waiting for the gateway", address=str(self._address), reason=reason)
+        self._reported = reason
+
+    def _report_refusal(self, refusal: Answered) -> None:
+        reason = f"the gateway {refusal.reason}"
+        if reason != self._reported:
+            level = log.error if refusal.final else log.warning
+            level(reason, address=str(self._address), camera=self._camera)
+        self._reported = reason
+
+    def _pause_s(self, attempt: int, useless_s: float, *, passed_s: float) -> float:
+        """Attempts begin so far apart that those of many cameras spread; the time that one took counts."""
+        spread = self._rng.uniform(0.5, 1.0)
+        full_s = min(self._retry_ceiling_s, self._retry_s * 2.0 ** min(attempt, 16))
+        return max(full_s * spread - passed_s, self._retry_s * spread, useless_s * (0.5 + spread))

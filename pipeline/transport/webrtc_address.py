@@ -1,0 +1,135 @@
+"""Where a gateway takes WebRTC offers and how a way to it is found, read from URLs; imports no WebRTC."""
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from pipeline.errors import ConfigError
+
+SCHEMES = ("webrtc+http", "webrtc+https")
+_PORTS = {"webrtc+http": 9112, "webrtc+https": 443}
+_ICE_SCHEMES = ("stun", "turn", "turns")
+
+
+@dataclass(frozen=True, slots=True)
+class IceServer:
+    """A STUN or TURN server: `stun:host:port`, `turn[s]:host:port[?transport=udp|tcp]`; TURN has a login."""
+
+    url: str
+    username: str | None = None
+    credential: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WebRtcOptions:
+    """How an end looks for its way to the other, and when it gives the other up; the token is for a URL without one."""
+
+    token: str | None = field(default=None, repr=False)
+    ice_servers: tuple[IceServer, ...] = ()
+    relay_only: bool = False  # only through the TURN server, as a network that lets nothing else through needs
+    open_s: float = 10.0  # from the answer to two open channels
+    silence_s: float = 4.0  # nothing heard for so long: the other end is gone; each says something once a second
+    packet_bytes: int = 1024 * 1024  # the longest packet
+
+
+@dataclass(frozen=True, slots=True)
+class WebRtcAddress:
+    """One gateway and our token there; its text is host:port, so a log never shows the token."""
+
+    host: str
+    port: int
+    token: str | None = field(default=None, repr=False)
+    tls: bool = False
+    ca: Path | None = None
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """The address that paths are added to, without the token."""
+        return f"{'https' if self.tls else 'http'}://{self}"
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return the checks for `webrtc+https`, reading the trusted certificates from disk; raises ConfigError."""
+        if not self.tls:
+            return None
+        try:
+            return ssl.create_default_context(cafile=self.ca)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"certificate file {self.ca}: {reason}; name a PEM file") from error
+
+
+def parse_webrtc_url(url: str) -> WebRtcAddress:
+    """Read `webrtc+http[s]://[token@]host[:port][?ca=FILE]`; raises ConfigError.
+
+    The token is percent-encoded. The text of an error never holds it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        (host or "").encode("idna")
+    except ValueError as error:
+        raise ConfigError(
+            "WebRTC address: host or port cannot be read; write webrtc+http://token@host:9112, "
+            "with / ? # @ : in the token percent-encoded"
+        ) from error
+    if parts.scheme not in _PORTS or not host:
+        raise ConfigError("WebRTC address: write webrtc+http://host:9112 or webrtc+https://host")
+    if parts.path not in ("", "/") or parts.fragment:
+        raise ConfigError(f"WebRTC address of {host}: nothing may follow the port but ?ca=")
+    if parts.password is not None:
+        raise ConfigError(f"WebRTC address of {host}: one token stands before the @, no user with a password")
+    return WebRtcAddress(
+        host=host,
+        port=_PORTS[parts.scheme] if port is None else port,
+        token=None if parts.username is None else _token(parts.username, host),
+        tls=parts.scheme == "webrtc+https",
+        ca=_ca(parts, host),
+    )
+
+
+def parse_ice_url(url: str) -> IceServer:
+    """Read `stun:host[:port]` or `turn[s]:[user:password@]host[:port][?transport=udp|tcp]`; raises ConfigError.
+
+    User and password are percent-encoded. The text of an error never holds them.
+    """
+    scheme, _, rest = url.partition(":")
+    login, _, place = rest.removeprefix("//").rpartition("@")
+    host, _, query = place.partition("?")
+    if scheme not in _ICE_SCHEMES or not host or "/" in host:
+        raise ConfigError("ICE server: write stun:host:3478 or turn:user:password@host:3478?transport=udp")
+    if query not in ("", "transport=udp", "transport=tcp") or (query and scheme == "stun"):
+        raise ConfigError(f"ICE server {host}: only ?transport=udp or ?transport=tcp may follow, and only for turn")
+    if scheme == "turns" and query == "transport=udp":
+        raise ConfigError(f"ICE server {host}: turns goes over tcp")
+    user, _, password = login.partition(":")
+    if (scheme == "stun") != (not login) or (login and not (user and password)):
+        raise ConfigError(f"ICE server {host}: turn has user:password@ before the host, stun has not")
+    _check_port(host)
+    if scheme == "stun":
+        return IceServer(f"{scheme}:{place}")
+    return IceServer(f"{scheme}:{place}", unquote(user), unquote(password))
+
+
+def _check_port(host: str) -> None:
+    _, colon, port = host.partition(":")
+    if colon and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise ConfigError(f"ICE server {host[:80]}: its port is not a number from 1 to 65535 (IPv6 needs a name)")
+
+
+def _token(quoted: str, host: str) -> str:
+    token = unquote(quoted)
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(f"WebRTC address of {host}: a token is printable ASCII without spaces")
+    return token
+
+
+def _ca(parts: SplitResult, host: str) -> Path | None:
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name in options:
+        if name != "ca":
+            raise ConfigError(f"WebRTC address of {host}: unknown option {name!r}; there is ca")
+    return Path(options["ca"]) if "ca" in options else None

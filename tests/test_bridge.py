@@ -1,0 +1,173 @@
+"""The bridge: what a camera over WebRTC says reaches the broker, and it hears there what it asked for."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from channels import LIMIT_S, quiet, take, until
+from servers import free_port
+
+from nodes.bridge import Bridge
+from nodes.buffer import Losses
+from nodes.offers import taking_offers
+from nodes.service import Presence
+from pipeline.config import WebRtcGatewaySection
+from pipeline.transport import CONTROL, STATE, Channel, Message, open_channel
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+from pipeline.transport.webrtc_server import WebRtcServer
+
+HASH = "5eed" * 16
+MANIFEST = {"name": "streets", "hash": HASH, "classes": [{"name": "road", "colour": [1, 2, 3]}], "width": 480}
+PRESENCE = Presence(topic="cam-1/state", bundle=HASH, width=480, height=360, transport="webrtc", since=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A gateway's bridge, the broker as others see it, and how cameras get to the gateway."""
+
+    bridge: asyncio.Task[None]
+    server: WebRtcServer
+    losses: Losses
+    broker: MemoryBroker
+    others: MemoryChannel
+    url: str
+
+    def camera(self, name: str = "cam-1", *, will: tuple[str, bytes] | None = None) -> Channel:
+        return open_channel(self.url, camera=name, will=will)
+
+
+@asynccontextmanager
+async def site(*, manifests: bool = True) -> AsyncIterator[Site]:
+    broker, changed, losses, port = MemoryBroker(), asyncio.Event(), Losses("gateway"), free_port()
+    async with (
+        MemoryChannel(broker) as channel,
+        MemoryChannel(broker) as others,
+        taking_offers(WebRtcGatewaySection(port=port), packet_bytes=65_536, changed=changed.set) as server,
+        asyncio.TaskGroup() as tasks,
+    ):
+        bridge = Bridge(server, channel, changed=changed, losses=losses, manifests=manifests)
+        task = tasks.create_task(bridge.run())
+        yield Site(task, server, losses, broker, others, f"webrtc+http://127.0.0.1:{port}")
+        task.cancel()
+
+
+def retained(site: Site, topic: str) -> dict[str, object]:
+    return json.loads(site.broker.retained.get(f"maskcast/{topic}", b"{}"))  # type: ignore[no-any-return]
+
+
+async def test_a_cameras_state_is_retained_at_the_broker_with_its_path() -> None:
+    async with site() as here, here.camera() as camera:
+        await camera.publish(PRESENCE.topic, PRESENCE.payload("online"), STATE)
+        await until(lambda: bool(retained(here, "cam-1/state").get("path")))
+        state = retained(here, "cam-1/state")
+        assert str(state.pop("path")).startswith("host ")
+        assert state == json.loads(PRESENCE.payload("online"))
+        await camera.publish(PRESENCE.topic, PRESENCE.payload("stopped"), STATE)
+        await until(lambda: retained(here, "cam-1/state")["state"] == "stopped")
+        assert retained(here, "cam-1/state")["path"] is None
+
+
+async def test_a_state_that_names_another_transport_is_put_right() -> None:
+    presence = Presence(topic="cam-1/state", bundle=HASH, width=480, height=360, transport="mqtts", since=1)
+    async with site() as here, here.camera() as camera:
+        await camera.publish("cam-1/state", presence.payload("online"), STATE)
+        await until(lambda: retained(here, "cam-1/state").get("transport") == "webrtc")
+
+
+async def test_pictures_and_manifests_are_carried_and_others_refused() -> None:
+    async with site() as here, here.camera() as camera:
+        pictures = here.others.subscribe("+/preview")
+        await camera.wait_connected(LIMIT_S)
+        await camera.publish("cam-1/preview", b"jpeg")
+        assert await take(pictures) == [Message("cam-1/preview", b"jpeg")]
+        await camera.publish(f"bundle/{HASH}", json.dumps(MANIFEST).encode(), STATE)
+        await until(lambda: retained(here, f"bundle/{HASH}") == MANIFEST)
+        for payload in (b"", b"{", b"[]", json.dumps({**MANIFEST, "classes": "all"}).encode()):
+            await camera.publish(f"bundle/{HASH}", payload, STATE)
+        await camera.publish(f"bundle/{'ab' * 32}", json.dumps(MANIFEST).encode(), STATE)
+        await until(lambda: here.losses.total["bundle"] == 5)
+        assert retained(here, f"bundle/{HASH}") == MANIFEST
+        assert retained(here, f"bundle/{'ab' * 32}") == {}
+        for payload in (b"", b"online", b'{"state": "dancing"}', b'{"state": "online", "path": 5}'):
+            await camera.publish("cam-1/state", payload, STATE)
+        await until(lambda: here.losses.total["state"] == 4)
+        assert retained(here, "cam-1/state") == {}
+
+
+async def test_cameras_with_tokens_do_not_speak_for_bundles() -> None:
+    async with site(manifests=False) as here, here.camera() as camera:
+        await camera.publish(f"bundle/{HASH}", json.dumps(MANIFEST).encode(), STATE)
+        await camera.publish(PRESENCE.topic, PRESENCE.payload("online"), STATE)
+        await until(lambda: bool(retained(here, "cam-1/state")))
+        assert list(here.broker.retained) == ["maskcast/cam-1/state"]
+
+
+async def test_a_camera_hears_of_the_broker_what_it_subscribed_to_and_that_is_all_that_is_read_there() -> None:
+    async with site() as here, here.camera() as camera, here.camera("cam-2") as other:
+        commands = camera.subscribe("cam-1/control")
+        masks = camera.subscribe("cam-1/mask")
+        theirs = other.subscribe("cam-2/control")
+        await until(lambda: {session.filters for session in here.server.sessions()} == {
+            frozenset({"cam-1/control", "cam-1/mask"}), frozenset({"cam-2/control"})
+        })  # fmt: skip
+        await asyncio.sleep(0.05)
+        await here.others.publish("cam-2/mask", b"not wanted")
+        await here.others.publish("cam-1/control", b"one", CONTROL)
+        await here.others.publish("cam-1/mask", b"a mask")
+        await here.others.publish("cam-2/control", b"two", CONTROL)
+        assert await take(commands) == [Message("cam-1/control", b"one")]
+        assert await take(masks) == [Message("cam-1/mask", b"a mask")]
+        assert await take(theirs) == [Message("cam-2/control", b"two")]
+        del commands
+        assert await quiet(masks, 0.1)
+
+
+async def test_a_camera_that_goes_is_read_for_no_more_and_one_that_comes_again_is() -> None:
+    async with site() as here:
+        await asyncio.sleep(0.05)
+        before = len(asyncio.all_tasks())
+        for word in (b"first", b"second"):
+            async with here.camera() as camera:
+                commands = camera.subscribe("cam-1/control")
+                await camera.wait_connected(LIMIT_S)
+                while await quiet(commands, 0.05):
+                    await here.others.publish("cam-1/control", word, CONTROL)
+            await until(lambda: not here.server.sessions())
+            await until(lambda: len(asyncio.all_tasks()) <= before)
+        assert here.losses.total["downlink"] == 0
+
+
+async def test_when_the_bridge_ends_its_cameras_are_offline_and_those_that_stopped_stay_so() -> None:
+    other = Presence(topic="cam-2/state", bundle=HASH, width=480, height=360, transport="webrtc", since=1)
+    async with site() as here, here.camera() as camera:
+        async with here.camera("cam-2") as stopping:
+            await stopping.publish(other.topic, other.payload("stopped"), STATE)
+            await until(lambda: bool(retained(here, "cam-2/state")))
+        await camera.publish(PRESENCE.topic, PRESENCE.payload("online"), STATE)
+        await until(lambda: bool(retained(here, "cam-1/state")) and len(here.server.sessions()) == 1)
+        here.bridge.cancel()
+        await until(lambda: retained(here, "cam-1/state")["state"] == "offline")
+        assert retained(here, "cam-2/state")["state"] == "stopped"
+
+
+@pytest.mark.parametrize("filters", [("cam-1/#",), ("cam-1/+",)])
+async def test_a_wide_filter_brings_commands_masks_and_labels_and_not_what_the_camera_says_itself(
+    filters: tuple[str, ...],
+) -> None:
+    async with site() as here, here.camera() as camera:
+        heard = camera.subscribe(*filters)
+        await camera.publish(PRESENCE.topic, PRESENCE.payload("online"), STATE)
+        await until(lambda: bool(retained(here, "cam-1/state").get("path")))
+        await until(lambda: bool(here.server.sessions()[0].filters))
+        await asyncio.sleep(0.05)
+        for last in ("stats", "control", "mask", "labels"):
+            await here.others.publish(f"cam-1/{last}", b"x")
+        assert sorted(message.topic for message in await take(heard, 3)) == [
+            "cam-1/control",
+            "cam-1/labels",
+            "cam-1/mask",
+        ]
+        assert await quiet(heard, 0.1)

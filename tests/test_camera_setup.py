@@ -1,0 +1,80 @@
+"""What a camera is made of, as its settings say, and which settings contradict one another."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_rate_control import MANIFEST
+
+from nodes.camera_setup import open_gate, open_rate, open_window
+from nodes.rate_control import RateControl
+from pipeline.config import CameraSection, CameraSettings, SceneSection, SourceSection, load_settings
+from pipeline.errors import ConfigError
+from pipeline.sources import Origin
+from pipeline.transport.memory import MemoryBroker, MemoryChannel
+
+
+def test_only_a_file_can_be_a_recording(tmp_path: Path) -> None:
+    for url, fast, expected in (("a.mp4", True, True), (str(tmp_path), True, True), ("a.mp4", False, False),
+                                ("rtsp://camera/1", True, False), ("0", True, False)):  # fmt: skip
+        source, bundle = SourceSection(url=url, fast=fast), SimpleNamespace(has_graph=lambda graph: graph == "decode")
+        window = open_window(
+            "cam-1",
+            CameraSection(),
+            source,
+            bundle=bundle,
+            channel=MemoryChannel(MemoryBroker()),  # type: ignore[arg-type]
+        )
+        assert (window is not None) is expected
+
+
+def rate_of(video: object = None, transport: str = "mqtt", **overrides: object) -> RateControl | None:
+    """The rate control that settings ask for, such as `rate__mode`."""
+    values = {name.replace("__", "."): value for name, value in overrides.items()}
+    bundle = SimpleNamespace(manifest=SimpleNamespace(**vars(MANIFEST), default_quality=5))
+    video = video or SimpleNamespace(origin=None)
+    return open_rate(load_settings(CameraSettings, None, values), bundle=bundle, video=video, transport=transport)  # type: ignore[arg-type]
+
+
+def test_unless_it_is_asked_for_there_is_no_rate_control() -> None:
+    assert rate_of() is None
+
+
+def test_a_pinned_rate_needs_no_receipts_and_the_modes_do() -> None:
+    pinned, rule, bandit = rate_of(rate__max_kbit_s=64), rate_of(rate__mode="rule"), rate_of(rate__mode="bandit")
+    assert [one.asks_receipts for one in (pinned, rule, bandit) if one is not None] == [False, True, True]
+
+
+@pytest.mark.parametrize("mode", ["rule", "bandit"])
+def test_nothing_is_chosen_above_what_the_settings_ask_for(mode: str) -> None:
+    origin = Origin(width=640, height=480, fps=12.0)
+    options = {"encoder__quality": 4, "encoder__threshold": 95.0, "rate__start_kbit_s": 1e5}
+    here = rate_of(SimpleNamespace(origin=origin), rate__mode=mode, **options)
+    assert here is not None
+    for _ in range(3):
+        here.admits()
+        point = here.point
+        assert (point.quality <= 4, point.threshold <= 95, point.fps <= 12) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"source__fast": True, "rate__mode": "rule"}, "source.fast"),
+        ({"source__fast": True, "rate__max_kbit_s": 64}, "source.fast"),
+        ({"encoder__price": 8, "encoder__threshold": None, "rate__mode": "bandit"}, "encoder.price"),
+    ],
+)
+def test_settings_that_contradict_rate_control_are_named(overrides: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        rate_of(**overrides)
+
+
+def test_a_gate_is_there_where_it_is_wanted_and_never_for_a_recording() -> None:
+    still, wanted = np.zeros((36, 48, 3), np.uint8), SceneSection(drop_unchanged=True, longest_s=2)
+    assert open_gate(SceneSection(), SourceSection()) is None
+    assert open_gate(wanted, SourceSection(fast=True)) is None
+    gate = open_gate(wanted, SourceSection())
+    assert gate is not None
+    assert [gate.changed(still, at_s) for at_s in (0.0, 1.0, 1.9, 2.0)] == [True, False, False, True]

@@ -1,0 +1,80 @@
+"""Where offers are taken: who is told what when the gateway starts, and who gets in."""
+
+from pathlib import Path
+
+import aiohttp
+import pytest
+from channels import LIMIT_S
+from servers import free_port
+from structlog.testing import capture_logs
+
+from nodes.offers import is_loopback, taking_offers
+from pipeline.config import WebRtcGatewaySection
+from pipeline.errors import ConfigError
+from pipeline.transport import open_channel
+from pipeline.transport.webrtc_address import WebRtcOptions
+
+NO_TEXT = {"Authorization": b"Bearer \xff\xfe".decode(errors="surrogateescape")}
+
+
+def warnings(lines: list[dict[str, object]]) -> list[object]:
+    return [line["event"] for line in lines if line["log_level"] == "warning"]
+
+
+async def started(settings: WebRtcGatewaySection) -> list[object]:
+    """What was warned of while the gateway began to take offers."""
+    with capture_logs() as lines:
+        async with taking_offers(settings, packet_bytes=65_536, changed=lambda: None):
+            pass
+    return warnings(lines)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("127.9.9.9", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_loopback_is_known(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
+
+
+async def test_a_gateway_that_takes_any_camera_from_the_network_says_so(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("cam-1 abc\n")
+    open_to_all = WebRtcGatewaySection(port=free_port(), host="0.0.0.0")
+    assert any("any camera may come" in str(text) for text in await started(open_to_all))
+    assert await started(open_to_all.model_copy(update={"tokens_file": tokens})) == []
+    assert await started(open_to_all.model_copy(update={"host": "127.0.0.1"})) == []
+
+
+async def test_only_a_camera_with_its_token_gets_in(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("cam-1 abc\n")
+    settings = WebRtcGatewaySection(port=free_port(), tokens_file=tokens)
+    async with taking_offers(settings, packet_bytes=65_536, changed=lambda: None) as server:
+        url = f"http://127.0.0.1:{settings.port}/webrtc/cam-1"
+        async with aiohttp.ClientSession() as client:
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic abc"}, NO_TEXT):
+                async with client.post(url, data="v=0", headers=headers) as answer:
+                    assert answer.status == 401
+        options = WebRtcOptions(token="abc")
+        async with open_channel(f"webrtc+http://127.0.0.1:{settings.port}", camera="cam-1", webrtc=options) as camera:
+            await camera.wait_connected(LIMIT_S)
+            assert [session.camera for session in server.sessions()] == ["cam-1"]
+
+
+async def test_a_port_that_is_taken_is_an_error_that_names_the_settings() -> None:
+    settings = WebRtcGatewaySection(port=free_port())
+    async with taking_offers(settings, packet_bytes=65_536, changed=lambda: None):
+        with pytest.raises(ConfigError, match=r"webrtc\.port"):
+            await started(settings)
+    with pytest.raises(ConfigError, match=r"webrtc\.host"):
+        await started(WebRtcGatewaySection(port=free_port(), host="203.0.113.7"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"tokens_file": Path("/nowhere/tokens")}, "/nowhere/tokens"), ({"ice_servers": ("turn:h",)}, "ICE server")],
+)
+async def test_wrong_settings_are_named_at_the_start(changed: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        await started(WebRtcGatewaySection(port=free_port()).model_copy(update=changed))

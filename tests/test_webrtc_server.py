@@ -1,0 +1,423 @@
+"""The gateway's end of WebRTC: who gets in, what a camera may say, and what hostile ones cannot do."""
+
+import asyncio
+import random
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from channels import LIMIT_S, quiet, take, until
+from peers import SWIFT, TOKEN, TOKENS, Air, Site, serving, sockets
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from pipeline.errors import BitstreamError, TransportError
+from pipeline.transport import CONTROL, STATE, Message
+from pipeline.transport.chunks import split
+from pipeline.transport.webrtc_address import WebRtcOptions, parse_webrtc_url
+from pipeline.transport.webrtc_messages import Envelope, Kind, pack_message
+from pipeline.transport.webrtc_peer import LATENT, MESSAGES, Peer
+from pipeline.transport.webrtc_server import WebRtcLimits, token_check
+from pipeline.transport.webrtc_signalling import Answered, post_offer
+
+SDP = {"Content-Type": "application/sdp"}
+LOGIN = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serving() as site:
+        yield site
+
+
+@pytest.fixture
+def air(monkeypatch: pytest.MonkeyPatch) -> Air:
+    return Air(monkeypatch)
+
+
+def drops(reason: str) -> float:
+    return REGISTRY.get_sample_value("maskcast_drops_total", {"node": "webrtc", "reason": reason}) or 0.0
+
+
+def ignore(data: bytes) -> None:
+    pass
+
+
+def new_peer(on_message: Callable[[bytes], None] = ignore) -> Peer:
+    return Peer(SWIFT, on_latent=ignore, on_message=on_message)
+
+
+async def offered(site: Site, peer: Peer, camera: str = "street") -> Answered:
+    address = parse_webrtc_url(f"webrtc+http://127.0.0.1:{site.port}")
+    return await post_offer(address, camera, await peer.offer(), token=TOKENS[camera], tls=None)
+
+
+@asynccontextmanager
+async def stranger(site: Site, on_message: Callable[[bytes], None] = ignore) -> AsyncIterator[Peer]:
+    """A peer that got in as `street` and says what the test wants."""
+    async with new_peer(on_message) as peer:
+        await peer.accept((await offered(site, peer)).text)
+        await peer.opened()
+        await until(lambda: site.server.has("street"))
+        yield peer
+
+
+async def posted(url: str, data: bytes | str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    async with aiohttp.ClientSession() as client, client.post(url, data=data, headers=headers) as answer:
+        await answer.read()
+        return answer.status, dict(answer.headers)
+
+
+@pytest.mark.parametrize(
+    ("camera", "headers", "data", "status", "reason"),
+    [
+        ("Street", LOGIN | SDP, b"v=0", 404, "camera_name"),
+        ("street%2Fx", LOGIN | SDP, b"v=0", 404, "camera_name"),
+        ("street", SDP, b"v=0", 401, "token"),
+        ("street", SDP | {"Authorization": f"Basic {TOKEN}"}, b"v=0", 401, "token"),
+        ("street", SDP | {"Authorization": "Bearer wrong"}, b"v=0", 401, "token"),
+        ("yard", SDP | LOGIN, b"v=0", 401, "token"),
+        ("unknown", SDP | LOGIN, b"v=0", 401, "token"),
+        ("street", LOGIN | {"Content-Type": "application/json"}, b"{}", 415, "content_type"),
+        ("street", LOGIN | SDP, bytes(65 * 1024), 413, "offer_size"),
+        ("street", LOGIN | SDP, b"", 400, "offer"),
+        ("street", LOGIN | SDP, b"\xff\xfe", 400, "offer"),
+        ("street", LOGIN | SDP, b"v=0\r\n", 400, "offer"),
+        ("street", LOGIN | SDP, b"v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\n", 400, "offer"),
+        ("street", LOGIN | SDP, b"m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n" * 2, 400, "offer"),
+    ],
+)
+async def test_offer_is_refused_with_its_reason(
+    site: Site, camera: str, headers: dict[str, str], data: bytes, status: int, reason: str
+) -> None:
+    before = drops(reason)
+    got, answer = await posted(site.url(camera), data, headers)
+    assert got == status
+    assert drops(reason) == before + 1
+    assert ("WWW-Authenticate" in answer) == (status == 401)
+
+
+def test_tokens_of_others_and_unknown_cameras_are_refused() -> None:
+    accepts = token_check({"street": "a", "yard": "b"})
+    assert accepts("street", "a")
+    assert not any(
+        accepts(*each)
+        for each in [("street", "b"), ("street", ""), ("unknown", ""), ("unknown", "\0x"), ("yard", "\udcff")]
+    )
+
+
+async def test_offer_with_too_many_candidates_is_refused() -> None:
+    async with new_peer() as camera, new_peer() as gateway:
+        offer = await camera.offer()
+        candidate = next(line for line in offer.splitlines() if line.startswith("a=candidate"))
+        with pytest.raises(BitstreamError, match="candidates"):
+            await gateway.answer(offer + f"{candidate}\r\n" * 100)
+
+
+async def test_any_offer_is_answered_or_refused_as_one() -> None:
+    async with new_peer() as camera:
+        lines = (await camera.offer()).split("\r\n")
+    for seed in range(60):
+        rng = random.Random(seed)
+        changed = list(lines)
+        for _ in range(3):
+            at = rng.randrange(len(changed))
+            words = changed[at].split(" ")
+            words[rng.randrange(len(words))] = rng.choice(["", "-1", "99999999999", "x"])
+            changed[at] = rng.choice([" ".join(words), changed[at][: rng.randrange(20)], ""])
+        async with new_peer() as gateway:
+            try:
+                await gateway.answer("\r\n".join(changed))
+            except BitstreamError:
+                continue
+
+
+async def test_answer_names_where_the_session_is_ended(site: Site) -> None:
+    async with new_peer() as peer, aiohttp.ClientSession() as client:
+        answered = await offered(site, peer)
+        assert answered.session is not None
+        assert answered.session.path.startswith("/webrtc/street/")
+        await peer.accept(answered.text)
+        await peer.opened()
+        holding = asyncio.create_task(peer.hold())
+        for headers, status in (({}, 401), (LOGIN, 200), (LOGIN, 404)):
+            async with client.delete(answered.session, headers=headers) as answer:
+                assert answer.status == status
+            await until(lambda: site.server.has("street") == (status == 401))  # noqa: B023
+        await holding
+
+
+async def test_two_hundred_offers_at_once_are_bounded_work() -> None:
+    async with serving(limits=WebRtcLimits(offers=4)) as site, new_peer() as peer:
+        offer, before, open_before = await peer.offer(), drops("too_many_offers"), sockets()
+        answers = await asyncio.gather(*[posted(site.url(), offer, LOGIN | SDP) for _ in range(200)])
+        statuses = [status for status, _ in answers]
+        assert set(statuses) == {201, 503}
+        assert statuses.count(503) == drops("too_many_offers") - before
+        assert statuses.count(201) >= 4
+        assert all("Retry-After" in headers for status, headers in answers if status == 503)
+        # Each newer offer of a camera takes the place of the one before.
+        await until(lambda: sockets() < open_before + 30)
+        async with site.channel() as camera:
+            await camera.wait_connected(LIMIT_S)
+
+
+async def test_more_cameras_than_allowed_are_refused_and_known_ones_may_come_again() -> None:
+    async with serving(limits=WebRtcLimits(sessions=1)) as site, site.channel() as street:
+        await street.wait_connected(LIMIT_S)
+        before = drops("too_many_sessions")
+        async with site.channel("yard") as yard:
+            with pytest.raises(TransportError, match="takes no camera now \\(503 too many sessions"):
+                await yard.wait_connected(1.0)
+        assert drops("too_many_sessions") > before
+        site.server._sessions["street"].peer.end("for the test")
+        await until(lambda: not street.connected)
+        await street.wait_connected(LIMIT_S)
+
+
+async def test_half_open_peer_is_closed(air: Air) -> None:
+    before, open_before = drops("half_open"), sockets()
+    async with serving(options=WebRtcOptions(open_s=0.3)) as site, new_peer() as peer:
+        with capture_logs() as lines:
+            assert (await offered(site, peer)).taken
+            await until(lambda: drops("half_open") == before + 1)
+        assert site.server.sessions() == ()
+        assert any("came to nothing" in line["event"] for line in lines)
+    await until(lambda: sockets() <= open_before)
+
+
+async def test_offer_that_comes_to_nothing_leaves_the_session_that_works(site: Site) -> None:
+    async with stranger(site), new_peer() as second:
+        (before,) = site.server.sessions()
+        await offered(site, second)
+        assert site.server.sessions()[0].since_s == before.since_s
+
+
+async def test_new_connection_takes_the_place_of_the_old_one_without_its_will(site: Site) -> None:
+    states = site.server.subscribe("+/state")
+    async with stranger(site) as old:
+        old.send(MESSAGES, pack_message(Envelope(Kind.WILL, "street/state", b"offline", retain=True)))
+        old.send(MESSAGES, pack_message(Envelope(Kind.PUBLISH, "street/state", b"old")))
+        await take(states)
+        async with stranger(site):
+            assert "closed" in await old.hold()
+            assert len(site.server.sessions()) == 1
+            assert await quiet(states)
+
+
+async def test_packet_from_hostile_chunks_only_whole_and_once(site: Site) -> None:
+    packets, before = site.server.subscribe("#"), drops("chunk")
+    packet = random.Random(1).randbytes(40_000)
+    first, second, third = split(9, packet)
+    other, _ = split(10, packet[:20_000])
+    wrong = [b"short", bytes(20_000), struct.pack("!IHH", 1, 5, 5), struct.pack("!IHH", 1, 0, 65_535), second, first]
+    async with stranger(site) as peer:
+        for chunk in (third, second, other, *wrong[:5], first, *wrong[5:]):
+            peer.send(LATENT, chunk)
+        assert await take(packets) == [Message("street/latent", packet)]
+        await until(lambda: drops("chunk") == before + len(wrong))
+        assert await quiet(packets)
+
+
+async def test_packets_begun_and_never_ended_are_given_up(site: Site) -> None:
+    before = drops("incomplete")
+    async with stranger(site) as peer:
+        for sequence in range(20):
+            peer.send(LATENT, split(sequence, bytes(20_000))[0])
+        await until(lambda: drops("incomplete") == before + 16)
+        assert site.server.has("street")
+
+
+@pytest.mark.parametrize("label", [LATENT, MESSAGES])
+async def test_text_is_dropped_and_too_much_of_it_ends_the_session(site: Site, label: str) -> None:
+    before = drops("text")
+    async with stranger(site) as peer:
+        peer._channels[label].send("text")
+        await until(lambda: drops("text") == before + 1)
+        assert site.server.has("street")
+        for _ in range(20):
+            peer._channels[label].send("text")
+        await until(lambda: not site.server.has("street"))
+
+
+@pytest.mark.parametrize("label", ["latent", "messages", "other", ""])
+async def test_channels_that_nobody_wants_are_closed(site: Site, label: str) -> None:
+    before = drops("channel")
+    async with stranger(site) as peer:
+        channel = peer._connection.createDataChannel(label)
+        await until(lambda: channel.readyState == "closed")
+        assert drops("channel") == before + 1
+        packets = site.server.subscribe("+/latent")
+        peer.send(LATENT, split(1, b"still here")[0])
+        assert [message.payload for message in await take(packets)] == [b"still here"]
+
+
+async def test_text_that_is_no_text_ends_one_session_and_nothing_else(site: Site) -> None:
+    async with site.channel("yard") as yard, stranger(site) as peer:
+        await yard.wait_connected(LIMIT_S)
+        channel = peer._channels[MESSAGES]
+        channel.transport._data_channel_queue.append((channel, 51, b"\xff\xfe"))  # 51: a string
+        peer.send(MESSAGES, b"")
+        await until(lambda: not site.server.has("street"))
+        assert site.server.has("yard")
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        Envelope(Kind.PUBLISH, "yard/state", b"x"),
+        Envelope(Kind.PUBLISH, "street/mask", b"x"),
+        Envelope(Kind.PUBLISH, "street/control", b"x"),
+        Envelope(Kind.PUBLISH, "street", b"x"),
+        Envelope(Kind.PUBLISH, "street/state/more", b"x"),
+        Envelope(Kind.PUBLISH, "bundle/../street", b"x"),
+        Envelope(Kind.PUBLISH, "bundle/", b"x"),
+        Envelope(Kind.WILL, "yard/state", b"x", retain=True),
+        Envelope(Kind.WILL, "bundle/0123456789abcdef", b"x"),
+        Envelope(Kind.SUBSCRIBE, "yard/control"),
+        Envelope(Kind.SUBSCRIBE, "+/control"),
+        Envelope(Kind.SUBSCRIBE, "#"),
+        Envelope(Kind.SUBSCRIBE, "streets/control"),
+    ],
+)
+async def test_camera_speaks_and_hears_of_itself_only(site: Site, envelope: Envelope) -> None:
+    heard, before = site.server.subscribe("#"), drops("message")
+    async with stranger(site) as peer:
+        peer.send(MESSAGES, pack_message(envelope))
+        peer.send(MESSAGES, pack_message(Envelope(Kind.PUBLISH, "street/state", b"mine")))
+        assert await take(heard) == [Message("street/state", b"mine")]
+        assert drops("message") == before + 1
+        assert site.server.sessions()[0].filters == frozenset()
+
+
+async def test_camera_may_tell_its_state_its_picture_and_its_bundle(site: Site) -> None:
+    heard = site.server.subscribe("#")
+    topics = ["street/latent", "street/state", "street/preview", f"bundle/{'5e' * 32}"]
+    async with stranger(site) as peer:
+        for topic in topics:
+            peer.send(MESSAGES, pack_message(Envelope(Kind.PUBLISH, topic, b"x")))
+        assert [message.topic for message in await take(heard, 4)] == topics
+
+
+async def test_filters_and_retained_messages_of_a_camera_are_bounded(site: Site) -> None:
+    before = drops("message")
+    async with stranger(site) as peer:
+        for number in range(40):
+            peer.send(MESSAGES, pack_message(Envelope(Kind.SUBSCRIBE, f"street/{number}")))
+        await until(lambda: drops("message") == before + 8)
+        for number in range(20):
+            peer.send(MESSAGES, pack_message(Envelope(Kind.PUBLISH, f"bundle/{number:08x}", b"x", retain=True)))
+        await until(lambda: drops("message") == before + 20)
+        assert len(site.server.sessions()[0].filters) == 32
+        assert len(site.server._retained) == 8
+
+
+async def test_any_message_is_obeyed_or_dropped(site: Site) -> None:
+    async with stranger(site) as peer:
+        rng = random.Random(3)
+        for number in range(300):
+            data = bytearray(pack_message(Envelope(Kind.PUBLISH, "street/state", rng.randbytes(30))))
+            for _ in range(rng.randrange(6)):
+                data[rng.randrange(16)] = rng.randrange(256)
+            peer.send(rng.choice([MESSAGES, LATENT]), bytes(data[: rng.randrange(1, 50)]))
+            if number % 50 == 0:
+                await asyncio.sleep(0.01)
+        states = site.server.subscribe("street/state")
+        peer.send(MESSAGES, pack_message(Envelope(Kind.PUBLISH, "street/state", b"the last word")))
+        async with asyncio.timeout(LIMIT_S):
+            while (await anext(states)).payload != b"the last word":
+                pass
+
+
+async def test_messages_that_never_end_end_the_session(site: Site) -> None:
+    with capture_logs() as lines:
+        async with stranger(site) as peer:
+            transport = peer._channels[LATENT].transport
+            sending, flags = transport._send_chunk, {"flags": 4 | 2}
+
+            async def endless(chunk: object) -> None:
+                """Every fragment a first one of a message whose end does not come."""
+                if type(chunk).__name__ == "DataChunk":
+                    chunk.flags = flags["flags"]  # type: ignore[attr-defined]
+                await sending(chunk)  # type: ignore[arg-type]
+
+            transport._send_chunk = endless  # type: ignore[method-assign]
+            for _ in range(200):
+                if site.server.has("street"):
+                    peer.send(LATENT, bytes(16_000))
+                    await asyncio.sleep(0.01)
+            await until(lambda: not site.server.has("street"))
+    assert any("more than it may" in str(line.get("reason")) for line in lines)
+
+
+async def test_publishing_to_a_camera_that_is_not_there_is_an_error_unless_retained(site: Site) -> None:
+    with pytest.raises(TransportError, match="'street' is not connected"):
+        await site.server.publish("street/control", b"x", CONTROL)
+    await site.server.publish("street/control", b"kept", STATE)
+    messages: list[bytes] = []
+    async with stranger(site, on_message=messages.append) as peer:
+        await site.server.publish("street/mask", b"not subscribed")
+        peer.send(MESSAGES, pack_message(Envelope(Kind.SUBSCRIBE, "street/control")))
+        await until(lambda: len(messages) == 1)
+        assert messages == [pack_message(Envelope(Kind.PUBLISH, "street/control", b"kept", qos=1, retain=True))]
+        assert not site.server.wants("street/mask")
+
+
+async def test_camera_that_does_not_read_is_told_no_more_than_a_bounded_amount(site: Site, air: Air) -> None:
+    async with stranger(site) as peer:
+        peer.send(MESSAGES, pack_message(Envelope(Kind.SUBSCRIBE, "street/#")))
+        await until(lambda: site.server.wants("street/mask"))
+        air.cut()
+        before = drops("slow_camera")
+        with pytest.raises(TransportError, match="camera 'street': the link is too slow"):
+            for _ in range(100):
+                await site.server.publish("street/control", bytes(60_000), CONTROL)
+        assert drops("slow_camera") == before + 1
+        receipts = drops("receipt")
+        await site.server.publish("street/receipt", b"r" * 24)
+        assert drops("receipt") == receipts + 1
+
+
+async def test_sessions_tell_who_is_there_and_over_what(site: Site) -> None:
+    changes: list[int] = []
+    async with serving(changed=lambda: changes.append(1)) as site:
+        packets = site.server.subscribe("+/latent")
+        assert site.server.sessions() == ()
+        async with site.channel("yard") as yard, site.channel() as street:
+            street.subscribe("street/control")
+            await yard.wait_connected(LIMIT_S)
+            await street.wait_connected(LIMIT_S)
+            await street.publish("street/latent", b"12345")
+            await take(packets)
+            first, second = site.server.sessions()
+            assert (first.camera, second.camera) == ("street", "yard")
+            assert (first.packets, first.packet_bytes, first.missing) == (1, 5, 0)
+            assert "host" in first.pair
+            assert "udp <-> host" in first.pair
+            assert REGISTRY.get_sample_value("maskcast_webrtc_sessions") == 2
+        await until(lambda: site.server.sessions() == ())
+        assert len(changes) >= 4
+
+
+async def test_channel_ends_with_its_context(site: Site) -> None:
+    async with serving() as short:
+        messages = short.server.subscribe("#")
+        await short.server.wait_connected(0.1)
+    assert [message async for message in messages] == []
+    assert not short.server.connected
+    with pytest.raises(TransportError):
+        await short.server.publish("street/control", b"x", STATE)
+    with pytest.raises(TransportError):
+        await short.server.wait_connected(0.1)
+
+
+async def test_silent_camera_is_given_up_with_a_warning(site: Site, air: Air) -> None:
+    with capture_logs() as lines:
+        async with stranger(site):
+            air.cut()
+            await until(lambda: not site.server.has("street"))
+    over = [line for line in lines if line["event"] == "camera's WebRTC connection is over"]
+    assert [line["log_level"] for line in over] == ["warning"]
+    assert "nothing heard" in over[0]["reason"]
