@@ -3,9 +3,11 @@
 Losses weigh rare classes and teachers draw in their own style, so the largest logit is not the best guess. The offsets
 are fitted to frames of training, where they are the same as elsewhere: there are K numbers a level, against millions of
 pixels (logit adjustment after Menon et al., ICLR 2021, with the measure itself in the place of the classes' shares).
+Without labels, the teachers' classes stand in for them.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,6 +31,25 @@ def offsets_of(network: SplitSegmenter, data: Labelled) -> NDArray[np.float32]:
     labels = np.concatenate([one for one, _ in seen])
     levels = [np.concatenate([logits[level] for _, logits in seen], 1) for level in range(network.levels)]
     return np.stack([fit_offsets(logits, labels) for logits in levels])
+
+
+def as_taught(data: Labelled, soft: NDArray[np.uint8]) -> Labelled:
+    """The frames labelled with the teachers' likeliest classes, whatever their own labels are.
+
+    Soft labels (N, H/s, W/s, K), the frames' own first. ValueError where they are of fewer frames, or do not cover one.
+    """
+    if len(soft) < len(data):
+        raise ValueError(f"soft labels of {len(soft)} frames for {len(data)}")
+    return replace(data, labels=tuple(map(_likeliest, data.labels, soft)))
+
+
+def _likeliest(shown: NDArray[np.uint8], soft: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The class with the most of (h, w, K), at the size of what is shown (H, W)."""
+    stride = shown.shape[0] // soft.shape[0]
+    if shown.shape != (soft.shape[0] * stride, soft.shape[1] * stride):
+        raise ValueError(f"soft labels {soft.shape} for a frame {shown.shape}")
+    large: NDArray[np.uint8] = soft.argmax(2).astype(np.uint8).repeat(stride, 0).repeat(stride, 1)
+    return large
 
 
 def fit_offsets(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -76,6 +76,15 @@ class TeacherSettings(_Section):
     acquaintance: float = Field(ge=0, le=1, description="share of their batch statistics taken from our frames")
     sharpness: float = Field(gt=0, description="power that the teachers' probabilities are raised to; 1: as they are")
     weight: float = Field(ge=0, description="weight of the distillation term; 0: no teacher needed")
+    lovasz: float = Field(
+        default=0.0, ge=0, description="weight of the Lovasz term with the teachers' likeliest classes"
+    )
+
+    @model_validator(mode="after")
+    def _taught(self) -> "TeacherSettings":
+        if self.lovasz > 0 and self.weight == 0:
+            raise ValueError(f"lovasz is {self.lovasz}, but weight 0: there is no teacher")
+        return self
 
 
 class LossSettings(_Section):

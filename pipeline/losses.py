@@ -18,6 +18,7 @@ class Losses:
     segmentation: Tensor
     lovasz: Tensor
     distillation: Tensor
+    taught_lovasz: Tensor  # with the teachers' likeliest classes
     rate: Tensor
     rate_bpp: Tensor  # the same without weights
 
@@ -68,6 +69,13 @@ def distillation(logits: Tensor, soft: Tensor, class_weights: Tensor, *, sharpne
     weighted = target * class_weights[:, None, None]
     total = -(weighted * logits.log_softmax(1)).sum()
     return total / weighted.sum().clamp_min(1)
+
+
+def likeliest(soft: Tensor, size: tuple[int, int]) -> Tensor:
+    """Soft labels (B, K, h, w) that sum to 0 or 1 -> the class of more than half, void elsewhere (B, *size)."""
+    sparse = F.interpolate(soft, size, mode="nearest-exact")
+    share, labels = sparse.max(1)
+    return torch.where(share > 0.5, labels, VOID).byte()
 
 
 def class_shares(labels: Tensor, classes: int, size: tuple[int, int]) -> Tensor:

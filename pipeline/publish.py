@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline import evaluation
 from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, load_bundle
-from pipeline.class_offsets import offsets_of
+from pipeline.class_offsets import as_taught, offsets_of
 from pipeline.context_fitting import DEFAULT_EFFORT, Effort
 from pipeline.datasets import Classes, Labelled
 from pipeline.errors import ConfigError
@@ -19,6 +19,7 @@ from pipeline.layouts import LAYOUTS
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.training import load_trained
 
+SOFT_LABELS = "soft_labels.npy"  # as training leaves them in the run's folder
 _DEFAULT_BPP = 0.05  # what the default level may cost: 1080 bytes per frame of 480x360
 
 
@@ -50,7 +51,7 @@ def publish(
     network = load_trained(origin.experiment, origin.run, len(described.classes))
     shown, learned = _frames(origin, split), _frames(origin, origin.experiment.data.split)
     description = _description(origin, described, shown.labels[0].shape, split)
-    offsets = _offsets(origin, network, learned, len(described.classes))
+    offsets = _offsets(origin, network, learned)
     bundle = export(
         network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
     )
@@ -86,16 +87,26 @@ def publish_whole(origin: Origin, path: Path) -> None:
     network = load_trained(origin.experiment, origin.run, len(described.classes))
     learned = _frames(origin, origin.experiment.data.split)
     height, width = learned.labels[0].shape
-    offsets = _offsets(origin, network, learned, len(described.classes))
+    offsets = _offsets(origin, network, learned)
     export_whole(network, path, width=width, height=height, class_offsets=offsets)
 
 
-def _offsets(origin: Origin, network: SplitSegmenter, learned: Labelled, classes: int) -> NDArray[np.float32]:
-    """What is added to the classes' logits (L, K): nothing where no label was to be looked at."""
+def _offsets(origin: Origin, network: SplitSegmenter, learned: Labelled) -> NDArray[np.float32]:
+    """What is added to the classes' logits (L, K), by the labels, or by the teachers where labels were not looked at.
+
+    ConfigError where a run without labels has no soft labels of its frames.
+    """
     loss = origin.experiment.loss
-    if loss.labels + loss.lovasz == 0:
-        return np.zeros((network.levels, classes), np.float32)
-    return offsets_of(network, learned)
+    return offsets_of(network, as_taught(learned, _soft(origin)) if loss.labels + loss.lovasz == 0 else learned)
+
+
+def _soft(origin: Origin) -> NDArray[np.uint8]:
+    """The soft labels that a run learned from (N, h, w, K), those of the data set's frames first."""
+    path = origin.run / SOFT_LABELS
+    if not path.is_file():
+        raise ConfigError(f"run {origin.run}: no {SOFT_LABELS}, and labels are not looked at; copy it from --cache")
+    stored: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return stored
 
 
 def mark_default(levels: list[QualityLevel]) -> list[QualityLevel]:

@@ -61,7 +61,7 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch, *, learning: float, rise: float, decay: float) -> Tensor:
-        """One step; returns (5,): cross entropy, Lovasz term, distillation, bits per pixel, norm of the gradient.
+        """One step; returns (5,): cross entropy, Lovasz terms, distillation, bits per pixel, norm of the gradient.
 
         `learning` is the share of the peak learning rates, `rise` that of the rate's weight, `decay` the average's.
         Raises TrainingDiverged when a gradient is not finite.
@@ -110,6 +110,7 @@ class Step:
             settings.loss.labels * terms.segmentation
             + settings.loss.lovasz * terms.lovasz
             + settings.teacher.weight * terms.distillation
+            + settings.teacher.lovasz * terms.taught_lovasz
             + self._rise * terms.rate
         )
         optimiser.zero_grad(set_to_none=True)
@@ -121,7 +122,8 @@ class Step:
         nn.utils.clip_grads_with_norm_(network.parameters(), settings.schedule.clip_norm, norm)
         optimiser.step()
         self._update_average()
-        logged = (terms.segmentation, terms.lovasz, terms.distillation, terms.rate_bpp, norm)
+        lovasz = terms.lovasz + terms.taught_lovasz
+        logged = (terms.segmentation, lovasz, terms.distillation, terms.rate_bpp, norm)
         return torch.stack([term.detach() for term in logged])
 
     def _losses(self, batch: Batch) -> losses.Losses:
@@ -129,7 +131,7 @@ class Step:
         with torch.autocast(images.device.type, torch.bfloat16):
             seen = self._trainee.network(images, batch.quality)
         logits, settings = seen.logits.float(), self._experiment.loss
-        segmentation = lovasz = soft_term = logits.new_zeros(())
+        segmentation = lovasz = soft_term = taught_lovasz = logits.new_zeros(())
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]
             full = upsample(logits, height, width)
@@ -141,9 +143,12 @@ class Step:
             at_soft = F.interpolate(logits, batch.soft.shape[-2:], mode="bilinear", align_corners=False)
             sharpness = self._experiment.teacher.sharpness
             soft_term = losses.distillation(at_soft, batch.soft, self._class_weights, sharpness=sharpness)
+            if self._experiment.teacher.lovasz > 0:
+                guessed = losses.likeliest(batch.soft, (logits.shape[-2], logits.shape[-1]))
+                taught_lovasz = losses.lovasz_softmax(logits, guessed)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
         weighted = (self._rate_weights[batch.quality] * bpp).mean()
-        return losses.Losses(segmentation, lovasz, soft_term, rate=weighted, rate_bpp=bpp.mean())
+        return losses.Losses(segmentation, lovasz, soft_term, taught_lovasz, rate=weighted, rate_bpp=bpp.mean())
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.accuracy import VOID, confusion, mean_iou
-from pipeline.class_offsets import fit_offsets, offsets_of
+from pipeline.class_offsets import as_taught, fit_offsets, offsets_of
 from pipeline.datasets import Labelled, camvid
 from pipeline.models.split_segmenter import levels_like
 from pipeline.training import load_trained
@@ -87,6 +87,24 @@ def test_labels_may_be_void_altogether(tiny_camvid: Path, tiny_run: Path) -> Non
     data = camvid(tiny_camvid, "train")
     nothing = replace(data, labels=[np.full_like(labels, VOID) for labels in data.labels])
     assert not offsets_of(network, nothing).any()
+
+
+def test_frames_are_told_what_their_teachers_hold_likeliest(tiny_camvid: Path) -> None:
+    data = camvid(tiny_camvid, "train")
+    soft = np.zeros((len(data) + 1, tiny.HEIGHT // 2, tiny.WIDTH // 2, tiny.CLASSES), np.uint8)
+    soft[..., tiny.SKY], soft[1, 0, 3, tiny.CAR] = 100, 155
+    taught = as_taught(data, soft)
+    assert taught.images is data.images
+    assert all(one.shape == labels.shape for one, labels in zip(taught.labels, data.labels, strict=True))
+    assert not taught.labels[0].any()
+    assert (taught.labels[1] == tiny.CAR).sum() == 4
+    assert (taught.labels[1][:2, 6:8] == tiny.CAR).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 48), (8, 32, 40)], ids=["too few frames", "another size"])
+def test_soft_labels_of_other_frames_are_refused(tiny_camvid: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="soft labels"):
+        as_taught(camvid(tiny_camvid, "train"), np.zeros((*shape, tiny.CLASSES), np.uint8))
 
 
 @torch.no_grad()

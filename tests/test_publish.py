@@ -11,7 +11,7 @@ import torch
 
 from pipeline import publish as module
 from pipeline.bundle import Bundle, QualityLevel, load_bundle
-from pipeline.class_offsets import offsets_of
+from pipeline.class_offsets import as_taught, offsets_of
 from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluate
@@ -93,11 +93,30 @@ def test_decoder_adds_the_offsets_that_were_fitted_level_by_level(
         assert np.allclose(added, offsets[level], atol=0.02)
 
 
-def test_a_network_that_saw_no_labels_has_no_offsets(tiny_camvid: Path, tiny_run: Path) -> None:
+def label_free(data: Path, run: Path) -> Origin:
+    """The run, as if it had looked at no labels."""
     blind = tiny.experiment(loss={"labels": 0.0, "lovasz": 0.0}, teacher={"weight": 1.0})
+    return replace(origin(data, run), experiment=blind)
+
+
+def test_offsets_of_a_run_without_labels_are_by_what_its_teachers_said(
+    tiny_camvid: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    network, data = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES), camvid(tiny_camvid, "train")
+    void = replace(data, labels=tuple(np.full_like(labels, tiny.VOID) for labels in data.labels))
+    one_hot = np.eye(tiny.CLASSES, dtype=np.uint8)
+    opinions = np.stack([one_hot[labels[::2, ::2] % tiny.CLASSES] for labels in data.labels])
+    of_frames_beside = opinions[::-1]
+    np.save(tmp_path / module.SOFT_LABELS, np.concatenate([opinions, of_frames_beside]))
+    offsets = module._offsets(label_free(tiny_camvid, tmp_path), network, void)
+    assert np.array_equal(offsets, offsets_of(network, as_taught(data, opinions)))
+    assert offsets.any()
+
+
+def test_a_run_without_labels_needs_its_soft_labels(tiny_camvid: Path, tiny_run: Path, tmp_path: Path) -> None:
     network = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES)
-    made = replace(origin(tiny_camvid, tiny_run), experiment=blind)
-    assert not module._offsets(made, network, camvid(tiny_camvid, "train"), tiny.CLASSES).any()
+    with pytest.raises(ConfigError, match="soft_labels"):
+        module._offsets(label_free(tiny_camvid, tmp_path), network, camvid(tiny_camvid, "train"))
 
 
 def test_published_bundle_loads(published: Bundle) -> None:
