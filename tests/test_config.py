@@ -208,11 +208,11 @@ def test_a_token_is_not_shown_and_gets_into_no_error() -> None:
     assert settings.webrtc.token.get_secret_value() == "secret"
     assert "secret" not in repr(settings) + str(settings.model_dump()) + settings.model_dump_json()
     assert "secret" not in sentence(CameraSettings, None, {"webrtc.token": ["secret"]})
-    assert "secret" not in sentence(CameraSettings, None, {"uplink": "webrtc://secret@host:9112"})
+    assert "secret" not in sentence(CameraSettings, None, {"uplink": "webrtc://secret@host:8090"})
 
 
 @pytest.mark.parametrize(
-    "uplink", ["mqtt://a:b@broker", "mqtts://broker", "memory://", "webrtc+http://t@gate:9112", "webrtc+https://gate"]
+    "uplink", ["mqtt://a:b@broker", "mqtts://broker", "memory://", "webrtc+http://t@gate:8090", "webrtc+https://gate"]
 )
 def test_an_uplink_of_each_kind_is_taken(uplink: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKCAST_UPLINK", uplink)

@@ -17,7 +17,7 @@ from pipeline.transport.webrtc_address import (
 @pytest.mark.parametrize(
     ("url", "address", "base"),
     [
-        ("webrtc+http://gate", WebRtcAddress("gate", 9112), "http://gate:9112"),
+        ("webrtc+http://gate", WebRtcAddress("gate", 8090), "http://gate:8090"),
         ("webrtc+http://t%40k@gate:81/", WebRtcAddress("gate", 81, token="t@k"), "http://gate:81"),
         ("webrtc+https://t@gate", WebRtcAddress("gate", 443, token="t", tls=True), "https://gate:443"),
         ("webrtc+http://[::1]:80", WebRtcAddress("::1", 80), "http://[::1]:80"),

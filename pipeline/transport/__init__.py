@@ -108,7 +108,7 @@ def open_channel(
         return _webrtc_channel(url, camera=camera, will=will, options=webrtc, buffer=buffer, on_drop=on_drop)
     raise ConfigError(
         f"channel address of kind {scheme[:20]!r}: write mqtt://host:1883, mqtts://host:8883, "
-        "webrtc+http://host:9112 or memory://"
+        "webrtc+http://host:8090 or memory://"
     )
 
 

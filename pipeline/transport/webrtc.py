@@ -36,8 +36,8 @@ class WebRtcChannel:
 
     Entering does not wait for the gateway. The will is published, retained, when this process dies without closing;
     the gateway ends an older session of the same camera. Attempts begin `retry_s` to `retry_ceiling_s` apart, twice
-    as long each time, or `refused_retry_s` where the token was refused. It may publish only under
-    `<camera>/` (`latent`, `state`, `preview`) and `bundle/`, and read only what is under `<camera>/`.
+    as long each time, or `refused_retry_s` where the gateway says no or another took our place. It may publish only
+    under `<camera>/` (`latent`, `state`, `preview`) and `bundle/`, and read only what is under `<camera>/`.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from pipeline.errors import ConfigError
 
 SCHEMES = ("webrtc+http", "webrtc+https")
-_PORTS = {"webrtc+http": 9112, "webrtc+https": 443}
+_PORTS = {"webrtc+http": 8090, "webrtc+https": 443}
 _ICE_SCHEMES = ("stun", "turn", "turns")
 
 
@@ -28,7 +28,9 @@ class WebRtcOptions:
     token: str | None = field(default=None, repr=False)
     ice_servers: tuple[IceServer, ...] = ()
     relay_only: bool = False  # only through the TURN server, as a network that lets nothing else through needs
-    open_s: float = 10.0  # from the answer to two open channels
+    # From the answer to two open channels. Usually ten round trips; where an INIT ACK of each end is lost, aiortc's
+    # two ends wait for ever (its INITs carry a tag the second time), and only another attempt helps.
+    open_s: float = 10.0
     silence_s: float = 4.0  # nothing heard for so long: the other end is gone; each says something once a second
     packet_bytes: int = 1024 * 1024  # the longest packet
 
@@ -73,11 +75,11 @@ def parse_webrtc_url(url: str) -> WebRtcAddress:
         (host or "").encode("idna")
     except ValueError as error:
         raise ConfigError(
-            "WebRTC address: host or port cannot be read; write webrtc+http://token@host:9112, "
+            "WebRTC address: host or port cannot be read; write webrtc+http://token@host:8090, "
             "with / ? # @ : in the token percent-encoded"
         ) from error
     if parts.scheme not in _PORTS or not host:
-        raise ConfigError("WebRTC address: write webrtc+http://host:9112 or webrtc+https://host")
+        raise ConfigError("WebRTC address: write webrtc+http://host:8090 or webrtc+https://host")
     if parts.path not in ("", "/") or parts.fragment:
         raise ConfigError(f"WebRTC address of {host}: nothing may follow the port but ?ca=")
     if parts.password is not None:

@@ -42,10 +42,10 @@ class WebRtcLimits:
 class WebRtcServer:
     """Channel to all cameras that connect over WebRTC; `routes` are to be mounted on an aiohttp application.
 
-    `accepts` tells whether a camera's token is right; the token of an offer without one is empty. A new offer of a
-    camera ends its old session. What a camera says is under its own name, or `bundle/`; what is published here goes to
-    the camera that the topic begins with, if it subscribed. `changed` is called when a camera came, went, or changed
-    what it wants.
+    `accepts` tells whether a camera's token is right; the token of an offer without one is empty. A new session of a
+    camera ends its old one once its data channels are open. What a camera says is under its own name, or `bundle/`;
+    what is published here goes to the camera that the topic begins with, if it subscribed. `changed` is called when a
+    camera came, went, or changed what it wants.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class WebRtcServer:
         self._retained: dict[str, bytes] = {}
         self._sessions: dict[str, CameraSession] = {}  # by camera
         self._begun: dict[str, CameraSession] = {}  # whose data channels are not open yet
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each of these, and for each offer
         self._offers = 0
         self._changed = changed
         self._outlet = Outlet(publish=self._take, subscribed=self._send_retained, changed=changed)
@@ -81,8 +82,8 @@ class WebRtcServer:
     ) -> None:
         self._entered, self._closed = False, True
         self._readers.close()
-        for session in (*self._sessions.values(), *self._begun.values()):
-            session.peer.end("the gateway stops")
+        for task in self._tasks:
+            task.cancel()
         # The body's own error goes up as it is, not inside a group.
         await self._group.__aexit__(None, None, None)
 
@@ -175,7 +176,9 @@ class WebRtcServer:
     async def _admit(self, session: CameraSession, offer: str) -> str:
         """Begin a session; returns the answer to its offer, or raises the refusal."""
         answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._group.create_task(self._serve(session, offer, answered), name=f"webrtc {session.camera}")
+        task = self._group.create_task(self._serve(session, offer, answered), name=f"webrtc {session.camera}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             return await asyncio.shield(answered)
         except BitstreamError as error:
@@ -192,7 +195,8 @@ class WebRtcServer:
                 if await self._opened(session):
                     await self._hold(session)
         except (BitstreamError, TransportError) as error:
-            answered.set_exception(error)
+            if not answered.done():
+                answered.set_exception(error)
         finally:
             answered.cancel()
 
