@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -25,6 +26,7 @@ from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceEr
 from pipeline.transport import STATE, Channel
 
 STOP_TIMEOUT_S = 8.0  # container engines kill after 10
+_LEAVE_S = 1.0
 _CONNECT_POLL_S = 60.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WRONG_CALL = (ConfigError, SourceError, BundleMismatch)
@@ -38,14 +40,18 @@ log = structlog.get_logger()
 def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S, *, debug: bool = False) -> int:
     """Run a node until it ends or is told to stop; returns the exit code, after a sentence if not 0."""
     set_up_logging(level=settings.log.level, format=settings.log.format)
+    leaving = threading.Timer(_LEAVE_S, _leave)
+    leaving.daemon = True
     try:
-        asyncio.run(_until_stopped(main(settings)))
+        asyncio.run(_until_stopped(main(settings), leaving.start))
     except KeyboardInterrupt:
         return 1
     except Exception as error:
         if debug:
             traceback.print_exception(error)
         return _report(error)
+    finally:
+        leaving.cancel()
     return 0
 
 
@@ -206,8 +212,8 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for the work's end; a signal cancels it, and a second one is left to Python."""
+async def _until_stopped(work: Coroutine[Any, Any, None], leave: Callable[[], None]) -> None:
+    """Wait for the work's end, and say when all is done; a signal cancels it, and a second one is left to Python."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
@@ -225,6 +231,13 @@ async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
         os._exit(1)  # a thread that hangs would hold up every other way out
     if not working.cancelled():
         working.result()
+    leave()
+
+
+def _leave() -> None:
+    """End the process, all being done, where a name lookup holds up asyncio: nothing can end that one."""
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _report(error: Exception) -> int:

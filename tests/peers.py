@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aioice import ice, stun
+from channels import until
+from prometheus_client import REGISTRY
 from servers import free_port
 
 from pipeline.transport.webrtc import WebRtcChannel
-from pipeline.transport.webrtc_address import WebRtcOptions
+from pipeline.transport.webrtc_address import WebRtcOptions, parse_webrtc_url
+from pipeline.transport.webrtc_peer import Peer
 from pipeline.transport.webrtc_server import WebRtcServer, token_check
+from pipeline.transport.webrtc_signalling import Answered, post_offer
 
 TOKEN = "token-of-street"
 TOKENS = {"street": TOKEN, "yard": "token-of-yard"}
@@ -52,6 +56,36 @@ async def serving(port: int | None = None, **options: Any) -> AsyncIterator[Site
             yield Site(server, port)
         finally:
             await runner.cleanup()
+
+
+def drops(reason: str) -> float:
+    """How many things the gateway's end threw away so far, for this reason."""
+    return REGISTRY.get_sample_value("maskcast_drops_total", {"node": "webrtc", "reason": reason}) or 0.0
+
+
+def ignore(data: bytes) -> None:
+    """Whatever came."""
+
+
+def new_peer(on_message: Callable[[bytes], None] = ignore) -> Peer:
+    """A bare end of a connection, to be entered."""
+    return Peer(SWIFT, on_latent=ignore, on_message=on_message)
+
+
+async def offered(site: Site, peer: Peer, camera: str = "street") -> Answered:
+    """What the site says to the peer's offer."""
+    address = parse_webrtc_url(f"webrtc+http://127.0.0.1:{site.port}")
+    return await post_offer(address, camera, await peer.offer(), token=TOKENS[camera], tls=None)
+
+
+@asynccontextmanager
+async def stranger(site: Site, on_message: Callable[[bytes], None] = ignore) -> AsyncIterator[Peer]:
+    """A peer that got in as `street` and says what the test wants."""
+    async with new_peer(on_message) as peer:
+        await peer.accept((await offered(site, peer)).text)
+        await peer.opened()
+        await until(lambda: site.server.has("street"))
+        yield peer
 
 
 class Air:

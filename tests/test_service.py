@@ -142,6 +142,28 @@ service.run(main, NodeSettings())
     assert time.monotonic() - began_s < 20
 
 
+def test_a_name_lookup_that_hangs_does_not_hold_up_a_node_that_is_done() -> None:
+    script = """
+import asyncio, os, signal, time
+from nodes import service
+from pipeline.config import NodeSettings
+
+async def main(settings):
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+    asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("closed")
+
+service.run(main, NodeSettings())
+"""
+    began_s = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=80)
+    assert (result.returncode, result.stdout) == (0, "closed\n")
+    assert time.monotonic() - began_s < 20
+
+
 def test_logs_are_json_where_no_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(level="info", format="auto")
     log = structlog.get_logger()

@@ -262,8 +262,11 @@ class WebRtcChannel:
                 await self._bye.wait()
 
     async def _leave(self, answered: Answered) -> None:
-        """When it is our wish that ends the session, say so; a lost one is replaced by the next offer."""
-        if self._closed and answered.session is not None:
+        """When it is our wish that ends the session, say so; a lost one is replaced by the next offer.
+
+        A bye that was answered has said it, and who answered may be gone by now.
+        """
+        if self._closed and not self._bye.is_set() and answered.session is not None:
             with suppress(TransportError):
                 await delete_session(answered.session, token=self._token, tls=self._tls)
 
