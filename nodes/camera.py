@@ -122,6 +122,8 @@ class Camera:
             with metrics.STAGE_SECONDS.labels("encode").time():
                 encoded = await self._lane.run(self._encode_frame, frame)
             if encoded is None:
+                if self._rate is not None:
+                    self._rate.unchanged()
                 self._pass_over("unchanged")
                 continue
             if self._window is not None:

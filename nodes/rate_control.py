@@ -114,6 +114,10 @@ class RateControl:
             now_s,
         )
 
+    def unchanged(self) -> None:
+        """Take note of a frame that showed nothing new: the mask that stands is as good as its own would be."""
+        self._chooser.unchanged(self._clock())
+
     def left(self, frame: FrameId, size_bytes: int) -> None:
         """Take note of a packet that was handed to the channel."""
         self._meter.sent(frame, size_bytes, self._clock())

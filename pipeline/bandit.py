@@ -38,7 +38,7 @@ FEATURES = (
     *("use", "use, queue", "over", "over, unrest", "key time", "warps, loss", "frames, loss", "level"),
 )
 # Made by `python benchmarks/rate_control.py --fit --seeds 4`: means over 12 runs on the training links, the sample's.
-PRIOR_WEIGHTS = (-3.70, -2.72, 1.32, -0.19, 2.16, -0.93, -0.34, -0.90, -5.39, 0.22, 0.10, -0.62)
+PRIOR_WEIGHTS = (-3.32, -2.67, 0.70, 0.31, 2.62, -0.20, -0.77, -0.58, -4.66, -0.18, -0.12, -1.09)
 PRIOR_DEVIATION = 1.0  # percent for a feature of 1
 
 

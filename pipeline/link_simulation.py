@@ -137,7 +137,7 @@ class _Gateway:
         return Receipt(frame, self._packets, self._bytes, self._clock_ms(self._arrived_s), held_ms)
 
 
-class _Simulation:
+class Simulation:
     """What happens next, by time; a packet's sequence is its place in `sizes` and `arrivals`."""
 
     def __init__(self, trace: Trace, rng: random.Random, settings: Settings) -> None:
@@ -211,7 +211,7 @@ class _Simulation:
 
 def simulate(sender: Sender, trace: Trace, settings: Settings) -> list[Record]:
     """Let a camera send along a trace; one record per frame, the same for the same seed."""
-    run = _Simulation(trace, random.Random(settings.seed), settings)
+    run = Simulation(trace, random.Random(settings.seed), settings)
     frames = []
     for index in range(round(settings.seconds * settings.fps)):
         now_s = index / settings.fps

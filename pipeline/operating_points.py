@@ -23,7 +23,7 @@ _LEVEL_LOSS = 0.65  # see level_losses
 _SAME_RATE = 1.05
 _USUAL_CHANGE, _USUAL_SPEED, _USUAL_WARP = 12.0, 50.0, 90.0  # until frames were sent; percent, px/s, bytes
 _LEARN, _NEIGHBOUR = 0.1, 0.7  # weight of a new frame; how far it tells of the level beside its own
-_SHARE_STEP, _SHARE_LIMIT = 0.05, 1.5
+_SHARE_STEP, _SHARE_LIMIT = 0.15, 1.5
 _LEAST_PART, _MOST_CHANGE = 0.3, 200.0
 _SCENES = tuple(product((4.0, 10.0, 25.0), (0.0, 40.0, 120.0)))  # change and speed; what is best in none is left out
 
@@ -73,7 +73,7 @@ class CostModel:
         self._usual = {level: usual_bytes(manifest, level) for level in self._losses}
         self._scale = dict.fromkeys(self._losses, 0.0)  # log of what KEYs take, as a share of the usual
         self._warp_bytes, self._change, self._speed = _USUAL_WARP, _USUAL_CHANGE, _USUAL_SPEED
-        self._often: dict[float, float] = {}  # log of how much more often KEYs come than expected, by threshold
+        self._often = 0.0  # log of how much more often KEYs come than expected
         self._ages = np.arange(longest_age + 1, dtype=np.float64) ** AGE_POWER
         self._ages = np.cumsum(self._ages) / np.arange(1, longest_age + 2)  # means over a key's life in frames
 
@@ -115,9 +115,8 @@ class CostModel:
             self._scale[level] += 2 * _LEARN * _NEIGHBOUR ** abs(level - quality) * (seen - self._scale[level])
 
     def _note_share(self, point: OperatingPoint, *, keyed: bool) -> None:
-        before = self._often.get(point.threshold, 0.0)
         step = _SHARE_STEP * (keyed - self.key_share(point))
-        self._often[point.threshold] = min(max(before + step, -_SHARE_LIMIT), _SHARE_LIMIT)
+        self._often = min(max(self._often + step, -_SHARE_LIMIT), _SHARE_LIMIT)
 
     def key_bytes(self, quality: int) -> float:
         """Of the packet, expected."""
@@ -134,7 +133,7 @@ class CostModel:
             return 1.0
         within = (100 - point.threshold) ** 2 - 2 * self._losses[point.quality] ** 2
         life_s = math.pow(math.sqrt(max(within, 0.0)) / self._change, 1 / AGE_POWER)
-        often = math.exp(self._often.get(point.threshold, 0.0))
+        often = math.exp(self._often)
         return min(max(often / (1 + life_s * point.fps), least), 1.0)
 
     def packet_bytes(self, point: OperatingPoint) -> float:
@@ -210,29 +209,33 @@ def _pareto(points: Iterable[OperatingPoint], costs: CostModel) -> Iterator[Oper
             yield point
 
 
-_GAIN = 0.2  # percent; less is not worth a change, which as a rule costs a KEY
-_ROOM = 1.1  # for what is better
-_SHARE = 0.85  # of what the link takes: the last bits bring little, and queue up when it takes less
-_WAIT_S = 1.5  # that it has to stay better for
+_GAIN = 0.1  # percent; less is not worth a change, which as a rule costs a KEY
+_ROOM = 1.05  # for what is better
+_WAIT_S = 0.75  # that it has to stay better for
+_STRIDE = 1.6  # of the rate, to ask the link for: with smaller steps it takes long to fill one that grew
+_FILL = 0.5  # percent for e times the bits: what the link has to spare may as well be used
+_KEY_S = 0.15  # that the link takes for a KEY at most, where there is a choice
 SLACK = 0.95  # a target so much lower than what is expected is still kept to: it sways
 _LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A point, what it is expected to take and to show, and what that is worth."""
+    """A point, what it is expected to take and to show, what that is worth, and its rank in the rule's order."""
 
     point: OperatingPoint
     kbit_s: float
     shown: Shown
     value: float
+    rank: float
 
 
 class Ladder:
-    """The rule's choice: the best that the link takes; worse at once when the link takes less, better only in time.
+    """The rule's choice: the best masks that the link has room for; worse at once when it has less, better in time.
 
-    Looks at all points four times a second; `point` holds in between. A change of level costs a KEY, so that small
-    gains are left alone.
+    It fills the link, as video calls do: that larger packets take longer, and what bits are worth, it leaves to those
+    who learn. Looks at all points four times a second; `point` holds in between. A change of level costs a KEY, so
+    that small gains are left alone.
     """
 
     def __init__(self, points: Sequence[OperatingPoint], costs: CostModel) -> None:
@@ -245,7 +248,6 @@ class Ladder:
 
     def update(self, target_kbit_s: float, now_s: float, *, latency_s: float) -> OperatingPoint:
         """The point for the next frame, by what the link takes and how long a packet of no size is on its way."""
-        target_kbit_s *= _SHARE
         kept = self.costs.expected_kbit_s(self.point) * SLACK <= target_kbit_s
         if kept and now_s < self._looked_s + _LOOK_S:
             return self.point
@@ -256,10 +258,10 @@ class Ladder:
             current = self._within(target_kbit_s)
         else:
             best = self._within(target_kbit_s / _ROOM)
-            if best.value < current.value + _GAIN:
+            if best.rank < current.rank + _GAIN:
                 self._better_s = math.inf
             self._better_s = min(self._better_s, now_s)
-            if best.value >= current.value + _GAIN and now_s >= self._better_s + _WAIT_S:
+            if best.rank >= current.rank + _GAIN and now_s >= self._better_s + _WAIT_S:
                 current = best
         if current.point != self.point:
             self.point, self._better_s = current.point, math.inf
@@ -272,15 +274,20 @@ class Ladder:
 
     def _offer(self, point: OperatingPoint, target_kbit_s: float, latency_s: float) -> Offer:
         shown = self.costs.expected(point, latency_s=latency_s, link_kbit_s=target_kbit_s)
-        return Offer(point, shown.kbit_s, shown, reward(shown).total)
+        at_once = reward(self.costs.expected(point, latency_s=latency_s))
+        return Offer(point, shown.kbit_s, shown, reward(shown).total, at_once.quality + _FILL * math.log(shown.kbit_s))
 
     def _within(self, kbit_s: float) -> Offer:
-        """The best offer that takes no more, else the one that takes least."""
+        """The first in rank that takes no more, else the one that takes least."""
         fitting = [one for one in self.offers if one.kbit_s <= kbit_s]
-        return max(fitting, key=lambda one: one.value) if fitting else min(self.offers, key=lambda one: one.kbit_s)
+        prompt = [one for one in fitting if self.costs.key_bytes(one.point.quality) <= kbit_s * 125 * _KEY_S]
+        if not fitting:
+            return min(self.offers, key=lambda one: one.kbit_s)
+        return max(prompt or fitting, key=lambda one: one.rank)
 
 
 def next_better(current: Offer, offers: Iterable[Offer]) -> float | None:
-    """What the link has to give, in kbit/s, for the next better point; None where there is none."""
-    better = [one.kbit_s for one in offers if one.value >= current.value + _GAIN and one.kbit_s > current.kbit_s]
-    return min(better) * _ROOM / _SHARE if better else None
+    """What the link has to give, in kbit/s, for the next clear step up; None where there is none."""
+    better = [one.kbit_s for one in offers if one.rank >= current.rank + _GAIN and one.kbit_s > current.kbit_s]
+    clear = [kbit_s for kbit_s in better if kbit_s >= _STRIDE * current.kbit_s]
+    return _ROOM * min(clear, default=max(better)) if better else None

@@ -129,13 +129,31 @@ def test_the_choice_keeps_within_the_rate(manifest: Manifest, target: float) -> 
     assert point.fps >= 5
 
 
-def test_more_rate_is_never_worth_less(manifest: Manifest) -> None:
-    values = []
-    for target in (20.0, 40.0, 80.0, 160.0, 320.0, 640.0):
+def test_what_the_link_has_to_spare_is_used_and_gives_no_worse_masks(manifest: Manifest) -> None:
+    qualities, used = [], []
+    for target in (20.0, 40.0, 80.0, 160.0, 320.0):
         rule = ladder(manifest)
         point = follow(rule, target, start_s=0, seconds=5)[-1]
-        values.append(reward(rule.costs.expected(point, latency_s=0.08)).total)
-    assert values == sorted(values)
+        qualities.append(reward(rule.costs.expected(point, latency_s=0.08)).quality)
+        used.append(rule.costs.expected_kbit_s(point) / target)
+    assert qualities == sorted(qualities)
+    assert min(used) > 0.7
+
+
+def test_no_key_takes_the_link_long_where_there_is_a_choice(manifest: Manifest) -> None:
+    for target in (40.0, 100.0, 400.0):
+        rule = ladder(manifest)
+        point = follow(rule, target, start_s=0, seconds=5)[-1]
+        assert rule.costs.key_bytes(point.quality) * 8 / 1000 / target <= 0.15
+
+
+def test_a_link_is_asked_for_a_clear_step_up_as_long_as_there_is_one(manifest: Manifest) -> None:
+    rule = ladder(manifest)
+    point = follow(rule, 40.0, start_s=0, seconds=5)[-1]
+    assert rule.wanted_kbit_s is not None
+    assert 1.5 < rule.wanted_kbit_s / rule.costs.expected_kbit_s(point) < 2.5
+    follow(rule, 1e4, start_s=5, seconds=5)
+    assert rule.wanted_kbit_s is None
 
 
 def test_worse_at_once_and_better_only_in_time(manifest: Manifest) -> None:
@@ -144,7 +162,7 @@ def test_worse_at_once_and_better_only_in_time(manifest: Manifest) -> None:
     bad = rule.update(50.0, 5.0, latency_s=0.08)
     assert rule.costs.expected_kbit_s(bad) <= 50
     after = follow(rule, 600.0, start_s=5.04, seconds=4)
-    assert after[round(1.2 * 25)] == bad
+    assert after[round(0.6 * 25)] == bad
     assert after[-1] == good
 
 

@@ -50,6 +50,7 @@ class Fixed:
         self.targets: list[float] = []
         self.frames: list[Sent] = []
         self.stood_s: list[float] = []
+        self.unchanged_s: list[float] = []
 
     def update(self, link: LinkState | None, target_kbit_s: float, now_s: float, *, latency_s: float) -> OperatingPoint:
         self.targets.append(target_kbit_s)
@@ -57,6 +58,9 @@ class Fixed:
 
     def sent(self, frame: Sent, now_s: float) -> None:
         self.frames.append(frame)
+
+    def unchanged(self, now_s: float) -> None:
+        self.unchanged_s.append(now_s)
 
     def stood(self, seconds: float) -> None:
         self.stood_s.append(seconds)
@@ -152,6 +156,12 @@ def test_a_lost_key_is_told_to_the_chooser() -> None:
     chooser = Fixed(OperatingPoint(3, 96, 5))
     control(chooser, Time(), kbit_s=64).key_lost()
     assert chooser.stood_s == [0.0]
+
+
+def test_a_frame_that_shows_nothing_new_is_told_to_the_chooser() -> None:
+    chooser, clock = Fixed(OperatingPoint(3, 96, 5)), Time()
+    control(chooser, clock, kbit_s=64).unchanged()
+    assert chooser.unchanged_s == [clock.now_s]
 
 
 @pytest.mark.parametrize("payload", [b"", bytes(23), bytes(25), b"\xff" * 24])
