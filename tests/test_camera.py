@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from nodes.preview import Preview
 from nodes.service import Lane
 from nodes.window import Window
 from pipeline.bitstream import unpack
-from pipeline.config import CameraSection, CameraSettings, SourceSection, load_settings
+from pipeline.config import CameraSettings, load_settings
 from pipeline.errors import ConfigError, SourceError, TransportError
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Frame, FrameId, Mask, Packet
