@@ -94,10 +94,10 @@ class Bench:
     bundle: Bundle
     footage: Footage
 
-    def start_camera(self, uplink: str, control: str, name: str, *, near: bool = False) -> Node:
+    def start_camera(self, uplink: str, control: str, name: str, *, near: bool = False, **settings: str) -> Node:
         """Start a camera over a perfect link, or near all else, and wait until masks come."""
         self.lab.change_ways(Way())
-        words, settings = ("--name", name, *self.footage.words), {"SOURCE__FPS": f"{self.footage.fps:g}"}
+        words, settings = ("--name", name, *self.footage.words), {"SOURCE__FPS": f"{self.footage.fps:g}"} | settings
         if control != OFF:
             settings["RATE__MODE"] = control
         if near:

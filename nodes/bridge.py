@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DOWN = ("control", "mask", "labels")
 _PREVIEW = Delivery(expiry_s=2, content_type="image/jpeg")
 # What is retained is kept, here and at the broker, and names are anybody's where there are no tokens.
-_CAMERAS, _BUNDLES = 4096, 64
+_CAMERAS, _BUNDLES, _STATE_BYTES = 4096, 64, 4096
 _OFFLINE_S = 1.0
 
 log = structlog.get_logger()
@@ -42,7 +42,7 @@ class Bridge:
         self._server, self._broker, self._changed = server, broker, changed
         self._losses, self._manifests = losses, manifests
         self._states: dict[str, bytes] = {}  # what each camera said last
-        self._paths: dict[str, str] = {}  # what was said of their paths with it
+        self._paths: dict[str, str] = {}  # what was said of the paths of those that are online
         self._bundles: set[str] = set()
 
     async def run(self) -> None:
@@ -106,11 +106,17 @@ class Bridge:
 
     async def _carry_state(self, camera: str, payload: bytes) -> None:
         """Publish what a camera says of itself, or its will, with the way that it is connected."""
+        if len(payload) > _STATE_BYTES:
+            raise BitstreamError(f"state: {len(payload)} bytes, at most {_STATE_BYTES}")
         online = read_report(State, payload).state == "online"
         _check_room(camera, self._states, limit=_CAMERAS)
-        path = next((each.pair for each in self._server.sessions() if each.camera == camera), "") if online else ""
-        self._states[camera], self._paths[camera] = payload, path
-        await self._broker.publish(f"{camera}/state", _told_by_gateway(payload, path=path or None), STATE)
+        self._states[camera] = payload
+        self._paths.pop(camera, None)
+        if online:
+            pairs = (each.pair for each in self._server.sessions() if each.camera == camera)
+            self._paths[camera] = next(pairs, "")
+        told = _told_by_gateway(payload, path=self._paths.get(camera) or None)
+        await self._broker.publish(f"{camera}/state", told, STATE)
 
     async def _tell_paths(self) -> None:
         """Complete what was said before it was known how the camera is connected."""
@@ -120,13 +126,18 @@ class Bridge:
                     await self._carry_state(session.camera, self._states[session.camera])
 
     async def _say_offline(self) -> None:
-        """Publish for the cameras that are connected here what they cannot say themselves any more."""
-        with suppress(TransportError, TimeoutError):
-            async with asyncio.timeout(_OFFLINE_S):
-                for session in self._server.sessions():
-                    if (payload := self._states.get(session.camera)) is not None:
-                        gone = _told_by_gateway(payload, path=None, state="offline")
-                        await self._broker.publish(f"{session.camera}/state", gone, STATE)
+        """Publish for the cameras that are online here what they cannot say themselves any more."""
+        cameras = [each.camera for each in self._server.sessions() if each.camera in self._paths]
+        with suppress(TimeoutError):
+            # At once, since the broker's answer to each may take a round trip.
+            async with asyncio.timeout(_OFFLINE_S), asyncio.TaskGroup() as tasks:
+                for camera in cameras:
+                    tasks.create_task(self._say_gone(camera))
+
+    async def _say_gone(self, camera: str) -> None:
+        gone = _told_by_gateway(self._states[camera], path=None, state="offline")
+        with suppress(TransportError):
+            await self._broker.publish(f"{camera}/state", gone, STATE)
 
     async def _carry_manifest(self, name: str, payload: bytes) -> None:
         if read_report(Legend, payload).hash != name:

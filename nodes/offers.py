@@ -32,7 +32,7 @@ async def taking_offers(
     Raises ConfigError for tokens, addresses or ports that cannot be used.
     """
     # Only where it is used: WebRTC takes long to load, and memory.
-    from pipeline.transport.webrtc_address import WebRtcOptions, parse_ice_url
+    from pipeline.transport.webrtc_address import WebRtcOptions, parse_ice_servers
     from pipeline.transport.webrtc_server import WebRtcLimits, WebRtcServer
 
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
@@ -40,9 +40,7 @@ async def taking_offers(
         await tokens.read()
     elif not is_loopback(settings.host):
         log.warning("any camera may come over WebRTC: give webrtc.tokens_file", host=settings.host)
-    options = WebRtcOptions(
-        ice_servers=tuple(parse_ice_url(each) for each in settings.ice_servers), packet_bytes=packet_bytes
-    )
+    options = WebRtcOptions(ice_servers=parse_ice_servers(settings.ice_servers), packet_bytes=packet_bytes)
     server = WebRtcServer(
         accepts=tokens.accepts if tokens else lambda camera, token: True,
         options=options,
@@ -69,7 +67,8 @@ def is_loopback(host: str) -> bool:
 async def _listening(server: "WebRtcServer", *, host: str, port: int) -> AsyncIterator[None]:
     app = web.Application()
     app.add_routes(server.routes())
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    # Offers are short: whoever sends one packed wants to fill our memory, or our log.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, auto_decompress=False)
     await runner.setup()
     try:
         try:

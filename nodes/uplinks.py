@@ -7,7 +7,7 @@ from pipeline.config import CameraSettings, WebRtcSection
 from pipeline.errors import ConfigError
 from pipeline.transport import Channel, open_channel
 from pipeline.transport.fallback import FallbackChannel
-from pipeline.transport.webrtc_address import WebRtcOptions, parse_ice_url
+from pipeline.transport.webrtc_address import WebRtcOptions, check_token, parse_ice_servers
 
 
 def transport_of(settings: CameraSettings) -> str:
@@ -33,11 +33,14 @@ def open_uplink(settings: CameraSettings, presence: Presence) -> Channel:
 
 def webrtc_options(settings: WebRtcSection) -> WebRtcOptions:
     """What a section says of the way to the gateway; raises ConfigError."""
-    servers = tuple(parse_ice_url(each) for each in settings.ice_servers)
+    servers = parse_ice_servers(settings.ice_servers)
+    token = None if settings.token is None else settings.token.get_secret_value()
+    if token is not None:
+        check_token(token, "webrtc.token")
     if settings.relay_only and not any(each.username for each in servers):
         raise ConfigError("webrtc.relay_only needs a turn: server in webrtc.ice_servers")
     return WebRtcOptions(
-        token=None if settings.token is None else settings.token.get_secret_value(),
+        token=token,
         ice_servers=servers,
         relay_only=settings.relay_only,
     )

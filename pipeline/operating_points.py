@@ -212,19 +212,23 @@ def _pareto(points: Iterable[OperatingPoint], costs: CostModel) -> Iterator[Oper
 _GAIN = 0.1  # percent; less is not worth a change, which as a rule costs a KEY
 _ROOM = 1.05  # for what is better
 _WAIT_S = 0.75  # that it has to stay better for
-_STRIDE = 1.6  # of the rate, to ask the link for: with smaller steps it takes long to fill one that grew
+_STRIDE = 1.5  # of the rate, to ask the link for: with smaller steps it takes long to fill one that grew
 _FILL = 0.5  # percent for e times the bits: what the link has to spare may as well be used
-_KEY_S = 0.15  # that the link takes for a KEY at most, where there is a choice
+_KEY_S = 0.1  # that the link takes for a KEY at most, where there is a choice
 SLACK = 0.95  # a target so much lower than what is expected is still kept to: it sways
 _LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A point, what it is expected to take and to show, what that is worth, and its rank in the rule's order."""
+    """A point, what it is expected to take and to show, what that is worth, and its rank in the rule's order.
+
+    `needed_kbit_s`: what it takes, and what its KEYs need to be prompt; who waits for less would wait for ever.
+    """
 
     point: OperatingPoint
     kbit_s: float
+    needed_kbit_s: float
     shown: Shown
     value: float
     rank: float
@@ -275,12 +279,14 @@ class Ladder:
     def _offer(self, point: OperatingPoint, target_kbit_s: float, latency_s: float) -> Offer:
         shown = self.costs.expected(point, latency_s=latency_s, link_kbit_s=target_kbit_s)
         at_once = reward(self.costs.expected(point, latency_s=latency_s))
-        return Offer(point, shown.kbit_s, shown, reward(shown).total, at_once.quality + _FILL * math.log(shown.kbit_s))
+        needed_kbit_s = max(shown.kbit_s, self.costs.key_bytes(point.quality) / (125 * _KEY_S))
+        rank = at_once.quality + _FILL * math.log(shown.kbit_s)
+        return Offer(point, shown.kbit_s, needed_kbit_s, shown, reward(shown).total, rank)
 
     def _within(self, kbit_s: float) -> Offer:
         """The first in rank that takes no more, else the one that takes least."""
         fitting = [one for one in self.offers if one.kbit_s <= kbit_s]
-        prompt = [one for one in fitting if self.costs.key_bytes(one.point.quality) <= kbit_s * 125 * _KEY_S]
+        prompt = [one for one in fitting if one.needed_kbit_s <= kbit_s]
         if not fitting:
             return min(self.offers, key=lambda one: one.kbit_s)
         return max(prompt or fitting, key=lambda one: one.rank)
@@ -288,6 +294,6 @@ class Ladder:
 
 def next_better(current: Offer, offers: Iterable[Offer]) -> float | None:
     """What the link has to give, in kbit/s, for the next clear step up; None where there is none."""
-    better = [one.kbit_s for one in offers if one.rank >= current.rank + _GAIN and one.kbit_s > current.kbit_s]
+    better = [one.needed_kbit_s for one in offers if one.rank >= current.rank + _GAIN and one.kbit_s > current.kbit_s]
     clear = [kbit_s for kbit_s in better if kbit_s >= _STRIDE * current.kbit_s]
     return _ROOM * min(clear, default=max(better)) if better else None

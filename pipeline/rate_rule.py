@@ -18,6 +18,7 @@ from pipeline.link import LinkState
 
 FAST, GENTLE = 1.0, 0.06  # growth per second: with room, and near the rate at which packets queued up
 NEAR, BEYOND = 0.8, 1.15  # of that rate: from where on growth is gentle, and where it is the rate no longer
+TRIED = 1.2  # times that rate, until the link has carried more: what is tried in vain queues up
 PATIENCE_S, HASTE = 3.0, 0.1  # after which gentle growth gets faster, by so much per second
 CUT = 0.9  # of what the link carries, where packets queue up
 LOSS = 0.12  # more than is usual
@@ -188,6 +189,7 @@ class DelayRule:
         speed, full, now_s = FAST, state.capacity_kbit_s, self._updated_s or 0.0
         if full is not None and self._rate > NEAR * full and state.delivered_kbit_s < BEYOND * full:
             speed = min(FAST, GENTLE + HASTE * max(0.0, now_s - self._cut_s - PATIENCE_S))
+            most = min(most, TRIED * full)
         most = max(self._floor, min(most, self._max))
         if self._rate < most:
             self._rate = min(most, self._rate * math.exp(speed * max(0.0, room) * passed_s))

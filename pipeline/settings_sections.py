@@ -59,7 +59,7 @@ class WebRtcSection(Section):
         None, description="what shows the gateway that this camera is the one it says; null: the gateway asks for none"
     )
     ice_servers: IceServers = Field(
-        (), description="servers that help through NAT: stun:host:port, turn:user:password@host:port"
+        (), description="what helps through NAT, one of each: stun:host:port, turn:user:password@host:port"
     )
     relay_only: bool = Field(False, description="go through the turn: server only, where a network allows nothing else")
     fallback: bool = Field(False, description="use mqtt_url while the gateway cannot be reached over WebRTC")
@@ -72,7 +72,7 @@ class WebRtcGatewaySection(Section):
         None, description="file with a line `camera token` for each camera that may come; null: any may, without token"
     )
     ice_servers: IceServers = Field(
-        (), description="servers that help through NAT: stun:host:port, turn:user:password@host:port"
+        (), description="what helps through NAT, one of each: stun:host:port, turn:user:password@host:port"
     )
     sessions: int = Field(64, ge=1, le=10_000, description="cameras that are connected over WebRTC at most")
 

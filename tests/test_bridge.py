@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -15,7 +15,7 @@ from nodes.buffer import Losses
 from nodes.offers import taking_offers
 from nodes.service import Presence
 from pipeline.config import WebRtcGatewaySection
-from pipeline.transport import CONTROL, STATE, Channel, Message, open_channel
+from pipeline.transport import CONTROL, LIVE, STATE, Channel, Delivery, Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.transport.webrtc_server import WebRtcServer
 
@@ -91,9 +91,10 @@ async def test_pictures_and_manifests_are_carried_and_others_refused() -> None:
         await until(lambda: here.losses.total["bundle"] == 5)
         assert retained(here, f"bundle/{HASH}") == MANIFEST
         assert retained(here, f"bundle/{'ab' * 32}") == {}
-        for payload in (b"", b"online", b'{"state": "dancing"}', b'{"state": "online", "path": 5}'):
+        long = json.dumps({"state": "online", "more": "x" * 5000}).encode()
+        for payload in (b"", b"online", b'{"state": "dancing"}', b'{"state": "online", "path": 5}', long):
             await camera.publish("cam-1/state", payload, STATE)
-        await until(lambda: here.losses.total["state"] == 4)
+        await until(lambda: here.losses.total["state"] == 5)
         assert retained(here, "cam-1/state") == {}
 
 
@@ -151,6 +152,47 @@ async def test_when_the_bridge_ends_its_cameras_are_offline_and_those_that_stopp
         here.bridge.cancel()
         await until(lambda: retained(here, "cam-1/state")["state"] == "offline")
         assert retained(here, "cam-2/state")["state"] == "stopped"
+
+
+async def test_a_camera_that_has_stopped_is_not_said_to_be_offline_while_its_connection_lingers() -> None:
+    async with site() as here, here.camera() as camera:
+        await camera.publish(PRESENCE.topic, PRESENCE.payload("stopped"), STATE)
+        await until(lambda: bool(retained(here, "cam-1/state")))
+        here.bridge.cancel()
+        await asyncio.wait({here.bridge})
+        assert retained(here, "cam-1/state")["state"] == "stopped"
+
+
+async def test_what_a_camera_said_before_is_not_said_again_because_another_comes() -> None:
+    async with site() as here, here.camera() as camera:
+        await camera.publish(PRESENCE.topic, PRESENCE.payload("stopped"), STATE)
+        await until(lambda: bool(retained(here, "cam-1/state")))
+        said = here.others.subscribe("cam-1/state")
+        await take(said)
+        async with here.camera("cam-2") as other:
+            await other.wait_connected(LIMIT_S)
+            assert await quiet(said)
+
+
+async def test_many_cameras_go_offline_in_the_time_that_the_broker_takes_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = MemoryChannel.publish
+
+    async def slowly(self: MemoryChannel, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
+        await asyncio.sleep(0.4)
+        await at_once(self, topic, payload, delivery)
+
+    names = [f"cam-{number}" for number in range(4)]
+    async with site() as here, AsyncExitStack() as cameras:
+        for name in names:
+            camera = await cameras.enter_async_context(here.camera(name))
+            await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
+        await until(lambda: all(retained(here, f"{name}/state").get("path") for name in names))
+        monkeypatch.setattr(MemoryChannel, "publish", slowly)
+        here.bridge.cancel()
+        await asyncio.wait({here.bridge})
+        assert {retained(here, f"{name}/state")["state"] for name in names} == {"offline"}
 
 
 @pytest.mark.parametrize("filters", [("cam-1/#",), ("cam-1/+",)])

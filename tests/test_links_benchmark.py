@@ -195,12 +195,13 @@ def test_a_step_whose_queue_is_long_at_its_end_is_never_over() -> None:
     assert told[0].endswith("no, not at 100 kbit/s")
 
 
-def test_use_is_asked_for_where_the_link_is_thinner_than_what_the_video_takes() -> None:
-    (wide,) = steps_of(trace([0.0] * 80, rate=1000), seconds=8, most_kbit_s=500)
+def test_use_is_of_what_the_link_gives_and_the_video_takes() -> None:
+    (wide,) = steps_of(trace([0.0] * 80, rate=1000), seconds=8, most_kbit_s=100)
     (thin,) = steps_of(trace([0.0] * 80, rate=200), seconds=8, most_kbit_s=500)
-    assert (wide.limits, thin.limits) == (False, True)
-    assert verdicts_of_steps([wide])[2].endswith("where it limits: yes; where it does not: 1000")
-    assert verdicts_of_steps([wide, thin])[2].endswith("no, not at 200 kbit/s; where it does not: 1000")
+    assert wide.use == pytest.approx(0.8, abs=0.02)
+    assert thin.use == pytest.approx(0.4, abs=0.02)
+    assert verdicts_of_steps([wide])[2].endswith("the video takes: yes")
+    assert verdicts_of_steps([wide, thin])[2].endswith("no, not at 200 kbit/s")
 
 
 # Cuts

@@ -1,5 +1,6 @@
 """Where offers are taken: who is told what when the gateway starts, and who gets in."""
 
+import asyncio
 from pathlib import Path
 
 import aiohttp
@@ -62,6 +63,33 @@ async def test_only_a_camera_with_its_token_gets_in(tmp_path: Path) -> None:
             assert [session.camera for session in server.sessions()] == ["cam-1"]
 
 
+@pytest.mark.parametrize("token", ["abc", "wrong"])
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("Content-Length: 100", b"v=0"),
+        ("Content-Length: 100", b""),
+        ("Content-Encoding: gzip\r\nContent-Length: 5", b"hello"),
+    ],
+)
+async def test_an_offer_that_does_not_come_whole_is_nothing_for_a_person_at_night(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, token: str, header: str, body: bytes
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("cam-1 abc\n")
+    settings = WebRtcGatewaySection(port=free_port(), tokens_file=tokens)
+    request = f"POST /webrtc/cam-1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+    request += f"Content-Type: application/sdp\r\n{header}\r\n\r\n"
+    async with taking_offers(settings, packet_bytes=65_536, changed=lambda: None):
+        _, writer = await asyncio.open_connection("127.0.0.1", settings.port)
+        writer.write(request.encode() + body)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+        await asyncio.sleep(0.05)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
+
+
 async def test_a_port_that_is_taken_is_an_error_that_names_the_settings() -> None:
     settings = WebRtcGatewaySection(port=free_port())
     async with taking_offers(settings, packet_bytes=65_536, changed=lambda: None):
@@ -73,7 +101,11 @@ async def test_a_port_that_is_taken_is_an_error_that_names_the_settings() -> Non
 
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [({"tokens_file": Path("/nowhere/tokens")}, "/nowhere/tokens"), ({"ice_servers": ("turn:h",)}, "ICE server")],
+    [
+        ({"tokens_file": Path("/nowhere/tokens")}, "/nowhere/tokens"),
+        ({"ice_servers": ("turn:h",)}, "ICE server"),
+        ({"ice_servers": ("stun:host", "stun:other")}, "one stun:"),
+    ],
 )
 async def test_wrong_settings_are_named_at_the_start(changed: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):

@@ -156,6 +156,21 @@ def test_a_link_is_asked_for_a_clear_step_up_as_long_as_there_is_one(manifest: M
     assert rule.wanted_kbit_s is None
 
 
+@pytest.mark.parametrize("change", [4.0, 12.0, 40.0])
+@pytest.mark.parametrize("target", [15.0, 20.0, 30.0, 100.0])
+def test_a_rate_that_rises_only_as_far_as_is_asked_for_gets_to_the_best_point(
+    manifest: Manifest, target: float, change: float
+) -> None:
+    rule, start_s = ladder(manifest), 0.0
+    rule.costs._change = change
+    while start_s < 100:
+        follow(rule, target, start_s=start_s, seconds=2)
+        start_s += 2
+        target = 1.04 * (rule.wanted_kbit_s or target)
+    assert rule.point.quality == 7
+    assert rule.wanted_kbit_s is None
+
+
 def test_worse_at_once_and_better_only_in_time(manifest: Manifest) -> None:
     rule = ladder(manifest)
     good = follow(rule, 600.0, start_s=0, seconds=5)[-1]

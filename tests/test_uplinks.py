@@ -73,6 +73,9 @@ def test_the_options_are_those_of_the_section_and_no_log_shows_the_token() -> No
     [
         ({"webrtc__relay_only": True, "webrtc__ice_servers": ["stun:host"]}, "relay_only"),
         ({"webrtc__ice_servers": ["turn:host"]}, "ICE server"),
+        ({"webrtc__ice_servers": ["stun:host", "stun:other"]}, "one stun: and one turn:"),
+        ({"webrtc__ice_servers": ["turn:a:b@host?transport=udp", "turn:a:b@host?transport=tcp"]}, "one turn:"),
+        ({"webrtc__token": "from-a-file\n"}, r"webrtc\.token"),
     ],
 )
 def test_options_that_cannot_work_are_an_error_at_the_start(values: dict[str, object], named: str) -> None:

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from pipeline.errors import BitstreamError, TransportError
-from pipeline.transport import CONTROL, STATE
+from pipeline.transport import CONTROL, STATE, webrtc_server
 from pipeline.transport.webrtc_address import WebRtcOptions
 from pipeline.transport.webrtc_messages import Envelope, Kind, pack_message
 from pipeline.transport.webrtc_peer import MESSAGES
@@ -34,7 +34,9 @@ def air(monkeypatch: pytest.MonkeyPatch) -> Air:
     return Air(monkeypatch)
 
 
-async def posted(url: str, data: bytes | str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+async def posted(
+    url: str, data: bytes | str | AsyncIterator[bytes], headers: dict[str, str]
+) -> tuple[int, dict[str, str]]:
     async with aiohttp.ClientSession() as client, client.post(url, data=data, headers=headers) as answer:
         await answer.read()
         return answer.status, dict(answer.headers)
@@ -120,18 +122,44 @@ async def test_answer_names_where_the_session_is_ended(site: Site) -> None:
 
 
 async def test_two_hundred_offers_at_once_are_bounded_work() -> None:
-    async with serving(limits=WebRtcLimits(offers=4)) as site, new_peer() as peer:
+    limits = WebRtcLimits(offers=4, sessions=1000)
+    async with serving(limits=limits, accepts=lambda camera, token: True) as site, new_peer() as peer:
         offer, before, open_before = await peer.offer(), drops("too_many_offers"), sockets()
-        answers = await asyncio.gather(*[posted(site.url(), offer, LOGIN | SDP) for _ in range(200)])
+        answers = await asyncio.gather(*[posted(site.url(f"cam-{number}"), offer, SDP) for number in range(200)])
         statuses = [status for status, _ in answers]
         assert set(statuses) == {201, 503}
         assert statuses.count(503) == drops("too_many_offers") - before
         assert statuses.count(201) >= 4
         assert all("Retry-After" in headers for status, headers in answers if status == 503)
-        # Each newer offer of a camera takes the place of the one before.
         await until(lambda: sockets() < open_before + 30)
         async with site.channel() as camera:
             await camera.wait_connected(LIMIT_S)
+
+
+async def test_newer_offer_of_a_camera_takes_the_place_of_one_that_is_not_open_yet(site: Site) -> None:
+    before = drops("half_open")
+    async with new_peer() as first, new_peer() as second:
+        await offered(site, first)
+        answered = await offered(site, second)
+        await until(lambda: drops("half_open") == before + 1)
+        await second.accept(answered.text)
+        await second.opened()
+
+
+async def test_camera_that_brings_its_offers_slowly_keeps_no_other_out() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"v"
+            await asyncio.sleep(0.1)
+
+    async with serving(limits=WebRtcLimits(offers=2)) as site, asyncio.TaskGroup() as tasks:
+        slow = [tasks.create_task(posted(site.url(), endless(), LOGIN | SDP)) for _ in range(2)]
+        await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
+        assert [each.result()[0] for each in slow if each.done()] == [503]
+        async with site.channel("yard") as yard:
+            await yard.wait_connected(2.0)
+        for each in slow:
+            each.cancel()
 
 
 async def test_more_cameras_than_allowed_are_refused_and_known_ones_may_come_again() -> None:
@@ -188,6 +216,15 @@ async def test_publishing_to_a_camera_that_is_not_there_is_an_error_unless_retai
         await until(lambda: len(messages) == 1)
         assert messages == [pack_message(Envelope(Kind.PUBLISH, "street/control", b"kept", qos=1, retain=True))]
         assert not site.server.wants("street/mask")
+
+
+async def test_what_is_kept_for_late_readers_is_bounded_in_bytes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webrtc_server, "_RETAINED_BYTES", 100_000)
+    for number in range(5):
+        await site.server.publish(f"bundle/{number:08x}", bytes(40_000), STATE)
+    messages = site.server.subscribe("bundle/+")
+    assert [message.topic for message in await take(messages, 2)] == ["bundle/00000003", "bundle/00000004"]
+    assert await quiet(messages)
 
 
 async def test_camera_that_does_not_read_is_told_no_more_than_a_bounded_amount(site: Site, air: Air) -> None:

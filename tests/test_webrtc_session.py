@@ -85,6 +85,8 @@ async def test_text_that_is_no_text_ends_one_session_and_nothing_else(site: Site
         Envelope(Kind.PUBLISH, "yard/state", b"x"),
         Envelope(Kind.PUBLISH, "street/mask", b"x"),
         Envelope(Kind.PUBLISH, "street/control", b"x"),
+        Envelope(Kind.PUBLISH, "street/latent", b"x"),
+        Envelope(Kind.WILL, "street/latent", b"x", retain=True),
         Envelope(Kind.PUBLISH, "street", b"x"),
         Envelope(Kind.PUBLISH, "street/state/more", b"x"),
         Envelope(Kind.PUBLISH, "bundle/../street", b"x"),
@@ -109,11 +111,11 @@ async def test_camera_speaks_and_hears_of_itself_only(site: Site, envelope: Enve
 
 async def test_camera_may_tell_its_state_its_picture_and_its_bundle(site: Site) -> None:
     heard = site.server.subscribe("#")
-    topics = ["street/latent", "street/state", "street/preview", f"bundle/{'5e' * 32}"]
+    topics = ["street/state", "street/preview", f"bundle/{'5e' * 32}"]
     async with stranger(site) as peer:
         for topic in topics:
             peer.send(MESSAGES, pack_message(Envelope(Kind.PUBLISH, topic, b"x")))
-        assert [message.topic for message in await take(heard, 4)] == topics
+        assert [message.topic for message in await take(heard, 3)] == topics
 
 
 async def test_filters_and_retained_messages_of_a_camera_are_bounded(site: Site) -> None:
@@ -127,6 +129,16 @@ async def test_filters_and_retained_messages_of_a_camera_are_bounded(site: Site)
         await until(lambda: drops("message") == before + 20)
         assert len(site.server.sessions()[0].filters) == 32
         assert len(site.server._retained) == 8
+
+
+async def test_nothing_is_heard_of_a_session_that_has_made_way(site: Site) -> None:
+    heard = site.server.subscribe("#")
+    async with stranger(site):
+        session = site.server._sessions["street"]
+        session.make_way()
+        session.peer._take(LATENT, split(1, b"late")[0])
+        session.peer._take(MESSAGES, pack_message(Envelope(Kind.PUBLISH, "street/state", b"online", retain=True)))
+        assert await quiet(heard)
 
 
 async def test_any_message_is_obeyed_or_dropped(site: Site) -> None:

@@ -27,8 +27,8 @@ class FallbackChannel:
     """Channel that uses `first`, and one that `open_second` makes while the first had no connection for `after_s`.
 
     The first goes on reconnecting meanwhile; once it has held for `back_s` it is used again, and the second is closed.
-    Retained messages go to both. While the second is used they are sent again every `again_s`: what the first channel's
-    far side says of its end, as with a will, may come after ours.
+    Retained messages go to both. Once the second was used they are sent again with each change and every `again_s`,
+    over the channel in use: what the other's far side says of its end, as with a will, may come after ours.
     """
 
     def __init__(
@@ -133,27 +133,32 @@ class FallbackChannel:
 
     async def _choose(self) -> None:
         """Use the second channel whenever the first cannot be had for long."""
+        await self._until_steady(lambda: not self._first.connected, self._after_s)
         while True:
-            await self._until_steady(lambda: not self._first.connected, self._after_s)
             log.warning("no connection to the gateway, falling back to the broker", after_s=self._after_s)
             async with self._next as second:
                 await self._serve(second)
             log.info("the gateway is there again")
             self._dropped += second.dropped
-            self._second, self._active = None, self._first
-            self._next = self._open_second()
+            self._second, self._next = None, self._open_second()
+            await self._use(self._first, lambda: not self._first.connected, self._after_s)
 
     async def _serve(self, second: Channel) -> None:
         """Use the second channel until the first can be had."""
-        self._second = self._active = second
+        self._second = second
         for wanted in self._wanted:
             self._read(second, wanted)
-        async with asyncio.TaskGroup() as tasks:
-            saying = tasks.create_task(self._say_again(second))
-            await self._until_steady(lambda: self._first.connected, self._back_s)
-            saying.cancel()
+        await self._use(second, lambda: self._first.connected, self._back_s)
         self._active = None
         await asyncio.sleep(_GAP_S)
+
+    async def _use(self, channel: Channel, over: Callable[[], bool], for_s: float) -> None:
+        """Use a channel until `over` has held for so long."""
+        self._active = channel
+        async with asyncio.TaskGroup() as tasks:
+            saying = tasks.create_task(self._say_again(channel))
+            await self._until_steady(over, for_s)
+            saying.cancel()
 
     async def _say_again(self, channel: Channel) -> None:
         while True:

@@ -1,6 +1,7 @@
 """Where a gateway takes WebRTC offers and how a way to it is found, read from URLs; imports no WebRTC."""
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -87,7 +88,7 @@ def parse_webrtc_url(url: str) -> WebRtcAddress:
     return WebRtcAddress(
         host=host,
         port=_PORTS[parts.scheme] if port is None else port,
-        token=None if parts.username is None else _token(parts.username, host),
+        token=None if parts.username is None else check_token(unquote(parts.username), f"WebRTC address of {host}"),
         tls=parts.scheme == "webrtc+https",
         ca=_ca(parts, host),
     )
@@ -116,16 +117,25 @@ def parse_ice_url(url: str) -> IceServer:
     return IceServer(f"{scheme}:{place}", unquote(user), unquote(password))
 
 
+def parse_ice_servers(urls: Sequence[str]) -> tuple[IceServer, ...]:
+    """Read a stun: and a turn: server at most, since no more would be asked; raises ConfigError."""
+    servers = tuple(parse_ice_url(each) for each in urls)
+    turn = sum(each.username is not None for each in servers)
+    if turn > 1 or len(servers) - turn > 1:
+        raise ConfigError("webrtc.ice_servers: one stun: and one turn: server at most, no more would be asked")
+    return servers
+
+
 def _check_port(host: str) -> None:
     _, colon, port = host.partition(":")
     if colon and not (port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError(f"ICE server {host[:80]}: its port is not a number from 1 to 65535 (IPv6 needs a name)")
 
 
-def _token(quoted: str, host: str) -> str:
-    token = unquote(quoted)
+def check_token(token: str, where: str) -> str:
+    """Return the token, if it can be sent; raises ConfigError, which never holds it."""
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"WebRTC address of {host}: a token is printable ASCII without spaces")
+        raise ConfigError(f"{where}: a token is printable ASCII without spaces")
     return token
 
 

@@ -71,7 +71,7 @@ class Peer:
         self._channels: dict[str, RTCDataChannel] = {}
         self._open = asyncio.Event()
         self._over = asyncio.Event()
-        self._reason = ""
+        self._reason = self._missing = ""
         self._refusals = 0
         self._said_s = clock()
         self._closing: asyncio.Future[None] | None = None
@@ -124,7 +124,8 @@ class Peer:
                 await _first(self._open, self._over)
         except TimeoutError as error:
             state = self._connection.iceConnectionState
-            raise TransportError(f"no data channels in {self._options.open_s:g} s, ICE is {state}") from error
+            reason = f"no data channels in {self._options.open_s:g} s, ICE is {state}"
+            raise TransportError("; ".join(filter(None, (reason, self._missing)))) from error
         if self._over.is_set():
             raise TransportError(self._reason)
 
@@ -178,7 +179,12 @@ class Peer:
                 await self._connection.setLocalDescription(description)
         except TimeoutError as error:
             raise TransportError("the addresses of this machine were not found out in time") from error
-        return self._connection.localDescription.sdp
+        sdp: str = self._connection.localDescription.sdp
+        if any(each.username for each in self._options.ice_servers) and " typ relay" not in sdp:
+            self._missing = "the turn: server gave no address: is it there, and the login right?"
+        if self._missing and self._options.relay_only:
+            raise TransportError(self._missing)
+        return sdp
 
     def _note_state(self) -> None:
         state = self._connection.connectionState
@@ -206,6 +212,8 @@ class Peer:
             self._open.set()
 
     def _take(self, label: str, data: bytes | str) -> None:
+        if self._over.is_set():
+            return  # another connection may speak for this end by now
         if not isinstance(data, bytes):
             self._refuse("text")
         elif data:  # an empty one is a sign of life

@@ -51,6 +51,8 @@ async def read_offer(request: web.Request, *, limit_bytes: int) -> str:
     except TimeoutError as error:
         metrics.drop("webrtc", "offer_slow")
         raise web.HTTPRequestTimeout(text="the offer did not come in time\n") from error
+    except (ConnectionError, web.RequestPayloadError) as error:  # the link was lost, or the HTTP is none
+        raise bad_offer("it did not come whole") from error
     if len(body) > limit_bytes:
         metrics.drop("webrtc", "offer_size")
         raise web.HTTPRequestEntityTooLarge(limit_bytes, len(body), text=f"at most {limit_bytes} bytes\n")

@@ -25,7 +25,7 @@ from pipeline.transport.webrtc_signalling import SDP
 
 __all__ = ["Session", "WebRtcLimits", "WebRtcServer", "token_check"]
 
-_RETAINED = 4096  # messages kept for late readers, of all cameras
+_RETAINED, _RETAINED_BYTES = 4096, 16 << 20  # messages kept for late readers, of all cameras
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class WebRtcLimits:
     """How much of all cameras together a gateway takes on."""
 
     sessions: int = 64
-    offers: int = 8  # being answered at a time
+    offers: int = 8  # being answered at a time, one of each camera
     offer_bytes: int = 64 * 1024
 
 
@@ -66,7 +66,7 @@ class WebRtcServer:
         self._sessions: dict[str, CameraSession] = {}  # by camera
         self._begun: dict[str, CameraSession] = {}  # whose data channels are not open yet
         self._tasks: set[asyncio.Task[None]] = set()  # one for each of these, and for each offer
-        self._offers = 0
+        self._offering: set[str] = set()  # cameras whose offer is being answered
         self._changed = changed
         self._outlet = Outlet(publish=self._take, subscribed=self._send_retained, changed=changed)
         self._entered = self._closed = False
@@ -148,18 +148,19 @@ class WebRtcServer:
 
     async def _post(self, request: web.Request) -> web.Response:
         camera = camera_of(request, self._accepts)
-        if not self._entered or self._offers >= self._limits.offers:
+        # One of a camera at a time: else one that brings its offers slowly would keep all others out.
+        if not self._entered or camera in self._offering or len(self._offering) >= self._limits.offers:
             raise busy("offers")
-        known = self._sessions.keys() | self._begun.keys()
-        if camera not in known and len(known) + self._offers >= self._limits.sessions:
+        known = self._sessions.keys() | self._begun.keys() | self._offering
+        if camera not in known and len(known) >= self._limits.sessions:
             raise busy("sessions")
-        self._offers += 1
+        self._offering.add(camera)
         try:
             offer = await read_offer(request, limit_bytes=self._limits.offer_bytes)
             session = CameraSession(camera, self._options, self._outlet, clock=self._clock)
             answer = await self._admit(session, offer)
         finally:
-            self._offers -= 1
+            self._offering.discard(camera)
         headers = {"Location": f"/webrtc/{camera}/{session.id}"}
         return web.Response(status=201, text=answer, content_type=SDP, headers=headers)
 
@@ -251,11 +252,11 @@ class WebRtcServer:
         self._readers.offer(message)
 
     def _keep(self, message: Message) -> None:
-        """Hold a retained message; an empty one clears the topic. For one too many the oldest goes."""
+        """Hold a retained message; an empty one clears the topic. Where it is too much the oldest go."""
         self._retained.pop(message.topic, None)
         if message.payload:
             self._retained[message.topic] = message.payload
-        if len(self._retained) > _RETAINED:
+        while len(self._retained) > _RETAINED or sum(map(len, self._retained.values())) > _RETAINED_BYTES:
             del self._retained[next(iter(self._retained))]
 
     def _send_retained(self, session: CameraSession, wanted: str) -> None:

@@ -19,7 +19,7 @@ from pipeline.transport.webrtc_messages import Envelope, Kind, unpack_message
 from pipeline.transport.webrtc_peer import LATENT, Peer
 from pipeline.transport.webrtc_sending import send_message
 
-_OWN = ("latent", "state", "preview")  # what a camera may say of itself
+_OWN = ("state", "preview")  # what a camera may say of itself, beside its packets
 _BUNDLE = re.compile(r"bundle/[0-9a-f]{8,64}")
 _FILTERS = 32
 _RETAINED = 8  # topics with a retained message, of one camera
