@@ -76,6 +76,8 @@ class Constant:
 
     def stood(self, seconds: float) -> None: ...
 
+    def begin_anew(self) -> None: ...
+
 
 class SimulatedCamera:
     """Sends footage over a link, at the points that a chooser sets and within what the delay rule allows."""

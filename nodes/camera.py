@@ -19,6 +19,7 @@ from nodes.camera_setup import (
     open_gate,
     open_preview,
     open_rate,
+    open_simple,
     open_video,
     open_window,
     opening,
@@ -38,7 +39,8 @@ from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.config import CameraSettings
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.messages import Frame
-from pipeline.scene import SceneGate
+from pipeline.operating_points import OperatingPoint
+from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.transport import Channel
 from pipeline.video import Video
 from pipeline.video_encoder import VideoEncoder
@@ -67,12 +69,14 @@ class Camera:
         window: Window | None = None,
         rate: RateControl | None = None,
         gate: SceneGate | None = None,
+        simple: SimpleScenes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.video = video
         self._name, self._encoder, self._lane = name, encoder, lane
         self._channel, self._levels, self._preview = channel, levels, preview
-        self._window, self._rate, self._gate, self._clock = window, rate, gate, clock
+        self._window, self._rate, self._gate, self._simple, self._clock = window, rate, gate, simple, clock
+        self._quality = encoder.quality  # that is asked for
         self._keys_s = clock()  # when all of a frame was last KEY
         self.losses = Losses("camera", camera=name)
         self._uplink = Uplink(
@@ -120,7 +124,7 @@ class Camera:
                 self._pass_over("rate")
                 continue
             with metrics.STAGE_SECONDS.labels("encode").time():
-                encoded = await self._lane.run(self._encode_frame, frame)
+                encoded = await self._lane.run(self._encode_frame, frame, self._rate and self._rate.point)
             if encoded is None:
                 if self._rate is not None:
                     self._rate.unchanged()
@@ -137,16 +141,17 @@ class Camera:
         metrics.drop("camera", reason)
         self.video.pass_over()
 
-    def _encode_frame(self, frame: Frame) -> Encoded | None:
-        """Runs on the lane; None where the frame shows nothing new."""
+    def _encode_frame(self, frame: Frame, point: OperatingPoint | None) -> Encoded | None:
+        """Runs on the lane, and so it is told the point; None where the frame shows nothing new."""
         now_s = self._clock()
         if now_s - self._keys_s > _KEYS_LAST_S:
             self._encoder.request_key()
         if self._gate is not None and not self._gate.changed(frame.image, now_s) and not self._encoder.key_asked:
             return None
-        if self._rate is not None:
-            self._encoder.code_keys_at(self._rate.point.quality)
-            self._encoder.threshold = self._rate.point.threshold
+        wanted = self._quality if point is None else point.quality
+        self._encoder.code_keys_at(wanted if self._simple is None else self._simple.level(wanted))
+        if point is not None:
+            self._encoder.threshold = point.threshold
         receipt = self._rate is not None and self._rate.asks_receipts
         coded = self._encoder.encode(frame)
         packet = replace(coded, recorded=self._window is not None, receipt=receipt)
@@ -154,6 +159,8 @@ class Camera:
         encoded = Encoded(self._name, packet, pack(packet), preview)
         if encoded.stands_alone:
             self._keys_s = now_s
+            if self._simple is not None:
+                self._simple.keyed(packet.quality, len(encoded.data))
         return encoded
 
     async def _until_wanted(self) -> str | None:
@@ -218,6 +225,7 @@ class Camera:
             self._wanted.set()
 
     async def _set_quality(self, quality: int) -> None:
+        self._quality = quality
         if self._rate is None:
             await self._lane.run(setattr, self._encoder, "quality", quality)
         else:
@@ -276,5 +284,6 @@ async def main(settings: CameraSettings) -> None:
                 window=open_window(name, settings.camera, settings.source, bundle=bundle, channel=channel),
                 rate=rate,
                 gate=open_gate(settings.scene, settings.source),
+                simple=open_simple(settings.scene, bundle),
             )
             await stream(camera, bundle=bundle, channel=channel, presence=presence)

@@ -12,10 +12,11 @@ from pipeline.bandit import Bandit
 from pipeline.bundle import Bundle
 from pipeline.choosing import Chooser, Ruled
 from pipeline.config import CameraSection, CameraSettings, EncoderSection, PreviewSection, SceneSection, SourceSection
+from pipeline.deciding import usual_bytes
 from pipeline.errors import ConfigError
 from pipeline.operating_points import CostModel, Ladder, points_of
 from pipeline.rate_rule import DelayRule
-from pipeline.scene import SceneGate
+from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.sources import Origin, kind_of
 from pipeline.transport import Channel
 from pipeline.video import Video
@@ -113,7 +114,7 @@ def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video, transpo
             "encoder.price weighs bits itself: leave rate.mode off and rate.max_kbit_s unset, or the price"
         )
     header_bytes = _WEBRTC_HEADER_BYTES if transport == "webrtc" else _MQTT_HEADER_BYTES
-    rule = DelayRule(target_ms=rate.target_ms, start_kbit_s=rate.start_kbit_s, max_kbit_s=rate.max_kbit_s)
+    rule = DelayRule(target_ms=rate.target_ms, start_kbit_s=rate.start_kbit_s)
     return RateControl(
         choosing(settings, bundle=bundle, header_bytes=header_bytes),
         quality=bundle.manifest.default_quality if settings.encoder.quality is None else settings.encoder.quality,
@@ -141,3 +142,15 @@ def choosing(settings: CameraSettings, *, bundle: Bundle, header_bytes: int) -> 
 def open_gate(scene: SceneSection, source: SourceSection) -> SceneGate | None:
     """What tells whether a frame shows anything new, if it is wanted; every frame of a recording gets its mask."""
     return SceneGate(longest_s=scene.longest_s) if scene.drop_unchanged and not source.fast else None
+
+
+def open_simple(scene: SceneSection, bundle: Bundle) -> SimpleScenes | None:
+    """What lowers the level while a scene is simple, if wanted; ConfigError where the bundle lacks that level."""
+    if scene.simple_quality is None:
+        return None
+    usual = {level.index: usual_bytes(bundle.manifest, level.index) for level in bundle.manifest.quality_levels}
+    if scene.simple_quality not in usual:
+        raise ConfigError(
+            f"scene.simple_quality {scene.simple_quality}: bundle {bundle.manifest.name} has {sorted(usual)}"
+        )
+    return SimpleScenes(usual, quality=scene.simple_quality)

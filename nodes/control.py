@@ -19,7 +19,7 @@ class Control(BaseModel):
     key: Annotated[tuple[RegionIndex, ...], Field(max_length=64)] | None = None
     quality: Annotated[StrictInt, Field(ge=0, le=255)] | None = None
     pause: StrictBool | None = None
-    max_kbit_s: Annotated[float, Field(ge=10, le=1e6)] | None = None  # null: no limit
+    max_kbit_s: Annotated[float, Field(strict=True, ge=10, le=1e6)] | None = None  # null: no limit
 
 
 def read_control(payload: bytes, *, levels: frozenset[int]) -> Control:

@@ -7,10 +7,13 @@ receipt -> LinkMeter -> DelayRule -> kbit/s -> Ladder or Bandit -> OperatingPoin
 It only ever takes away: no level, threshold or frame rate is above what the camera's settings ask for.
 """
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable
 
 from pipeline import metrics
+from pipeline.bitstream import MAX_AGE
 from pipeline.choosing import Chooser
 from pipeline.link import LinkMeter
 from pipeline.messages import FrameId, Kind, Packet
@@ -51,6 +54,7 @@ class RateControl:
         self._updated_s = clock()
         self._credit_bytes = 0.0
         self._due_s = clock()  # when the next frame has its turn
+        self._came_s: deque[float] = deque(maxlen=MAX_AGE)  # when the frames came that were coded
 
     @property
     def asks_receipts(self) -> bool:
@@ -79,11 +83,14 @@ class RateControl:
     def key_lost(self) -> None:
         """Take note that a worker asked for a KEY: what was shown since it was sent is of no use."""
         state = self._meter.state(self._clock())
-        self._chooser.stood(0.0 if state is None else state.rtt_ms / 1000)
+        if self._chosen is not None:  # else it is about a camera of that name before us
+            self._chosen.stood(0.0 if state is None else state.rtt_ms / 1000)
 
     def begin_anew(self) -> None:
-        """Forget what was known of the link: it may be another one now."""
+        """Forget what was known of the link: it may be another one now, after a time without it."""
         self._meter.reset()
+        if self._chosen is not None:
+            self._chosen.begin_anew()
 
     def admits(self) -> bool:
         """Whether the frame that came may be sent; to be asked for each of the source."""
@@ -99,9 +106,10 @@ class RateControl:
         self._due_s = max(self._due_s + 1 / self.point.fps, now_s)
         self._credit_bytes -= size_bytes + self._header_bytes
         keyed = any(region.kind is Kind.KEY for region in packet.regions)
-        interval_s = 1 / min(self.point.fps, self._source_fps())
-        predicted = [one.predicted for one in tried if one.predicted is not None]
-        age_s = sum(one.age for one in tried) / len(tried) * interval_s if tried else None
+        predicted = [one.predicted for one in tried if one.predicted is not None and math.isfinite(one.predicted)]
+        ages_s = [self._updated_s - self._came_s[-one.age] for one in tried if one.age <= len(self._came_s)]
+        age_s = sum(ages_s) / len(ages_s) if ages_s else None
+        self._came_s.append(self._updated_s)
         self._chooser.sent(
             Sent(
                 quality=packet.quality,

@@ -24,6 +24,7 @@ from pipeline.reward import Reward
 FLOOR = 0.95  # of the rule's reward
 _OWED = 5  # periods, of choices, that a reward is owed to
 _MOST_MISSED = 20.0  # percent, of one reward
+_LEAST = -100.0  # of a second's reward: whatever a receipt says, masks come again
 _MEMORY = 20  # periods, of targets
 _BUDGET_S = 30.0  # over which what was earned counts
 _FORGET = 0.998  # per period, of what was learned, back to the prior
@@ -170,6 +171,10 @@ class Bandit:
     def stood(self, seconds: float) -> None:
         self._accounts.stood(seconds)
 
+    def begin_anew(self) -> None:
+        self._accounts.begin_anew()
+        self._choices.clear()
+
     def update(self, link: LinkState | None, target_kbit_s: float, now_s: float, *, latency_s: float) -> OperatingPoint:
         over = self._accounts.look(link, now_s, latency_s=latency_s)
         ruled = self._ladder.update(target_kbit_s, now_s, latency_s=latency_s)
@@ -197,11 +202,12 @@ class Bandit:
         earned = self._accounts.earned
         if earned is None or not self._choices:
             return
+        total = max(earned.total, _LEAST)
         for choice in self._choices:
-            missed = earned.total - choice.weighed.offer.value
+            missed = total - choice.weighed.offer.value
             self.model.learn(choice.weighed.seen, max(min(missed, _MOST_MISSED), -_MOST_MISSED))
         kept = self._budget * math.exp(-PERIOD_S / _BUDGET_S)
-        self._budget = kept + earned.total - self._floor * max(self._choices[-1].rule, earned.total)
+        self._budget = kept + total - self._floor * max(self._choices[-1].rule, total)
 
     def _weigh(self, offer: Offer, around: Surroundings) -> _Weighed:
         costs, point = self._ladder.costs, offer.point

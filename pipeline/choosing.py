@@ -50,6 +50,10 @@ class Chooser(Protocol):
         """Take note that a KEY was lost, and for so long nothing of use came."""
         ...
 
+    def begin_anew(self) -> None:
+        """Take note that nothing was sent for reasons of others: the time until now is not held against any point."""
+        ...
+
 
 class Accounts:
     """What each second was worth, measured the same for all choosers."""
@@ -87,6 +91,10 @@ class Accounts:
         """Take note that the last mask stood on."""
         self._watch.stood(seconds)
 
+    def begin_anew(self) -> None:
+        """Leave the second that is not over, and all until the next look, out of account."""
+        self._watch, self._ends_s, self.earned = Watch(), -math.inf, None
+
 
 class Ruled:
     """Chooses by the rule alone."""
@@ -119,3 +127,6 @@ class Ruled:
 
     def stood(self, seconds: float) -> None:
         self._accounts.stood(seconds)
+
+    def begin_anew(self) -> None:
+        self._accounts.begin_anew()

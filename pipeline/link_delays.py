@@ -14,7 +14,7 @@ _GAP_S = 1.0  # that time passes at most from one packet to the next: silence ma
 _JUMP_MS = 40.0  # of a clock; more than jitter
 _SMOOTHING = 0.2
 _WAITED_S = 0.04  # a packet that waited longer than jitter lasts did wait for others
-_LEAVING_S = 0.6  # over which the rate is taken at which they leave
+_LEAVING_S, _KEPT = 0.6, 64  # over which the rate is taken at which they leave, and how many at most
 _ENOUGH_S = 0.1
 _IDLE = 6  # packets that must agree that the link is faster than it was
 _FASTER, _FASTER_S = 0.35, 0.06  # what they must have gained on what was expected of them
@@ -109,7 +109,7 @@ class Bottleneck:
     def __init__(self) -> None:
         self.kbit_s: float | None = None
         self._left_s: float | None = None  # when the newest packet had left
-        self._leaving: deque[tuple[float, float, int]] = deque()  # when, after how long, how many bytes
+        self._leaving: deque[tuple[float, float, int]] = deque(maxlen=_KEPT)  # when, after how long, how many bytes
         self._gains: deque[tuple[float, float]] = deque(maxlen=_IDLE)  # s sooner than expected, s expected
         self._own_s = 0.0  # that the packet of the least delay took itself
         self._doubted: tuple[float, float] | None = None  # kbit/s that packets seemed to be faster than; by s

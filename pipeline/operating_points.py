@@ -24,7 +24,8 @@ _SAME_RATE = 1.05
 _USUAL_CHANGE, _USUAL_SPEED, _USUAL_WARP = 12.0, 50.0, 90.0  # until frames were sent; percent, px/s, bytes
 _LEARN, _NEIGHBOUR = 0.1, 0.7  # weight of a new frame; how far it tells of the level beside its own
 _SHARE_STEP, _SHARE_LIMIT = 0.15, 1.5
-_LEAST_PART, _MOST_CHANGE = 0.3, 200.0
+_LEAST_PART = 0.3
+_LEAST_CHANGE, _MOST_CHANGE = 0.01, 200.0  # at 0 keys would last for ever
 _SCENES = tuple(product((4.0, 10.0, 25.0), (0.0, 40.0, 120.0)))  # change and speed; what is best in none is left out
 
 
@@ -87,11 +88,6 @@ class CostModel:
         """Mean motion of the picture."""
         return self._speed
 
-    @property
-    def complexity(self) -> float:
-        """What KEYs take lately, as a multiple of what is usual at their levels."""
-        return math.exp(sum(self._scale.values()) / len(self._scale))
-
     def sent(self, frame: Sent, point: OperatingPoint) -> None:
         """Take note of one frame, and of the point that was set."""
         if frame.keyed:
@@ -100,7 +96,7 @@ class CostModel:
             self._warp_bytes += _LEARN * (frame.size_bytes - self._warp_bytes)
         if frame.predicted is not None and frame.age_s:
             change = self.moving(100 - frame.predicted, frame.quality) / math.pow(frame.age_s, AGE_POWER)
-            self._change += _LEARN * (min(change, _MOST_CHANGE) - self._change)
+            self._change += _LEARN * (min(max(change, _LEAST_CHANGE), _MOST_CHANGE) - self._change)
             self._note_share(point, keyed=frame.keyed)
         if frame.speed_px_s is not None:
             self._speed += _LEARN * (min(frame.speed_px_s, 1000.0) - self._speed)

@@ -18,7 +18,7 @@ from pipeline.link import LinkState
 
 FAST, GENTLE = 1.0, 0.06  # growth per second: with room, and near the rate at which packets queued up
 NEAR, BEYOND = 0.8, 1.15  # of that rate: from where on growth is gentle, and where it is the rate no longer
-TRIED = 1.2  # times that rate, until the link has carried more: what is tried in vain queues up
+TRIED = 1.25  # times that rate, until the link has carried more: what is tried in vain queues up
 PATIENCE_S, HASTE = 3.0, 0.1  # after which gentle growth gets faster, by so much per second
 CUT = 0.9  # of what the link carries, where packets queue up
 LOSS = 0.12  # more than is usual
@@ -115,20 +115,12 @@ class DelayRule:
     """Holds the queueing delay near `target_ms`; need not know the link's rate. Rates are in kbit/s, headers in.
 
     Until the link's state is known, and for ever where the gateway sends no receipts, the rate is `start_kbit_s` at
-    most. It is never below `floor_kbit_s` nor above `max_kbit_s`.
+    most. It is never below `floor_kbit_s`, unless it starts there.
     """
 
-    def __init__(
-        self,
-        *,
-        target_ms: float = 100.0,
-        start_kbit_s: float = 200.0,
-        floor_kbit_s: float = 20.0,
-        max_kbit_s: float | None = None,
-    ) -> None:
+    def __init__(self, *, target_ms: float = 100.0, start_kbit_s: float = 200.0, floor_kbit_s: float = 20.0) -> None:
         self._target_ms, self._start, self._floor = target_ms, start_kbit_s, floor_kbit_s
-        self._max = math.inf if max_kbit_s is None else max_kbit_s
-        self._rate = min(start_kbit_s, self._max)
+        self._rate = start_kbit_s
         self._held = self._draining = False
         self._updated_s: float | None = None
         self._cut_s = self._halved_s = -math.inf
@@ -190,7 +182,7 @@ class DelayRule:
         if full is not None and self._rate > NEAR * full and state.delivered_kbit_s < BEYOND * full:
             speed = min(FAST, GENTLE + HASTE * max(0.0, now_s - self._cut_s - PATIENCE_S))
             most = min(most, TRIED * full)
-        most = max(self._floor, min(most, self._max))
+        most = max(self._floor, most)
         if self._rate < most:
             self._rate = min(most, self._rate * math.exp(speed * max(0.0, room) * passed_s))
         else:

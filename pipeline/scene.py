@@ -5,6 +5,7 @@ KEYs  -> bytes, as a share of what is usual at their level -> simple, or not
 """
 
 import math
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -71,19 +72,24 @@ class SceneGate:
         return np.asarray(small[..., 1], np.float32)
 
 
-class Complexity:
-    """Whether a scene is simple, by the bytes that its KEYs take; a lower level may then be enough.
+class SimpleScenes:
+    """Lowers the level of KEYs to `quality` while a scene is simple: while its KEYs take few bytes for their level.
 
-    On four videos one level less (5 to 4) cost 0.4 to 0.6 percent of the pixels where KEYs took under 0.85 of the
-    usual bytes, 0.4 between, and 1.1 above 1.1: what is simple loses less, but within three of the four videos the
-    bytes of a frame said nothing of it (correlation -0.1 to 0.1; 0.5 in the car park).
+    `usual_bytes`: of a KEY at each level. On four videos one level less (5 to 4) cost 0.4 to 0.6 percent of the pixels
+    where KEYs took under 0.85 of the usual bytes, 0.4 between, and 1.1 above 1.1: what is simple loses less, but within
+    three of the four videos the bytes of a frame said nothing of it (correlation -0.1 to 0.1; 0.5 in the car park).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, usual_bytes: Mapping[int, float], *, quality: int) -> None:
+        self._usual, self._quality = usual_bytes, quality
         self.share = 1.0  # of the usual bytes, smoothed
         self.simple = False
 
-    def keyed(self, size_bytes: int, usual_bytes: float) -> None:
-        """Take note of a KEY, and of what one of its level takes as a rule."""
-        self.share += _KEY_WEIGHT * (size_bytes / max(usual_bytes, 1.0) - self.share)
+    def level(self, wanted: int) -> int:
+        """The level of the KEYs to come, where this one is wanted."""
+        return min(wanted, self._quality) if self.simple else wanted
+
+    def keyed(self, quality: int, size_bytes: int) -> None:
+        """Take note of a KEY."""
+        self.share += _KEY_WEIGHT * (size_bytes / max(self._usual[quality], 1.0) - self.share)
         self.simple = self.share < (_NO_LONGER if self.simple else _SIMPLE)

@@ -165,6 +165,9 @@ class RateSection(Section):
 class SceneSection(Section):
     drop_unchanged: bool = Field(False, description="send no frame while nothing changes; the last mask stands")
     longest_s: float = Field(1.0, gt=0, le=60, description="seconds without a frame at most")
+    simple_quality: int | None = Field(
+        None, ge=0, le=255, description="quality level while KEYs take few bytes for theirs; null: the same as ever"
+    )
 
 
 class DecoderSection(_EngineSection):

@@ -155,6 +155,20 @@ def test_the_same_link_gives_the_same_choices(manifest: Manifest) -> None:
     assert lines[0].points == lines[1].points
 
 
+def test_a_pause_is_held_against_no_point(manifest: Manifest) -> None:
+    bandit, costs = blank(manifest)
+    line = Line(bandit, costs, true_kbit_s=1000.0)
+    line.run(30, target_kbit_s=300.0)
+    learned, saved = bandit.model.weights.copy(), bandit._budget
+    bandit.begin_anew()
+    for frame in range(50):
+        now_s = 500 + frame / FPS
+        bandit.update(link(), 300.0, now_s, latency_s=0.08)
+        bandit.sent(Sent(bandit.point.quality, True, 500), now_s)
+    assert bandit.model.weights == pytest.approx(learned, abs=0.5)
+    assert bandit._budget > 0.8 * saved
+
+
 def test_a_link_that_says_nothing_and_one_that_stops_are_lived_through(manifest: Manifest) -> None:
     bandit, _ = blank(manifest)
     for frame in range(100):

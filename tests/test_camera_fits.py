@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipeline.choosing import Chooser
 from pipeline.messages import Packet
 from pipeline.operating_points import OperatingPoint
 from pipeline.rate_rule import DelayRule
-from pipeline.scene import SceneGate
+from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.transport import CONTROL, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.video import Video
@@ -148,6 +149,19 @@ async def test_a_level_and_a_rate_that_are_told_over_the_control_topic_hold(tmp_
                 await here.packets(1)
 
 
+async def test_what_chooses_stays_on_the_event_loop(tmp_path: Path) -> None:
+    threads: set[int] = set()
+
+    class Watched(Fixed):
+        def __getattribute__(self, name: str) -> object:
+            threads.add(threading.get_ident())
+            return super().__getattribute__(name)
+
+    async with bench(tmp_path, rate=fitting(Watched(OperatingPoint(0, 50, FPS)))) as here:
+        await here.packets(5)
+    assert threads == {threading.get_ident()}
+
+
 async def test_while_nothing_changes_a_frame_a_second_is_sent(tmp_path: Path) -> None:
     before = drops("unchanged")
     async with bench(tmp_path, moving=False, gate=SceneGate(longest_s=0.4)) as here:
@@ -170,3 +184,19 @@ async def test_a_moving_scene_passes_the_gate_frame_by_frame(moving: bool, tmp_p
     async with bench(tmp_path, moving=moving, gate=SceneGate(longest_s=0.5)) as here:
         packets = await here.packets(3)
     assert (packets[-1].captured_ms - packets[0].captured_ms < 500) is moving
+
+
+async def test_while_the_scene_is_simple_keys_are_of_a_lower_level_than_is_asked_for(tmp_path: Path) -> None:
+    simple = SimpleScenes({0: 1e6, 1: 1e6}, quality=0)  # so many bytes no KEY takes
+    async with bench(tmp_path, simple=simple) as here:
+        await here.packets(1)
+        await here.tell(b'{"quality": 1}')
+        await until(lambda: here.camera._quality == 1)
+        while not simple.simple:
+            await here.tell(b'{"key": [0]}')
+            await here.packets(1)
+        await here.tell(b'{"key": [0]}')
+        await until_packet(here, lambda packet: packet.quality == 0)
+        simple.simple, simple.share = False, 1.0
+        await here.tell(b'{"key": [0]}')
+        await until_packet(here, lambda packet: packet.quality == 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_rate_control import MANIFEST
 
-from nodes.camera_setup import open_gate, open_rate, open_window
+from nodes.camera_setup import open_gate, open_rate, open_simple, open_window
 from nodes.rate_control import RateControl
 from pipeline.config import CameraSection, CameraSettings, SceneSection, SourceSection, load_settings
 from pipeline.errors import ConfigError
@@ -46,6 +46,19 @@ def test_a_pinned_rate_needs_no_receipts_and_the_modes_do() -> None:
     assert [one.asks_receipts for one in (pinned, rule, bandit) if one is not None] == [False, True, True]
 
 
+@pytest.mark.parametrize("mode", ["off", "rule", "bandit"])
+def test_a_pinned_rate_can_be_raised_later_and_let_go(mode: str) -> None:
+    here = rate_of(rate__mode=mode, rate__max_kbit_s=20, rate__start_kbit_s=1e5)
+    assert here is not None
+    for _ in range(2):
+        here.admits()
+    assert here.point.quality <= 3
+    here.limit(None)
+    here.cap(5)  # chooses afresh, at once
+    here.admits()
+    assert here.point.quality == 5
+
+
 @pytest.mark.parametrize("mode", ["rule", "bandit"])
 def test_nothing_is_chosen_above_what_the_settings_ask_for(mode: str) -> None:
     origin = Origin(width=640, height=480, fps=12.0)
@@ -78,3 +91,13 @@ def test_a_gate_is_there_where_it_is_wanted_and_never_for_a_recording() -> None:
     gate = open_gate(wanted, SourceSection())
     assert gate is not None
     assert [gate.changed(still, at_s) for at_s in (0.0, 1.0, 1.9, 2.0)] == [True, False, False, True]
+
+
+def test_a_level_for_simple_scenes_has_to_be_one_of_the_bundles() -> None:
+    bundle = SimpleNamespace(manifest=SimpleNamespace(**vars(MANIFEST), name="tiny"))
+    assert open_simple(SceneSection(), bundle) is None  # type: ignore[arg-type]
+    simple = open_simple(SceneSection(simple_quality=3), bundle)  # type: ignore[arg-type]
+    assert simple is not None
+    assert simple.level(5) == 5
+    with pytest.raises(ConfigError, match=r"simple_quality 9: .*\[0, 1"):
+        open_simple(SceneSection(simple_quality=9), bundle)  # type: ignore[arg-type]

@@ -17,6 +17,8 @@ LEVELS = frozenset({0, 2})
         (b'{"quality": 2}', Control(quality=2)),
         (b'{"pause": true}', Control(pause=True)),
         (b'{"pause": false, "quality": 0}', Control(pause=False, quality=0)),
+        (b'{"max_kbit_s": 200}', Control(max_kbit_s=200)),
+        (b'{"max_kbit_s": null}', Control(max_kbit_s=None)),
     ],
 )
 def test_the_messages_of_the_contract_are_read(payload: bytes, control: Control) -> None:
@@ -35,6 +37,9 @@ def test_the_messages_of_the_contract_are_read(payload: bytes, control: Control)
         b'{"quality": 1}',
         b'{"quality": 2.0}',
         b'{"quality": -1}',
+        b'{"max_kbit_s": 9.9}',
+        b'{"max_kbit_s": "200"}',
+        b'{"max_kbit_s": NaN}',
         b'{"key": [64]}',
         b'{"key": [' + b"0," * 64 + b"0]}",
         b'{"reboot": true}',

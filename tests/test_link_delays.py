@@ -94,3 +94,11 @@ def test_lost_packets_make_no_link_faster() -> None:
     for sent_s in times(10, 20, 0.2):
         bottleneck.add([Load(sent_s - 0.1, 10 * SIZE), Load(sent_s, SIZE)], sent_s + 0.1, SIZE, shift_s=0.0)
     assert bottleneck.kbit_s == pytest.approx(40, rel=0.01)
+
+
+def test_a_packet_that_seems_to_have_left_in_years_leaves_no_list_that_grows() -> None:
+    bottleneck, ages_s = Bottleneck(), 1e9
+    bottleneck.add([Load(0.0, SIZE)], 1.0, SIZE, shift_s=0.0)
+    bottleneck.add([Load(0.0, SIZE)], ages_s, SIZE, shift_s=0.0)
+    carry(bottleneck, 90, times(0, 500, 0.01))
+    assert len(bottleneck._leaving) < 100

@@ -1,6 +1,7 @@
 """A camera's rate control: what it lets through, what it learns from, and that it keeps to its link."""
 
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -51,6 +52,7 @@ class Fixed:
         self.frames: list[Sent] = []
         self.stood_s: list[float] = []
         self.unchanged_s: list[float] = []
+        self.begun = 0
 
     def update(self, link: LinkState | None, target_kbit_s: float, now_s: float, *, latency_s: float) -> OperatingPoint:
         self.targets.append(target_kbit_s)
@@ -64,6 +66,9 @@ class Fixed:
 
     def stood(self, seconds: float) -> None:
         self.stood_s.append(seconds)
+
+    def begin_anew(self) -> None:
+        self.begun += 1
 
 
 def control(
@@ -143,19 +148,76 @@ def test_the_chooser_hears_what_was_coded_and_what_warps_were_like() -> None:
     clock, chooser = Time(), Fixed(OperatingPoint(3, 96, 5))
     here = control(chooser, clock, kbit_s=1e5)
     key = replace(packet_of(1, sequence=1), quality=3)
-    here.coded(key, 700, ())
     warp = replace(key, regions=(Region(Kind.WARP, 0, 2, b"flow"),))
-    here.coded(warp, 80, (Tried(2, 8.0, 97.0),))
-    here.coded(key, 710, (Tried(3, 12.0, None),))
+    for packet, size_bytes, tried in (
+        (key, 700, ()),
+        (warp, 75, (Tried(1, 4.0, 98.0),)),
+        (warp, 80, (Tried(2, 8.0, 97.0),)),
+        (key, 710, (Tried(3, 12.0, None),)),
+    ):
+        assert here.admits()
+        here.coded(packet, size_bytes, tried)
+        clock.now_s += 0.25
     assert chooser.frames[0] == Sent(3, True, 700)
-    assert chooser.frames[1] == Sent(3, False, 80, predicted=97.0, age_s=0.4, speed_px_s=20.0)
-    assert (chooser.frames[2].keyed, chooser.frames[2].predicted) == (True, None)
+    assert chooser.frames[2] == Sent(3, False, 80, predicted=97.0, age_s=0.5, speed_px_s=16.0)
+    assert (chooser.frames[3].keyed, chooser.frames[3].predicted) == (True, None)
+
+
+def test_a_key_is_as_old_as_it_is_however_few_frames_were_sent_since() -> None:
+    clock, chooser = Time(), Fixed(OperatingPoint(3, 96, 25))
+    here = control(chooser, clock, kbit_s=1e5)
+    for sequence in range(3):
+        assert here.admits()
+        here.coded(packet_of(1, sequence=sequence), 80, (Tried(1, 3.0, 97.0),) if sequence else ())
+        for _ in range(25):
+            clock.now_s += 1 / FPS
+            here.admits()
+            here.unchanged()
+        clock.now_s += 1 / FPS
+    assert [frame.age_s for frame in chooser.frames[1:]] == pytest.approx([26 / FPS, 26 / FPS])
+    assert chooser.frames[1].speed_px_s == pytest.approx(3 * FPS / 26)
+
+
+def test_a_prediction_that_is_not_a_number_tells_nothing() -> None:
+    clock, chooser = Time(), Fixed(OperatingPoint(3, 96, 25))
+    here = control(chooser, clock, kbit_s=1e5)
+    for sequence in range(2):
+        here.admits()
+        here.coded(packet_of(1, sequence=sequence), 80, (Tried(1, 3.0, math.nan),))
+    assert [frame.predicted for frame in chooser.frames] == [None, None]
 
 
 def test_a_lost_key_is_told_to_the_chooser() -> None:
     chooser = Fixed(OperatingPoint(3, 96, 5))
-    control(chooser, Time(), kbit_s=64).key_lost()
+    here = control(chooser, Time(), kbit_s=64)
+    here.admits()
+    here.key_lost()
     assert chooser.stood_s == [0.0]
+
+
+def test_a_time_without_the_link_is_told_to_the_chooser() -> None:
+    chooser = Fixed(OperatingPoint(3, 96, 5))
+    here = control(chooser, Time(), kbit_s=64)
+    here.begin_anew()
+    assert not chooser.begun
+    here.admits()
+    here.begin_anew()
+    assert chooser.begun == 1
+
+
+def test_what_is_heard_before_the_first_frame_does_not_settle_the_frame_rate() -> None:
+    asked: list[float] = []
+
+    def choose(quality: int, fps: float) -> Chooser:
+        asked.append(fps)
+        return Fixed(OperatingPoint(quality, 96, fps))
+
+    source = SimpleNamespace(fps=25.0)  # until the source was opened
+    here = RateControl(choose, quality=5, rule=None, max_kbit_s=64, source_fps=lambda: source.fps, clock=Time())
+    here.key_lost()
+    source.fps = 5.0
+    here.admits()
+    assert asked == [5.0]
 
 
 def test_a_frame_that_shows_nothing_new_is_told_to_the_chooser() -> None:

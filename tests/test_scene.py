@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scene import Complexity, SceneGate
+from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.streets import render_street
 
 HEIGHT, WIDTH = 180, 240
@@ -89,16 +89,16 @@ def test_motion_does_not_pass_for_noise() -> None:
     assert gate.threshold_grey <= 6.0
 
 
-def test_a_scene_is_simple_when_its_keys_stay_small_and_until_they_are_usual_again() -> None:
-    complexity = Complexity()
-    complexity.keyed(200, 1000)
-    assert not complexity.simple
-    for _ in range(30):
-        complexity.keyed(800, 1000)
-    assert complexity.simple
-    for _ in range(30):
-        complexity.keyed(900, 1000)
-    assert complexity.simple
-    for _ in range(30):
-        complexity.keyed(1000, 1000)
-    assert not complexity.simple
+def test_a_scene_is_simple_while_its_keys_take_few_bytes_for_their_level() -> None:
+    scenes = SimpleScenes({3: 500.0, 5: 1000.0}, quality=3)
+    scenes.keyed(5, 200)
+    assert scenes.level(5) == 5
+    for _ in range(20):
+        scenes.keyed(5, 800)
+    assert (scenes.level(5), scenes.level(2)) == (3, 2)
+    for _ in range(20):
+        scenes.keyed(3, 450)
+    assert scenes.level(5) == 3
+    for _ in range(20):
+        scenes.keyed(3, 500)
+    assert scenes.level(5) == 5
