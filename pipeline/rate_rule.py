@@ -17,8 +17,8 @@ from collections import deque
 from pipeline.link import LinkState
 
 FAST, GENTLE = 1.0, 0.06  # growth per second: with room, and near the rate at which packets queued up
-NEAR, BEYOND = 0.8, 1.15  # of that rate: from where on growth is gentle, and where it is the rate no longer
-TRIED = 1.25  # times that rate, until the link has carried more: what is tried in vain queues up
+NEAR, BEYOND = 0.8, 1.1  # of that rate: from where on growth is gentle, and where it is the rate no longer
+TRIED = 1.2  # times that rate, until the link has carried more: what is tried in vain queues up
 PATIENCE_S, HASTE = 3.0, 0.1  # after which gentle growth gets faster, by so much per second
 CUT = 0.9  # of what the link carries, where packets queue up
 LOSS = 0.12  # more than is usual
