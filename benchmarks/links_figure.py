@@ -128,7 +128,7 @@ def _followed(figure: SubFigure, told: dict[str, Any]) -> None:
         axes.set_ylabel(name, fontsize=8)
         axes.grid(True, color="#E6E6E6", lw=0.7)
     level.set_xlabel("seconds")
-    rate.legend(loc="upper right", fontsize=8, frameon=False, labelcolor=INK)
+    rate.legend(loc="upper center", fontsize=8, frameon=False, labelcolor=INK)
 
 
 def _masks_per_second(axes: Axes, times: Sequence[float], end_s: float) -> None:

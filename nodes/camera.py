@@ -268,7 +268,7 @@ async def main(settings: CameraSettings) -> None:
         presence = presence_of(name, bundle=bundle, video=video, transport=transport)
         rate = open_rate(settings, bundle=bundle, video=video, transport=transport)
         async with open_uplink(settings, presence) as channel:
-            health.need_broker(channel)
+            health.need_broker(channel, "the gateway" if transport == "webrtc" else "the broker")
             health.need(lambda: None if video.origin else "waiting for the source")
             health.complete()
             camera = Camera(

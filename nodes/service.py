@@ -108,9 +108,9 @@ class Health:
         """Ask this too from now on."""
         self._needs.append(question)
 
-    def need_broker(self, channel: Channel) -> None:
-        """Ask whether the channel is connected."""
-        self.need(lambda: None if channel.connected else "waiting for the broker")
+    def need_broker(self, channel: Channel, called: str = "the broker") -> None:
+        """Ask whether the channel is connected to the broker, or to what stands for it."""
+        self.need(lambda: None if channel.connected else f"waiting for {called}")
 
     def reasons(self) -> list[str]:
         """Why the node cannot work right now; empty when it can."""

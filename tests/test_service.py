@@ -203,6 +203,16 @@ async def test_a_lane_leaves_the_event_loop_free() -> None:
         await computing
 
 
+async def test_a_node_that_waits_says_for_whom() -> None:
+    health, channel = Health(), MemoryChannel(MemoryBroker())
+    health.complete()
+    health.need_broker(channel)
+    health.need_broker(channel, "the gateway")
+    assert health.reasons() == ["waiting for the broker", "waiting for the gateway"]
+    async with channel:
+        assert not health.reasons()
+
+
 async def test_the_health_page_says_why_a_node_is_not_ready() -> None:
     health, missing = Health(), ["waiting for the broker"]
     health.need(lambda: missing[0] if missing else None)
