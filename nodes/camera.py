@@ -149,7 +149,9 @@ class Camera:
         if self._gate is not None and not self._gate.changed(frame.image, now_s) and not self._encoder.key_asked:
             return None
         wanted = self._quality if point is None else point.quality
-        self._encoder.code_keys_at(wanted if self._simple is None else self._simple.level(wanted))
+        level = wanted if self._simple is None else self._simple.level(wanted)
+        if level != self._encoder.quality:
+            self._encoder.code_keys_at(level)
         if point is not None:
             self._encoder.threshold = point.threshold
         receipt = self._rate is not None and self._rate.asks_receipts
