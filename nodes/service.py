@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import faulthandler
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from pipeline.transport import STATE, Channel
 
 STOP_TIMEOUT_S = 8.0  # container engines kill after 10
 _LEAVE_S = 1.0
+_STDERR = 2  # whatever stands for it in Python
 _CONNECT_POLL_S = 60.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WRONG_CALL = (ConfigError, SourceError, BundleMismatch)
@@ -52,6 +54,7 @@ def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S, *, debug: b
         return _report(error)
     finally:
         leaving.cancel()
+        faulthandler.cancel_dump_traceback_later()
     return 0
 
 
@@ -224,6 +227,8 @@ async def _until_stopped(work: Coroutine[Any, Any, None], leave: Callable[[], No
         loop.remove_signal_handler(number)
     if not working.done():
         log.info("stopping")
+        # Where the event loop itself is held up nothing else can say by what.
+        faulthandler.dump_traceback_later(STOP_TIMEOUT_S + _LEAVE_S / 2, exit=True, file=_STDERR)
         working.cancel()
         await asyncio.wait({working}, timeout=STOP_TIMEOUT_S)
     if not working.done():
