@@ -133,11 +133,9 @@ class Netlab:
 
     def _ask(self, order: dict[str, Any]) -> tuple[Counts, Counts]:
         assert self._process.stdin
-        try:
+        with suppress(BrokenPipeError):  # the answer says why
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer says why
         return self._answer()
 
     def _answer(self) -> tuple[Counts, Counts]:

@@ -171,7 +171,7 @@ class SceneSection(Section):
 
 
 class DecoderSection(_EngineSection):
-    pass
+    """How the decoder's network is run."""
 
 
 class PreviewSection(Section):

@@ -36,7 +36,8 @@ class Link:
         return self.up
 
     async def wait_connected(self, timeout_s: float) -> None:
-        raise NotImplementedError
+        if not self.up:
+            raise TransportError("cut")
 
     async def publish(self, topic: str, payload: bytes, delivery: Delivery = CONTROL) -> None:
         if self.up:

@@ -1,6 +1,5 @@
 """A camera and its gateway at the two ends of an emulated link, all real processes: over MQTT, and over WebRTC."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,10 +15,7 @@ from benchmarks.links_watch import SeenMask, View, Watch
 from benchmarks.netlab import Netlab, Way
 from pipeline.bundle import default_bundle, load_bundle
 
-# Namespaces and TUN devices are root's; in CI their absence is a failure.
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 and "CI" not in os.environ, reason="links between network namespaces are made by root"
-)
+pytestmark = pytest.mark.root
 
 LIMIT_S = 60.0
 PERFECT = Way()

@@ -1,6 +1,7 @@
 """Where offers are taken: who is told what when the gateway starts, and who gets in."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
@@ -24,10 +25,10 @@ def warnings(lines: list[dict[str, object]]) -> list[object]:
 
 async def started(settings: WebRtcGatewaySection) -> list[object]:
     """What was warned of while the gateway began to take offers."""
-    with capture_logs() as lines:
-        async with taking_offers(settings, packet_bytes=65_536, changed=lambda: None):
-            pass
-    return warnings(lines)
+    async with AsyncExitStack() as ending:
+        with capture_logs() as lines:
+            await ending.enter_async_context(taking_offers(settings, packet_bytes=65_536, changed=lambda: None))
+        return warnings(lines)
 
 
 @pytest.mark.parametrize(

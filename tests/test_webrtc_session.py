@@ -154,8 +154,7 @@ async def test_any_message_is_obeyed_or_dropped(site: Site) -> None:
         states = site.server.subscribe("street/state")
         peer.send(MESSAGES, pack_message(Envelope(Kind.PUBLISH, "street/state", b"the last word")))
         async with asyncio.timeout(LIMIT_S):
-            while (await anext(states)).payload != b"the last word":
-                pass
+            await anext(state async for state in states if state.payload == b"the last word")
 
 
 async def test_messages_that_never_end_end_the_session(site: Site) -> None:

@@ -99,11 +99,8 @@ async def read_body(stream: aiohttp.StreamReader, *, limit_bytes: int) -> bytes:
 async def delete_session(session: URL, *, token: str | None, tls: ssl.SSLContext | None) -> None:
     """Tell the gateway that the session is over; raises TransportError when it does not answer soon."""
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LEAVE_S)) as client,
-            client.delete(session, headers=_headers(token), ssl=tls or True, allow_redirects=False),
-        ):
-            pass
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LEAVE_S)) as client:
+            await client.delete(session, headers=_headers(token), ssl=tls or True, allow_redirects=False)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise TransportError("the gateway was not told of the end") from error
 
