@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.engine_libraries import import_onnxruntime, import_openvino
 from pipeline.errors import ConfigError
 
 ENGINES = ("auto", "openvino", "onnxruntime")
@@ -103,8 +104,7 @@ def _choose(engine: str) -> str:
 
 
 def _open_onnxruntime(graph: Path, threads: int) -> Session:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Spinning threads would take the cores from the other nodes of a small box.
@@ -121,9 +121,7 @@ def _open_onnxruntime(graph: Path, threads: int) -> Session:
 
 
 def _open_openvino(graph: Path, threads: int, float32: bool) -> Session:
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     # The CPU plug-in picks the shortest float the processor is fast at: bf16 on x86, f16 on Arm, else float32.
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if float32:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.engine_libraries import import_onnxruntime
 from pipeline.errors import ConfigError
 
 _IMAGENET = {"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]"}
@@ -58,7 +59,7 @@ class SegmentationGraph:
 
 def _open(path: Path) -> Any:
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise ConfigError(f"teacher {path}: needs onnxruntime; install it, or name a safetensors file") from error
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from pipeline.engine_libraries import import_onnxruntime
 from pipeline.runtime import open_session
 from pipeline.tracing import halve_weights, trace
 
@@ -38,7 +38,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_a_batch_of_any_size_gives_what_torch_gives(graph: Path, batch: int) -> None:
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     x, quality = torch.randn(batch, 8, 5, 6), torch.arange(batch) % 3
     (found,) = session.run(["scaled"], {"x": x.numpy(), "quality": quality.numpy()})
     with torch.no_grad():

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from compressai.layers import GDN
 from torch import Tensor, nn
 
+from pipeline.engine_libraries import import_onnxruntime
 from pipeline.export import fold_batch_norms
 from pipeline.models.alternatives import (
     FeatureTaskDecoder,
@@ -141,7 +141,7 @@ def test_graph_gives_what_the_network_gives_at_any_batch_size(name: str, tmp_pat
     batch = torch.export.Dim("batch", min=1, max=64)
     path = tmp_path / "decode.onnx"
     torch.onnx.export(network, (x,), path, dynamic_shapes=({0: batch},), dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
     for part in (x, x[:1]):
         found = session.run(None, {session.get_inputs()[0].name: part.numpy()})[0]
         with torch.no_grad():
