@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, TransportError
 from pipeline.transport import STATE, Delivery, Message, mqtt_client, open_channel
 from pipeline.transport.mqtt import MqttChannel
 from pipeline.transport.mqtt_address import parse_mqtt_url
+from pipeline.transport.reconnecting import Retry
 
 
 def test_mqtt_address_is_read_with_percent_encoded_login() -> None:
@@ -65,9 +66,9 @@ async def test_missing_certificate_file_is_a_config_error(tmp_path: Path) -> Non
             pass
 
 
-def quick(url: str, **options: object) -> MqttChannel:
+def quick(url: str, *, refused_s: float = 15.0, **options: object) -> MqttChannel:
     """A channel that does not wait long before it tries again."""
-    return MqttChannel(url, retry_s=0.02, retry_ceiling_s=0.1, **options)  # type: ignore[arg-type]
+    return MqttChannel(url, retry=Retry(0.02, 0.1, refused_s), **options)  # type: ignore[arg-type]
 
 
 async def test_mqtt5_carries_the_facts_as_properties(mqtt_url: str) -> None:
@@ -295,7 +296,7 @@ async def test_fifty_reconnects_leave_no_task_and_no_socket(mqtt_url: str) -> No
     async with Link(parse_mqtt_url(mqtt_url).port) as link:
         tasks, files = len(asyncio.all_tasks()), open_files()
         url = f"mqtt://127.0.0.1:{link.port}"
-        async with MqttChannel(url, retry_s=0.001, retry_ceiling_s=0.001) as channel:
+        async with MqttChannel(url, retry=Retry(0.001, 0.001)) as channel:
             for made in range(1, 51):
                 await until(lambda made=made: len(link.versions) >= made and channel.connected)
                 link.cut()
@@ -343,7 +344,7 @@ async def test_wrong_password_is_an_error_that_names_user_and_broker(tmp_path: P
     with mosquitto(tmp_path, user="cam", password="s3cret") as server:
         url = f"mqtt://cam:wrong-one@127.0.0.1:{server.port}"
         with structlog.testing.capture_logs() as logs:
-            async with quick(url, refused_retry_s=0.05) as channel:
+            async with quick(url, refused_s=0.05) as channel:
                 with pytest.raises(TransportError):
                     await channel.wait_connected(0.5)
         errors = [line for line in logs if line["log_level"] == "error"]

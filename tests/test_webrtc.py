@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from pipeline.errors import ConfigError, TransportError
 from pipeline.transport import CONTROL, LIVE, STATE, Channel, Delivery, Message, open_channel
 from pipeline.transport.chunks import CHUNK_BYTES
+from pipeline.transport.reconnecting import Retry
 from pipeline.transport.webrtc import WebRtcChannel
 from pipeline.transport.webrtc_messages import MESSAGE_BYTES
 from pipeline.transport.webrtc_peer import Peer
@@ -272,7 +273,7 @@ async def test_wrong_token_is_told_once_without_the_token_and_tried_again_slowly
 
     with capture_logs() as lines:
         url = f"webrtc+http://{token + '@' if token else ''}127.0.0.1:{site.port}"
-        async with WebRtcChannel(url, camera="street", rng=Slow(), refused_retry_s=0.2) as camera:
+        async with WebRtcChannel(url, camera="street", rng=Slow(), retry=Retry(refused_s=0.2)) as camera:
             await until(lambda: len(pauses) >= 2)
             with pytest.raises(TransportError, match="refuses our token"):
                 await camera.wait_connected(0.05)
@@ -366,7 +367,7 @@ async def test_camera_thrown_out_by_its_double_says_so_and_lets_it_be(site: Site
 
 async def test_nothing_is_left_of_many_connections(site: Site, air: Air) -> None:
     """Sockets, tasks and memory, over sessions that either end lost without a word to the other."""
-    async with site.channel(retry_s=0.01, retry_ceiling_s=0.02) as camera:
+    async with site.channel(retry=Retry(0.01, 0.02)) as camera:
         marks = []
         for number in range(60):
             await camera.wait_connected(LIMIT_S)

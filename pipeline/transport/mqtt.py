@@ -3,32 +3,29 @@
 import asyncio
 import random
 import secrets
-import ssl
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import aiomqtt
 import structlog
 
 from pipeline.errors import TransportError
 from pipeline.transport import LIVE, Delivery, Message, mqtt_client
-from pipeline.transport.mqtt_address import parse_mqtt_url
-from pipeline.transport.subscription import Readers, Subscription
+from pipeline.transport.mqtt_address import MqttAddress, parse_mqtt_url
+from pipeline.transport.reconnecting import STEADY_S, Reconnecting, Retry
+from pipeline.transport.subscription import Subscription
 
 log = structlog.get_logger(__name__)
 
 BRIEF_LIMIT = 3  # good connections in a row that were cut at once: another client has our name
-STEADY_S = 10.0  # a connection that held this long was a good one: back-off begins anew
 
 
-class MqttChannel:
+class MqttChannel(Reconnecting[MqttAddress]):
     """Channel over MQTT 5 or 3.1.1; `url` as parse_mqtt_url reads it (raises ConfigError).
 
     Entering does not wait for the broker. The will is published, retained, when this process dies without
-    closing; the broker ends an older session of the same `client_id`. Waits between attempts double from `retry_s`
-    to `retry_ceiling_s`, or are `refused_retry_s` where the login was refused or another took our place.
+    closing; the broker ends an older session of the same `client_id`. Attempts are as far apart as `retry` says, which
+    takes us as not wanted where the login was refused or another took our place.
     """
 
     def __init__(
@@ -40,73 +37,31 @@ class MqttChannel:
         will: tuple[str, bytes] | None = None,
         buffer: int = 256,
         on_drop: Callable[[], None] | None = None,
-        retry_s: float = 0.1,
-        retry_ceiling_s: float = 5.0,
-        refused_retry_s: float = 15.0,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address = parse_mqtt_url(url)
-        self._tls: ssl.SSLContext | None = None
+        address = parse_mqtt_url(url)
+        super().__init__(address, "the broker", buffer=buffer, on_drop=on_drop, retry=retry, rng=rng, clock=clock)
         self._prefix = f"{root}/"
         self._named = client_id is not None
         self._client_id = client_id or f"maskcast-{secrets.token_hex(6)}"
         self._will = None if will is None else (self._prefix + will[0], will[1])
-        self._retry_s, self._retry_ceiling_s = retry_s, retry_ceiling_s
-        self._refused_retry_s = refused_retry_s
-        self._rng = rng or random.Random()
-        self._clock = clock
-        self._old_protocol = self._address.version == "3.1.1"
-        self._readers = Readers(limit=buffer, on_drop=on_drop)
+        self._old_protocol = address.version == "3.1.1"
         self._wanted: set[str] = set()  # filters to ask the broker for
         self._wanting = asyncio.Event()
         self._retained: dict[str, tuple[bytes, Delivery]] = {}
         self._unsent: set[str] = set()  # topics of retained messages that the next connection is to carry
         self._client: aiomqtt.Client | None = None
-        self._ready = asyncio.Event()
         self._pending = 0
-        self._reported = ""
         self._met = False  # whether this broker ever took us
         self._brief = 0  # connections that it took and that ended soon, since one that held
         self._rivalry_reported = False
-        self._closed = False
-        self._group = asyncio.TaskGroup()
-
-    async def __aenter__(self) -> Self:
-        self._tls = await asyncio.to_thread(self._address.tls_context)
-        await self._group.__aenter__()
-        self._task = self._group.create_task(self._run(), name=f"mqtt {self._address}")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closed = True
-        self._readers.close()
-        self._task.cancel()
-        # The body's own error goes up as it is, not inside a group.
-        await self._group.__aexit__(None, None, None)
 
     @property
     def connected(self) -> bool:
         """Whether the broker took us, our subscriptions and our retained messages."""
         return self._client is not None
-
-    @property
-    def dropped(self) -> int:
-        """How many messages were thrown away because their reader was too slow."""
-        return self._readers.dropped
-
-    async def wait_connected(self, timeout_s: float) -> None:
-        """Wait for the connection; raises TransportError, with the last known reason, when time is over."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError as error:
-            reason = self._reported or "no answer"
-            raise TransportError(
-                f"no connection to the broker at {self._address} in {timeout_s:g} s: {reason}"
-            ) from error
 
     async def publish(self, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
         """Send one message; raises TransportError when it cannot leave now.
@@ -264,7 +219,5 @@ class MqttChannel:
         self._rivalry_reported = True
 
     def _pause_s(self, attempt: int, error: Exception) -> float:
-        full = min(self._retry_ceiling_s, self._retry_s * 2.0 ** min(attempt, 16))
-        if mqtt_client.is_refusal(error) or mqtt_client.is_taken_over(error):
-            full = self._refused_retry_s
-        return full * self._rng.uniform(0.5, 1.0)
+        unwanted = mqtt_client.is_refusal(error) or mqtt_client.is_taken_over(error)
+        return (self._retry.refused_s if unwanted else self._retry.full_s(attempt)) * self._rng.uniform(0.5, 1.0)

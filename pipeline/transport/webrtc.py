@@ -5,39 +5,36 @@
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 import structlog
 
 from pipeline import metrics
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.transport import LIVE, Delivery, Message
-from pipeline.transport.subscription import Readers, Subscription
-from pipeline.transport.webrtc_address import WebRtcOptions, parse_webrtc_url
+from pipeline.transport.reconnecting import STEADY_S, Reconnecting, Retry
+from pipeline.transport.subscription import Subscription
+from pipeline.transport.webrtc_address import WebRtcAddress, WebRtcOptions, parse_webrtc_url
 from pipeline.transport.webrtc_messages import Envelope, Kind, unpack_message
 from pipeline.transport.webrtc_peer import Peer
 from pipeline.transport.webrtc_sending import PacketSender, check_message, send_message
 from pipeline.transport.webrtc_signalling import Answered, delete_session, post_offer, reach
 
-STEADY_S = 10.0  # a connection that held this long was a good one: back-off begins anew
 _BYE_S = 1.0
 
 log = structlog.get_logger(__name__)
 
 
-class WebRtcChannel:
+class WebRtcChannel(Reconnecting[WebRtcAddress]):
     """Channel of one camera to its gateway; `url` as parse_webrtc_url reads it (raises ConfigError).
 
     Entering does not wait for the gateway. The will is published, retained, when this process dies without closing;
-    the gateway ends an older session of the same camera. Attempts begin `retry_s` to `retry_ceiling_s` apart, twice
-    as long each time, or `refused_retry_s` where the gateway says no or another took our place. It may publish only
-    under `<camera>/` (`latent`, `state`, `preview`) and `bundle/`, and read only what is under `<camera>/`.
+    the gateway ends an older session of the same camera. Attempts begin as far apart as `retry` says, which takes us as
+    not wanted where the gateway says no or another took our place. It may publish only under `<camera>/` (`latent`,
+    `state`, `preview`) and `bundle/`, and read only what is under `<camera>/`.
     """
 
     def __init__(
@@ -49,61 +46,28 @@ class WebRtcChannel:
         options: WebRtcOptions = WebRtcOptions(),  # noqa: B008 - frozen
         buffer: int = 256,
         on_drop: Callable[[], None] | None = None,
-        retry_s: float = 0.1,
-        retry_ceiling_s: float = 2.0,
-        refused_retry_s: float = 15.0,
+        retry: Retry = Retry(ceiling_s=2.0),  # noqa: B008 - frozen
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address = parse_webrtc_url(url)
-        self._token = self._address.token or options.token
-        self._tls: ssl.SSLContext | None = None
+        address = parse_webrtc_url(url)
+        super().__init__(address, "the gateway", buffer=buffer, on_drop=on_drop, retry=retry, rng=rng, clock=clock)
+        self._token = address.token or options.token
         self._camera, self._will, self._options = camera, will, options
         self._latent, self._receipt = f"{camera}/latent", f"{camera}/receipt"
-        self._retry_s, self._retry_ceiling_s = retry_s, retry_ceiling_s
-        self._refused_retry_s = refused_retry_s
-        self._rng, self._clock = rng or random.Random(), clock
-        self._readers = Readers(limit=buffer, on_drop=on_drop)
         self._active: set[str] = set()  # filters that the gateway knows
         self._retained: dict[str, Envelope] = {}
         self._peer: Peer | None = None
         self._sender: PacketSender | None = None
-        self._ready = asyncio.Event()
         self._bye = asyncio.Event()
         self._skipped = 0
-        self._reported = ""
         self._rival = False  # another camera has our name: it and we would throw each other out
         self._opened_s: float | None = None
-        self._closed = False
-        self._group = asyncio.TaskGroup()
-
-    async def __aenter__(self) -> Self:
-        self._tls = await asyncio.to_thread(self._address.tls_context)
-        await self._group.__aenter__()
-        self._task = self._group.create_task(self._run(), name=f"webrtc {self._address}")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closed = True
-        self._readers.close()
-        try:
-            await self._say_bye()
-        finally:
-            self._task.cancel()
-            # The body's own error goes up as it is, not inside a group.
-            await self._group.__aexit__(None, None, None)
 
     @property
     def connected(self) -> bool:
         """Whether both data channels are open and our subscriptions and retained messages were sent."""
         return self._peer is not None
-
-    @property
-    def dropped(self) -> int:
-        """How many messages were thrown away because their reader was too slow."""
-        return self._readers.dropped
 
     @property
     def skipped(self) -> int:
@@ -114,17 +78,6 @@ class WebRtcChannel:
     def pair(self) -> str:
         """The chosen candidates, as in `host 10.0.0.2 udp <-> srflx 192.0.2.7 udp`; empty without connection."""
         return "" if self._peer is None else self._peer.pair
-
-    async def wait_connected(self, timeout_s: float) -> None:
-        """Wait for the connection; raises TransportError, with the last known reason, when time is over."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError as error:
-            reason = self._reported or "no answer"
-            raise TransportError(
-                f"no connection to the gateway at {self._address} in {timeout_s:g} s: {reason}"
-            ) from error
 
     async def publish(self, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
         """Send one message; raises TransportError when it cannot leave now.
@@ -188,14 +141,14 @@ class WebRtcChannel:
                 answered = await post_offer(self._address, self._camera, offer, token=self._token, tls=self._tls)
                 if not answered.taken:
                     self._report_refusal(answered)
-                    return self._refused_retry_s if answered.final else answered.retry_after_s or 0.0
+                    return self._retry.refused_s if answered.final else answered.retry_after_s or 0.0
                 try:
                     await self._serve(peer, answered.text)
                 finally:
-                    await self._leave(answered)
+                    await self._end_session(answered)
         except TransportError as error:
             self._report(str(error))
-        return self._refused_retry_s if self._rival else 0.0
+        return self._retry.refused_s if self._rival else 0.0
 
     def _new_peer(self) -> Peer:
         refused = partial(metrics.drop, "transport")
@@ -252,7 +205,7 @@ class WebRtcChannel:
                 self._rival = True
                 self._peer.end("another camera of this name took its place")
 
-    async def _say_bye(self) -> None:
+    async def _leave(self) -> None:
         """Leave in order: what was sent before the bye has come when it is answered."""
         if self._peer is None:
             return
@@ -261,7 +214,7 @@ class WebRtcChannel:
             async with asyncio.timeout(_BYE_S):
                 await self._bye.wait()
 
-    async def _leave(self, answered: Answered) -> None:
+    async def _end_session(self, answered: Answered) -> None:
         """When it is our wish that ends the session, say so; a lost one is replaced by the next offer.
 
         A bye that was answered has said it, and who answered may be gone by now.
@@ -288,5 +241,5 @@ class WebRtcChannel:
     def _pause_s(self, attempt: int, useless_s: float, *, passed_s: float) -> float:
         """Attempts begin so far apart that those of many cameras spread; the time that one took counts."""
         spread = self._rng.uniform(0.5, 1.0)
-        full_s = min(self._retry_ceiling_s, self._retry_s * 2.0 ** min(attempt, 16))
-        return max(full_s * spread - passed_s, self._retry_s * spread, useless_s * (0.5 + spread))
+        wait_s = self._retry.full_s(attempt) * spread
+        return max(wait_s - passed_s, self._retry.first_s * spread, useless_s * (0.5 + spread))

@@ -1,15 +1,20 @@
 """Where a gateway takes WebRTC offers and how a way to it is found, read from URLs; imports no WebRTC."""
 
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
+from pipeline.transport.address import AddressForm, ServerAddress, split_address
 
-SCHEMES = ("webrtc+http", "webrtc+https")
-_PORTS = {"webrtc+http": 8090, "webrtc+https": 443}
+_FORM = AddressForm(
+    called="WebRTC address",
+    ports={"webrtc+http": 8090, "webrtc+https": 443},
+    example="webrtc+http://host:8090 or webrtc+https://host",
+    example_with_secret="webrtc+http://token@host:8090",
+    secret="the token",
+    options=("ca",),
+)
 _ICE_SCHEMES = ("stun", "turn", "turns")
 
 
@@ -36,33 +41,16 @@ class WebRtcOptions:
     packet_bytes: int = 1024 * 1024  # the longest packet
 
 
-@dataclass(frozen=True, slots=True)
-class WebRtcAddress:
-    """One gateway and our token there; its text is host:port, so a log never shows the token."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebRtcAddress(ServerAddress):
+    """One gateway and our token there."""
 
-    host: str
-    port: int
     token: str | None = field(default=None, repr=False)
-    tls: bool = False
-    ca: Path | None = None
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def base_url(self) -> str:
         """The address that paths are added to, without the token."""
         return f"{'https' if self.tls else 'http'}://{self}"
-
-    def tls_context(self) -> ssl.SSLContext | None:
-        """Return the checks for `webrtc+https`, reading the trusted certificates from disk; raises ConfigError."""
-        if not self.tls:
-            return None
-        try:
-            return ssl.create_default_context(cafile=self.ca)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"certificate file {self.ca}: {reason}; name a PEM file") from error
 
 
 def parse_webrtc_url(url: str) -> WebRtcAddress:
@@ -70,27 +58,16 @@ def parse_webrtc_url(url: str) -> WebRtcAddress:
 
     The token is percent-encoded. The text of an error never holds it.
     """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-        (host or "").encode("idna")
-    except ValueError as error:
-        raise ConfigError(
-            "WebRTC address: host or port cannot be read; write webrtc+http://token@host:8090, "
-            "with / ? # @ : in the token percent-encoded"
-        ) from error
-    if parts.scheme not in _PORTS or not host:
-        raise ConfigError("WebRTC address: write webrtc+http://host:8090 or webrtc+https://host")
-    if parts.path not in ("", "/") or parts.fragment:
-        raise ConfigError(f"WebRTC address of {host}: nothing may follow the port but ?ca=")
+    split = split_address(url, _FORM)
+    parts = split.parts
     if parts.password is not None:
-        raise ConfigError(f"WebRTC address of {host}: one token stands before the @, no user with a password")
+        raise ConfigError(f"{split.where}: one token stands before the @, no user with a password")
     return WebRtcAddress(
-        host=host,
-        port=_PORTS[parts.scheme] if port is None else port,
-        token=None if parts.username is None else check_token(unquote(parts.username), f"WebRTC address of {host}"),
+        host=split.host,
+        port=split.port,
         tls=parts.scheme == "webrtc+https",
-        ca=_ca(parts, host),
+        ca=split.ca,
+        token=None if parts.username is None else check_token(unquote(parts.username), split.where),
     )
 
 
@@ -137,11 +114,3 @@ def check_token(token: str, where: str) -> str:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"{where}: a token is printable ASCII without spaces")
     return token
-
-
-def _ca(parts: SplitResult, host: str) -> Path | None:
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for name in options:
-        if name != "ca":
-            raise ConfigError(f"WebRTC address of {host}: unknown option {name!r}; there is ca")
-    return Path(options["ca"]) if "ca" in options else None
