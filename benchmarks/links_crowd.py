@@ -2,9 +2,9 @@
 
     python benchmarks/links_crowd.py webrtc+http://HOST:PORT BUNDLE CAMERAS FPS SECONDS
 
-Each camera has a connection of its own and begins with another KEY of the video, and at another time, so that no
-moment has more of them. At the end it writes one line of JSON: how many packets each camera sent, and how many the
-channel did not take.
+Each camera has a connection of its own and begins at another place of the video, and at another time, so that each
+moment has as many KEYs as the video on average, as with cameras that see different streets. At the end it writes one
+line of JSON: how many packets each camera sent, and how many the channel did not take.
 """
 
 import asyncio
@@ -56,9 +56,9 @@ def encode(folder: Path) -> list[Packet]:
 
 
 def starts_of(packets: Sequence[Packet], cameras: int) -> list[int]:
-    """Where in the video each camera begins: at KEYs, as far from one another as there are."""
+    """Where in the video each camera begins: as far from the next one as it is long, at the last KEY until there."""
     keys = [place for place, packet in enumerate(packets) if packet.regions[0].kind is Kind.KEY]
-    return [keys[camera * len(keys) // cameras] for camera in range(cameras)]
+    return [max(key for key in keys if key <= camera * len(packets) // cameras) for camera in range(cameras)]
 
 
 async def play(channel: WebRtcChannel, name: str, packets: Iterable[Packet], times: Iterable[float]) -> Sent:

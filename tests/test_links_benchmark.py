@@ -238,10 +238,12 @@ def test_of_many_cuts_the_first_and_the_last_are_shown() -> None:
 # Load
 
 
-def test_cameras_of_a_crowd_begin_at_different_keys() -> None:
+def test_cameras_of_a_crowd_begin_all_over_the_video() -> None:
     packets = [packet(n) if n % 5 == 0 else packet(n, kind=Kind.WARP, age=n % 5) for n in range(20)]
     assert starts_of(packets, 4) == [0, 5, 10, 15]
     assert starts_of(packets, 8) == [0, 0, 5, 5, 10, 10, 15, 15]
+    bunched = [packet(n) if n == 0 or n >= 15 else packet(n, kind=Kind.WARP, age=n) for n in range(20)]
+    assert starts_of(bunched, 4) == [0, 0, 0, 15]
 
 
 def test_what_never_came_is_counted() -> None:
