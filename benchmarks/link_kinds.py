@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable
 
-from pipeline.link_traces import Step, Trace, Way, mobile, stepping
+from benchmarks.link_traces import Step, Trace, Way, mobile, stepping
 
 STEPS_KBIT_S = (1000.0, 100.0, 40.0, 400.0)
 STEP_S = 15.0

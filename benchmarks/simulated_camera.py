@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.footage import Footage
+from benchmarks.link_simulation import Settings, Simulation
+from benchmarks.link_traces import Trace
 from pipeline.choosing import Chooser
 from pipeline.link import LinkState
-from pipeline.link_simulation import Settings, Simulation
-from pipeline.link_traces import Trace
 from pipeline.operating_points import HEADER_BYTES, LONGEST_AGE, OperatingPoint, Sent
 from pipeline.rate_rule import DelayRule
 from pipeline.reward import BITS_PRICE, LATE_PRICE, LATE_S, Reward

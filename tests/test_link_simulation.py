@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.link_simulation import RECEIPTS_APART_S, Record, Settings, simulate
+from benchmarks.link_traces import Trace, Way, stepping, with_cut
 from pipeline.link import LinkState
-from pipeline.link_simulation import RECEIPTS_APART_S, Record, Settings, simulate
-from pipeline.link_traces import Trace, Way, stepping, with_cut
 
 SETTINGS = Settings(seconds=10, header_bytes=0)
 WAY = Way(delay_ms=20, queue_kib=16)

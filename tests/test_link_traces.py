@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.link_traces import Way, mobile, stepping, with_cut
+from benchmarks.link_traces import Way, mobile, stepping, with_cut
 
 WAY = Way(delay_ms=10, loss=0.01)
 

@@ -5,12 +5,12 @@ import pytest
 
 from benchmarks.footage import Footage, open_coders
 from benchmarks.link_kinds import HELD_OUT, STEPS_KBIT_S, TRAINING, the_steps
+from benchmarks.link_traces import Way, stepping
 from benchmarks.rate_control import FIXED, Result, choosers_of, result_of, table_of, windows
 from benchmarks.simulated_camera import Constant, Outcome, SimulatedCamera
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.class_map import STRIDE
 from pipeline.codec import open_decoder
-from pipeline.link_traces import Way, stepping
 from pipeline.messages import Decoded, Frame, FrameId
 from pipeline.operating_points import OperatingPoint
 from pipeline.streets import render_street

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.link_simulation import Record, Ruled, Settings, simulate
+from benchmarks.link_traces import Trace, Way, mobile, stepping, with_cut
 from pipeline.link import LinkState
-from pipeline.link_simulation import Record, Ruled, Settings, simulate
-from pipeline.link_traces import Trace, Way, mobile, stepping, with_cut
 from pipeline.rate_rule import HALVINGS, DelayRule
 
 HEADER = 100

@@ -5,6 +5,10 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.netlab_link import Way
+
+__all__ = ["Step", "Trace", "Way"]
+
 _STATES = 5  # of a mobile link, from a dead corner to a good cell
 _LEAST_KBIT_S, _MOST_KBIT_S = 30.0, 2000.0
 _SPREAD = 0.25  # of the logarithm of the rate within a state
@@ -14,21 +18,6 @@ _FADE_CHANCE, _FADE, _FADE_S = 0.15, 0.2, (0.5, 3.0)  # at the beginning of a st
 _RTT_MS, _LOSS, _QUEUES_KIB = (30.0, 200.0), 0.05, (16.0, 32.0, 64.0, 128.0, 256.0)
 _RTT_JITTER = 0.05  # of the round trip
 _DOWN_KBIT_S = 2000.0
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One direction: kbit/s with headers in (0: no limit), ms one way, share lost on the wire, KiB that may wait.
-
-    Jitter is up to so many ms more or less. Cut: nothing passes, and what is under way is lost.
-    """
-
-    rate_kbit_s: float = 0.0
-    delay_ms: float = 0.0
-    jitter_ms: float = 0.0
-    loss: float = 0.0
-    queue_kib: float = 64.0
-    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
+from benchmarks.link_traces import Trace, Way
 from pipeline.link import LinkMeter, LinkState
-from pipeline.link_traces import Trace, Way
 from pipeline.messages import FrameId
 from pipeline.rate_rule import DelayRule
 from pipeline.receipts import RECEIPT_BYTES, Receipt
