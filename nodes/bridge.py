@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 _DOWN = ("control", "mask", "labels")
 _PREVIEW = Delivery(expiry_s=2, content_type="image/jpeg")
-# What is retained is kept, here and at the broker, and names are anybody's where there are no tokens.
+# What is retained is kept, here and at the broker, and names are anybody's where there are no tokens. The oldest that
+# no connected camera needs makes room for another, and is cleared at the broker too, since nobody else would do so.
 _CAMERAS, _BUNDLES, _STATE_BYTES = 4096, 64, 4096
 _OFFLINE_S = 1.0
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class Bridge:
@@ -41,9 +44,9 @@ class Bridge:
     ) -> None:
         self._server, self._broker, self._changed = server, broker, changed
         self._losses, self._manifests = losses, manifests
-        self._states: dict[str, bytes] = {}  # what each camera said last
+        self._states: dict[str, bytes] = {}  # what each camera said last, the newest at the end
         self._paths: dict[str, str] = {}  # what was said of the paths of those that are online
-        self._bundles: set[str] = set()
+        self._bundles: dict[str, None] = {}  # whose manifests were told, the newest at the end
 
     async def run(self) -> None:
         """Carry until cancelled; then cameras that are connected here go offline."""
@@ -109,12 +112,15 @@ class Bridge:
         if len(payload) > _STATE_BYTES:
             raise BitstreamError(f"state: {len(payload)} bytes, at most {_STATE_BYTES}")
         online = read_report(State, payload).state == "online"
-        _check_room(camera, self._states, limit=_CAMERAS)
+        gone = _make_room(camera, self._states, limit=_CAMERAS, needed=self._cameras())
         self._states[camera] = payload
         self._paths.pop(camera, None)
         if online:
             pairs = (each.pair for each in self._server.sessions() if each.camera == camera)
             self._paths[camera] = next(pairs, "")
+        if gone is not None:
+            self._paths.pop(gone, None)
+            await self._clear(f"{gone}/state")
         told = _told_by_gateway(payload, path=self._paths.get(camera) or None)
         await self._broker.publish(f"{camera}/state", told, STATE)
 
@@ -142,15 +148,35 @@ class Bridge:
     async def _carry_manifest(self, name: str, payload: bytes) -> None:
         if read_report(Legend, payload).hash != name:
             raise BitstreamError(f"bundle: a manifest of another one on the topic of {name!r}")
-        _check_room(name, self._bundles, limit=_BUNDLES)
-        self._bundles.add(name)
+        states = [self._states[camera] for camera in self._cameras() if camera in self._states]
+        coded = {read_report(State, state).bundle for state in states}
+        gone = _make_room(name, self._bundles, limit=_BUNDLES, needed=coded)
+        self._bundles[name] = None
+        if gone is not None:
+            await self._clear(f"bundle/{gone}")
         await self._broker.publish(f"bundle/{name}", payload, STATE)
 
+    async def _clear(self, topic: str) -> None:
+        with suppress(TransportError):  # it is retained
+            await self._broker.publish(topic, b"", STATE)
 
-def _check_room(name: str, known: Collection[str], *, limit: int) -> None:
-    """Raise BitstreamError where a name is one too many."""
-    if name not in known and len(known) >= limit:
-        raise BitstreamError(f"{name}: {limit} others were told of already")
+    def _cameras(self) -> set[str]:
+        return {session.camera for session in self._server.sessions()}
+
+
+def _make_room(name: str, known: dict[str, T], *, limit: int, needed: Collection[str | None]) -> str | None:
+    """Take a name out of those known, so that it can be put at their end, or the oldest where it is one too many.
+
+    Returns the one that is forgotten; raises BitstreamError where all are needed.
+    """
+    known.pop(name, None)
+    if len(known) < limit:
+        return None
+    oldest = next((each for each in known if each not in needed), None)
+    if oldest is None:
+        raise BitstreamError(f"{name}: {limit} others are in use")
+    del known[oldest]
+    return oldest
 
 
 def _told_by_gateway(payload: bytes, **changed: str | None) -> bytes:

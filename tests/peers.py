@@ -58,9 +58,9 @@ async def serving(port: int | None = None, **options: Any) -> AsyncIterator[Site
             await runner.cleanup()
 
 
-def drops(reason: str) -> float:
-    """How many things the gateway's end threw away so far, for this reason."""
-    return REGISTRY.get_sample_value("maskcast_drops_total", {"node": "webrtc", "reason": reason}) or 0.0
+def drops(reason: str, *, node: str = "webrtc") -> float:
+    """How many things the gateway's end, or the camera's (`transport`), threw away so far, for this reason."""
+    return REGISTRY.get_sample_value("maskcast_drops_total", {"node": node, "reason": reason}) or 0.0
 
 
 def ignore(data: bytes) -> None:

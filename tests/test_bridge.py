@@ -10,6 +10,7 @@ import pytest
 from channels import LIMIT_S, quiet, take, until
 from servers import free_port
 
+from nodes import bridge as module
 from nodes.bridge import Bridge
 from nodes.buffer import Losses
 from nodes.offers import taking_offers
@@ -213,3 +214,52 @@ async def test_a_wide_filter_brings_commands_masks_and_labels_and_not_what_the_c
             "cam-1/mask",
         ]
         assert await quiet(heard, 0.1)
+
+
+async def say(site: Site, camera: Channel, name: str) -> None:
+    """Let a camera say that it is online, and wait until the broker has it."""
+    await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
+    await until(lambda: bool(retained(site, f"{name}/state").get("path")))
+
+
+async def test_for_another_cameras_name_the_oldest_goes_whose_camera_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CAMERAS", 3)
+    async with site() as here, here.camera() as camera:
+        await say(here, camera, "cam-1")
+        for name in ("cam-2", "cam-3"):
+            async with here.camera(name) as brief:
+                await say(here, brief, name)
+            await until(lambda: len(here.server.sessions()) == 1)
+        for name, names in (("cam-4", {"cam-1", "cam-3", "cam-4"}), ("cam-5", {"cam-1", "cam-4", "cam-5"})):
+            async with here.camera(name) as another:
+                await say(here, another, name)
+                assert set(here.broker.retained) == {f"maskcast/{each}/state" for each in names}
+            await until(lambda: len(here.server.sessions()) == 1)
+        assert here.losses.total["state"] == 0
+
+
+async def test_where_all_names_are_those_of_connected_cameras_another_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_CAMERAS", 1)
+    async with site() as here, here.camera() as camera, here.camera("cam-2") as other:
+        await say(here, camera, "cam-1")
+        await other.publish("cam-2/state", PRESENCE.payload("online"), STATE)
+        await until(lambda: here.losses.total["state"] > 0)
+        await say(here, camera, "cam-1")
+        assert list(here.broker.retained) == ["maskcast/cam-1/state"]
+
+
+async def test_for_another_bundle_the_oldest_goes_that_no_camera_here_codes_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_BUNDLES", 2)
+    hashes = [HASH, "ab" * 32, "cd" * 32, "ef" * 32]
+    async with site() as here, here.camera() as camera:
+        await say(here, camera, "cam-1")
+        for each in hashes:
+            await camera.publish(f"bundle/{each}", json.dumps({**MANIFEST, "hash": each}).encode(), STATE)
+            await until(lambda each=each: bool(retained(here, f"bundle/{each}")))  # type: ignore[misc]
+        kept = {topic for topic in here.broker.retained if "/bundle/" in topic}
+        assert kept == {f"maskcast/bundle/{each}" for each in (hashes[0], hashes[-1])}
+        assert here.losses.total["bundle"] == 0

@@ -117,6 +117,38 @@ def test_packet_longer_than_allowed_is_refused_though_its_chunks_are_few_enough(
     assert into.add(split(2, bytes(100))[0]) == bytes(100)
 
 
+@pytest.mark.parametrize("size", [5 * BODY - 1, 5 * BODY, 64 * BODY])
+def test_packet_longer_than_allowed_is_an_error_and_counted_once(size: int) -> None:
+    into, errors = assembler(packet_bytes=4 * BODY + 32), 0
+    for chunk in split(1, packet_of(size)):
+        try:
+            assert into.add(chunk) is None
+        except BitstreamError:
+            errors += 1
+    assert (errors, into.too_long) == (1, 1)
+    assert into.add(split(2, b"next")[0]) == b"next"
+
+
+def test_packets_of_which_nothing_came_are_missing_once_four_newer_ones_have_begun() -> None:
+    into, missing = assembler(), []
+    for sequence in (1, 3, 4, 5, 6, 8, 7, 12, 13, 14, 15, 9):
+        into.add(split(sequence, packet_of(BODY + 1))[0])
+        missing.append(into.missing)
+    assert missing == [0, 0, 0, 0, 1, 1, 1, 1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("first", [2**32 - 3, 2**31, 1000])
+def test_few_packets_are_missed_however_far_a_sequence_leaps(first: int) -> None:
+    into = assembler()
+    for sequence in range(first, first + 10):
+        into.add(split(sequence, b"x")[0])
+    assert into.missing <= 255
+    before = into.missing
+    for sequence in (2**30, 2**31 - 1):
+        into.add(split(first + sequence, b"x")[0])
+    assert into.missing - before <= 2 * 255
+
+
 def test_newest_packet_is_known_though_packets_come_out_of_order() -> None:
     into = assembler()
     assert into.newest is None

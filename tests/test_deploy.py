@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,27 @@ def test_the_turn_server_is_asked_for_pinned_and_lets_nobody_in_without_a_login(
     assert coturn["cap_add"] == ["NET_BIND_SERVICE"]
     assert re.fullmatch(r"coturn/coturn:\d+\.\d+\.\d+", coturn["image"])
     assert {"--lt-cred-mech", "--user=${TURN_LOGIN:-}", "--no-tcp-relay", "--no-cli"} <= set(coturn["command"])
+
+
+def test_the_turn_server_relays_to_no_private_address_but_the_gateways() -> None:
+    command = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["coturn"]["command"]
+    values = [text.partition("=")[2] for text in command if text.startswith("--denied-peer-ip=")]
+    ranges = [[ip_address(end) for end in value.split("-")] for value in values]
+
+    def is_denied(address: IPv4Address | IPv6Address) -> bool:
+        return any(
+            int(each[0]) <= int(address) <= int(each[-1]) for each in ranges if each[0].version == address.version
+        )
+
+    private = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"]
+    for network in map(ip_network, [*private, "0.0.0.0/8", "fc00::/7", "fe80::/10", "::1/128", "::ffff:0:0/96"]):
+        assert is_denied(network[0]) and is_denied(network[-1])
+    assert not any(is_denied(ip_address(text)) for text in ("192.0.2.1", "9.255.255.255", "172.32.0.0", "2001:db8::1"))
+    # One from `::` on is for coturn one of IPv4 as well, up to its end.
+    assert ip_address("::") not in [each[0] for each in ranges]
+    # An address must stand there at all times, and this is nobody's.
+    allowed = [text for text in command if text.startswith("--allowed-peer-ip=")]
+    assert allowed == ["--allowed-peer-ip=${TURN_PEER:-192.0.2.1}"]
 
 
 def test_the_gateway_in_the_machines_network_reaches_what_is_published_there_on_loopback() -> None:

@@ -1,22 +1,27 @@
 """Where offers are taken: who is told what when the gateway starts, and who gets in."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
-from channels import LIMIT_S
+from channels import LIMIT_S, until
 from servers import free_port
 from structlog.testing import capture_logs
 
+from nodes import offers as module
 from nodes.offers import is_loopback, taking_offers
+from pipeline import metrics
 from pipeline.config import WebRtcGatewaySection
 from pipeline.errors import ConfigError
 from pipeline.transport import open_channel
 from pipeline.transport.webrtc_address import WebRtcOptions
 
 NO_TEXT = {"Authorization": b"Bearer \xff\xfe".decode(errors="surrogateescape")}
+
+REQUEST = "POST /webrtc/cam-1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/sdp\r\n"
 
 
 def warnings(lines: list[dict[str, object]]) -> list[object]:
@@ -29,6 +34,19 @@ async def started(settings: WebRtcGatewaySection) -> list[object]:
         with capture_logs() as lines:
             await ending.enter_async_context(taking_offers(settings, packet_bytes=65_536, changed=lambda: None))
         return warnings(lines)
+
+
+@asynccontextmanager
+async def opened(port: int, *beginnings: str) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Connections over which so much is sent and then no more."""
+    ends = [await asyncio.open_connection("127.0.0.1", port) for _ in beginnings]
+    try:
+        for (_, writer), beginning in zip(ends, beginnings, strict=True):
+            writer.write(beginning.encode())
+        yield [reader for reader, _ in ends]
+    finally:
+        for _, writer in ends:
+            writer.transport.abort()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +106,98 @@ async def test_an_offer_that_does_not_come_whole_is_nothing_for_a_person_at_nigh
         await asyncio.sleep(0.05)
         writer.transport.abort()
         await asyncio.sleep(0.05)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
+
+
+@pytest.mark.parametrize("beginning", ["", "POST /webrtc/cam-1 HT", REQUEST])
+async def test_a_connection_over_which_no_request_comes_is_soon_closed(
+    monkeypatch: pytest.MonkeyPatch, beginning: str
+) -> None:
+    monkeypatch.setattr(module, "_REQUEST_S", 0.3)
+    settings, closed = WebRtcGatewaySection(port=free_port()), metrics.DROPS.labels("webrtc", "request_slow")._value
+    before = closed.get()
+    async with (
+        taking_offers(settings, packet_bytes=65_536, changed=lambda: None),
+        opened(settings.port, beginning) as (reader,),
+        asyncio.timeout(LIMIT_S),
+    ):
+        assert await reader.read() == b""
+    assert closed.get() == before + 1
+
+
+@pytest.mark.parametrize("beginning", ["", f"{REQUEST}Content-Length: 100\r\n\r\n"])
+async def test_a_camera_gets_in_however_many_connections_others_hold_open(tmp_path: Path, beginning: str) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("cam-1 abc\n")
+    settings = WebRtcGatewaySection(port=free_port(), tokens_file=tokens)
+    options, closed = WebRtcOptions(token="abc"), metrics.DROPS.labels("webrtc", "too_many_connections")._value
+    before = closed.get()
+    async with (
+        taking_offers(settings, packet_bytes=65_536, changed=lambda: None),
+        opened(settings.port, *[beginning] * 300) as readers,
+        open_channel(f"webrtc+http://127.0.0.1:{settings.port}", camera="cam-1", webrtc=options) as camera,
+    ):
+        await camera.wait_connected(LIMIT_S)
+        assert closed.get() >= before + 300 - 128
+        async with asyncio.timeout(LIMIT_S):
+            for reader in readers[: 300 - 128]:
+                await reader.read()
+
+
+async def test_an_offer_that_is_coming_makes_no_way_for_other_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CONNECTIONS", 8)
+    settings, closed = (
+        WebRtcGatewaySection(port=free_port()),
+        metrics.DROPS.labels("webrtc", "too_many_connections")._value,
+    )
+    async with (
+        taking_offers(settings, packet_bytes=65_536, changed=lambda: None),
+        asyncio.timeout(LIMIT_S),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", settings.port)
+        writer.write(f"{REQUEST}Content-Length: 3\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        before = closed.get()
+        async with opened(settings.port, *[""] * 20):
+            await until(lambda: closed.get() == before + 13)
+            writer.write(b"v=0")
+            assert (await reader.read()).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+
+async def test_a_connection_ends_with_its_answer() -> None:
+    settings = WebRtcGatewaySection(port=free_port())
+    async with (
+        taking_offers(settings, packet_bytes=65_536, changed=lambda: None),
+        opened(settings.port, f"{REQUEST}Content-Length: 3\r\n\r\nv=0", "GET / HTTP/1.1\r\nHost: x\r\n\r\n") as readers,
+        asyncio.timeout(LIMIT_S),
+    ):
+        answers = [await reader.read() for reader in readers]
+    assert [answer.split(b" ", 2)[1] for answer in answers] == [b"400", b"404"]
+    assert all(b"connection: close" in answer.lower() for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("sent", "count"),
+    [
+        ("POST / HTTP/9.9\r\n\r\n", 1),
+        ("POST / HTTP/1.1\r\nno header\r\n\r\n", 1),
+        (f"GET / HTTP/1.1\r\nHost: {'x' * 9000}\r\n\r\n", 1),
+        ("\x16\x03\x01", 0),  # for the likes of this aiohttp writes nothing anyway
+    ],
+)
+async def test_what_is_no_http_is_counted_and_nothing_for_the_log(
+    caplog: pytest.LogCaptureFixture, sent: str, count: int
+) -> None:
+    settings, counted = WebRtcGatewaySection(port=free_port()), metrics.DROPS.labels("webrtc", "request")._value
+    before = counted.get()
+    async with (
+        taking_offers(settings, packet_bytes=65_536, changed=lambda: None),
+        opened(settings.port, sent) as (reader,),
+        asyncio.timeout(LIMIT_S),
+    ):
+        assert (await reader.read()).startswith(b"HTTP/1.0 400")
+    assert counted.get() == before + count
     assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 

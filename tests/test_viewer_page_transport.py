@@ -9,7 +9,7 @@ from viewing import HASH, StreetCamera, now_ms, part, running, shown
 from pipeline.transport import STATE
 from pipeline.transport.memory import MemoryChannel
 
-PATH = "host 10.0.0.2 udp <-> srflx 192.0.2.7 udp"
+PATH = "host 10.0.0.2 <-> srflx 192.0.2.7"
 LABEL = part("high-street", ".transport")
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import random
+import re
 import struct
 import time
 from functools import partial
 
 import pytest
 from channels import LIMIT_S, quiet, take, until
-from peers import SWIFT, TOKEN, Air, Site, resident_kb, serving, sockets
+from peers import SWIFT, TOKEN, Air, Site, drops, resident_kb, serving, sockets
 from servers import free_port
 from structlog.testing import capture_logs
 
@@ -146,7 +147,6 @@ async def test_subscriptions_end_when_the_channel_closes(site: Site) -> None:
     assert [message async for message in messages] == []
     assert [message async for message in camera.subscribe("street/control")] == []
     assert not camera.connected
-    assert camera.pair == ""
 
 
 async def test_all_that_was_said_before_leaving_comes_and_the_will_does_not(site: Site) -> None:
@@ -192,6 +192,7 @@ async def test_error_in_the_body_goes_up_as_it_is_and_cancellation_passes(site: 
 
 
 async def test_slow_link_makes_packets_wait_and_the_newest_wins(site: Site, air: Air) -> None:
+    before = drops("skipped", node="transport")
     async with site.channel() as camera:
         await camera.wait_connected(LIMIT_S)
         air.cut()
@@ -206,10 +207,11 @@ async def test_slow_link_makes_packets_wait_and_the_newest_wins(site: Site, air:
         with pytest.raises(TransportError, match="skipped"):
             await newest
         assert 0.5 < time.monotonic() - begun < 2.0
-        assert camera.skipped == 2
+        assert drops("skipped", node="transport") == before + 2
 
 
-async def test_packets_that_were_skipped_are_missing_at_the_gateway(site: Site, air: Air) -> None:
+async def test_packets_that_were_skipped_are_missing_at_the_gateway(site: Site) -> None:
+    before = drops("missing")
     async with site.channel() as camera:
         packets = site.server.subscribe("+/latent")
         await camera.wait_connected(LIMIT_S)
@@ -220,8 +222,10 @@ async def test_packets_that_were_skipped_are_missing_at_the_gateway(site: Site, 
         with pytest.raises(TransportError, match="skipped"):
             await older
         assert [len(message.payload) for message in await take(packets, 2)] == [50_000, 6]
-        (session,) = site.server.sessions()
-        assert (session.packets, session.missing, session.packet_bytes) == (2, 1, 50_006)
+        for _ in range(8):  # until four newer ones came the second may only be late
+            await camera.publish("street/latent", b"more")
+        await take(packets, 8)
+        assert drops("missing") == before + 1
 
 
 async def test_pictures_are_refused_where_much_waits_and_states_are_not(site: Site, air: Air) -> None:
@@ -240,6 +244,7 @@ async def test_pictures_are_refused_where_much_waits_and_states_are_not(site: Si
 
 async def test_lossy_link_delays_no_packet_behind_a_lost_one(site: Site, air: Air) -> None:
     delays_s: list[float] = []
+    before = drops("skipped", node="transport")
 
     async def read() -> None:
         async for message in site.server.subscribe("+/latent"):
@@ -259,7 +264,7 @@ async def test_lossy_link_delays_no_packet_behind_a_lost_one(site: Site, air: Ai
         # A timer of SCTP, had all waited for it, would have taken 1 s.
         assert sorted(delays_s)[int(0.9 * len(delays_s))] < 0.2
         assert max(delays_s) < 0.9
-        assert camera.skipped == 0
+        assert drops("skipped", node="transport") == before
 
 
 @pytest.mark.parametrize("token", ["wrong", ""])
@@ -294,7 +299,7 @@ async def test_channel_waits_for_a_gateway_that_is_not_there_yet() -> None:
             async with serving(port):
                 await camera.wait_connected(LIMIT_S)
                 connected = [line for line in lines if line["event"] == "connected to the gateway"]
-                assert "udp <-> host" in connected[0]["pair"]
+                assert re.fullmatch("host [0-9a-f.:]+ <-> host [0-9a-f.:]+", connected[0]["pair"])
     assert len([line for line in lines if line["event"] == "waiting for the gateway"]) <= 2
     assert TOKEN not in repr(lines)
 
@@ -323,10 +328,9 @@ async def test_after_a_cut_both_ends_recover_by_themselves(site: Site, air: Air)
 async def test_quiet_link_is_kept(site: Site) -> None:
     async with site.channel() as camera:
         await camera.wait_connected(LIMIT_S)
-        (before,) = site.server.sessions()
+        before = site.server._sessions["street"]
         await asyncio.sleep(2 * SWIFT.silence_s)
-        (after,) = site.server.sessions()
-        assert after.since_s == before.since_s
+        assert site.server._sessions["street"] is before
 
 
 async def test_thin_link_that_is_busy_with_one_long_message_is_kept(site: Site, air: Air) -> None:
@@ -334,22 +338,14 @@ async def test_thin_link_that_is_busy_with_one_long_message_is_kept(site: Site, 
     pictures = site.server.subscribe("+/preview")
     async with site.channel() as camera:
         await camera.wait_connected(LIMIT_S)
-        (before,) = site.server.sessions()
+        before = site.server._sessions["street"]
         air.delay_s = 0.3  # at first 3 datagrams in a round trip, later a few more
         begun = time.monotonic()
         await camera.publish("street/preview", bytes(60_000))
         assert [len(message.payload) for message in await take(pictures)] == [60_000]
         assert time.monotonic() - begun > SWIFT.silence_s
-        (after,) = site.server.sessions()
-        assert (after.since_s, camera.connected) == (before.since_s, True)
-
-
-async def test_leaving_is_quick_though_nobody_answers(site: Site, air: Air) -> None:
-    async with site.channel() as camera:
-        await camera.wait_connected(LIMIT_S)
-        air.cut()
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 4.0
+        assert site.server._sessions["street"] is before
+        assert camera.connected
 
 
 async def test_camera_thrown_out_by_its_double_says_so_and_lets_it_be(site: Site) -> None:

@@ -4,10 +4,11 @@ import asyncio
 import random
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from channels import LIMIT_S, quiet, take, until
-from peers import Site, drops, serving, stranger
+from peers import SWIFT, Site, drops, serving, stranger
 from structlog.testing import capture_logs
 
 from pipeline.transport import Message
@@ -43,6 +44,37 @@ async def test_packets_begun_and_never_ended_are_given_up(site: Site) -> None:
             peer.send(LATENT, split(sequence, bytes(20_000))[0])
         await until(lambda: drops("incomplete") == before + 16)
         assert site.server.has("street")
+
+
+async def test_packet_that_is_longer_than_the_gateway_takes_is_counted_once_and_told_once() -> None:
+    async with serving(options=replace(SWIFT, packet_bytes=65_536)) as site:
+        packets, before = site.server.subscribe("+/latent"), {each: drops(each) for each in ("size", "chunk")}
+        with capture_logs() as lines:
+            async with stranger(site) as peer:
+                sizes = [65_537, 100_000, 300_000, 65_536]
+                for sequence, size in enumerate(sizes, start=1):
+                    for chunk in split(sequence, bytes(size)):
+                        peer.send(LATENT, chunk)
+                        await until(lambda: not peer.waiting_bytes)
+                assert [len(message.payload) for message in await take(packets)] == [65_536]
+        assert {each: drops(each) - before[each] for each in before} == {"size": 3, "chunk": 0}
+        (told,) = [line for line in lines if "too long for this gateway" in line["event"]]
+        assert (told["camera"], told["limit_bytes"], told["log_level"]) == ("street", 65_536, "warning")
+        assert "gateway.packet_bytes" in told["event"]
+
+
+async def test_packets_of_which_nothing_came_are_missing_and_those_of_which_some_came_incomplete(site: Site) -> None:
+    before = {each: drops(each) for each in ("missing", "incomplete")}
+    async with stranger(site) as peer:
+        packets = site.server.subscribe("+/latent")
+        for sequence in (2, 3, 5, 4, 8, 9, 10, 11, 12):  # 1, 6 and 7 do not come; 4 is only late
+            peer.send(LATENT, split(sequence, b"whole")[0])
+        peer.send(LATENT, split(13, bytes(20_000))[1])
+        for sequence in range(14, 18):
+            peer.send(LATENT, split(sequence, bytes(20_000))[0])
+        await take(packets, 9)
+        await until(lambda: drops("incomplete") == before["incomplete"] + 1)
+        assert drops("missing") == before["missing"] + 3
 
 
 @pytest.mark.parametrize("label", [LATENT, MESSAGES])

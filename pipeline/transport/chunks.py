@@ -14,6 +14,8 @@ _HEADER = struct.Struct("!IHH")  # sequence, chunk, chunks
 _BODY_BYTES = CHUNK_BYTES - _HEADER.size
 _SEQUENCES = 2**32
 _REMEMBERED = 64  # packets that are done, so that a chunk which comes again begins none
+_MOST_CHUNKS = -(-(1 << 20) // _BODY_BYTES)  # of the longest packet that there is, whatever this end takes
+_PASSED_OVER = 256  # so far behind a new packet others are looked for: where more are lost the link is given up
 
 
 def split(sequence: int, packet: bytes) -> list[bytes]:
@@ -33,20 +35,28 @@ class _Parts:
 class Assembler:
     """Puts packets together from chunks that come in any order; `packets` at a time, each at most `packet_bytes`.
 
-    For one more the packet that was begun first is given up: late is worse than lost.
+    For one more the packet that was begun first is given up: late is worse than lost. `missing` are those of which
+    nothing had come when so many newer ones had; `too_long` those that this end does not take.
     """
 
     def __init__(self, *, packet_bytes: int, packets: int = 4) -> None:
-        self.given_up = 0
+        self.given_up = self.missing = self.too_long = 0
         self.newest: int | None = None
         self._packet_bytes, self._packets = packet_bytes, packets
         self._most_chunks = max(-(-packet_bytes // _BODY_BYTES), 1)
         self._begun: dict[int, _Parts] = {}  # by sequence, oldest first
         self._done: deque[int] = deque(maxlen=_REMEMBERED)
+        self._refused: deque[int] = deque(maxlen=_REMEMBERED)
+        self._awaited: dict[int, None] = {}  # passed over by a newer one, oldest first
 
     def add(self, chunk: bytes) -> bytes | None:
-        """Return the packet that this chunk completes, if any; raises BitstreamError for one that is of no use."""
-        sequence, place, chunks = self._header(chunk)
+        """Return the packet that this chunk completes, if any; raises BitstreamError for one that is of no use.
+
+        A packet that is too long is an error once: the rest of it is passed over.
+        """
+        sequence, place, chunks = _header(chunk)
+        if sequence in self._refused:
+            return None
         if sequence in self._done:
             raise BitstreamError(f"chunk {place} of packet {sequence}: the packet is complete, or was given up")
         parts = self._begun.get(sequence) or self._begin(sequence, chunks)
@@ -57,17 +67,12 @@ class Assembler:
         parts.bodies[place] = chunk[_HEADER.size :]
         return self._complete(sequence, parts) if len(parts.bodies) == chunks else None
 
-    def _header(self, chunk: bytes) -> tuple[int, int, int]:
-        if not _HEADER.size <= len(chunk) <= CHUNK_BYTES:
-            raise BitstreamError(f"chunk: {len(chunk)} bytes, {_HEADER.size} to {CHUNK_BYTES} are right")
-        sequence, place, chunks = _HEADER.unpack_from(chunk)
-        if not 1 <= chunks <= self._most_chunks:
-            raise BitstreamError(f"chunk of packet {sequence}: {chunks} chunks, 1 to {self._most_chunks} are right")
-        if place >= chunks:
-            raise BitstreamError(f"chunk of packet {sequence}: place {place} of {chunks}")
-        return sequence, place, chunks
-
     def _begin(self, sequence: int, chunks: int) -> _Parts:
+        self._note(sequence)
+        if chunks > self._most_chunks:
+            self.too_long += 1
+            self._refused.append(sequence)
+            raise BitstreamError(f"packet {sequence}: {chunks} chunks, at most {self._most_chunks} here")
         if len(self._begun) >= self._packets:
             oldest = next(iter(self._begun))
             del self._begun[oldest]
@@ -81,7 +86,32 @@ class Assembler:
         self._done.append(sequence)
         packet = b"".join(parts.bodies[place] for place in range(parts.chunks))
         if len(packet) > self._packet_bytes:
+            self.too_long += 1
             raise BitstreamError(f"packet {sequence}: {len(packet)} bytes, at most {self._packet_bytes}")
-        if self.newest is None or (sequence - self.newest) % _SEQUENCES < _SEQUENCES // 2:
-            self.newest = sequence
         return packet
+
+    def _note(self, sequence: int) -> None:
+        """Take note that something of a packet has come, and so of those before it that have not."""
+        self._awaited.pop(sequence, None)
+        ahead = sequence if self.newest is None else (sequence - self.newest) % _SEQUENCES
+        if self.newest is not None and ahead >= _SEQUENCES // 2:
+            return
+        self.newest = sequence
+        for back in range(min(ahead, _PASSED_OVER) - 1, 0, -1):
+            self._awaited[(sequence - back) % _SEQUENCES] = None
+        for each in list(self._awaited):
+            if (sequence - each) % _SEQUENCES >= self._packets:
+                del self._awaited[each]
+                self.missing += 1
+
+
+def _header(chunk: bytes) -> tuple[int, int, int]:
+    """Sequence, place and number of chunks; raises BitstreamError for what is no chunk of any packet."""
+    if not _HEADER.size <= len(chunk) <= CHUNK_BYTES:
+        raise BitstreamError(f"chunk: {len(chunk)} bytes, {_HEADER.size} to {CHUNK_BYTES} are right")
+    sequence, place, chunks = _HEADER.unpack_from(chunk)
+    if not 1 <= chunks <= _MOST_CHUNKS:
+        raise BitstreamError(f"chunk of packet {sequence}: {chunks} chunks, 1 to {_MOST_CHUNKS} are right")
+    if place >= chunks:
+        raise BitstreamError(f"chunk of packet {sequence}: place {place} of {chunks}")
+    return sequence, place, chunks

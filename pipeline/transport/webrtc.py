@@ -18,12 +18,13 @@ from pipeline.transport import LIVE, Delivery, Message
 from pipeline.transport.reconnecting import STEADY_S, Reconnecting, Retry
 from pipeline.transport.subscription import Subscription
 from pipeline.transport.webrtc_address import WebRtcAddress, WebRtcOptions, parse_webrtc_url
-from pipeline.transport.webrtc_messages import Envelope, Kind, unpack_message
+from pipeline.transport.webrtc_messages import MESSAGE_BYTES, Envelope, Kind, message_bytes, unpack_message
 from pipeline.transport.webrtc_peer import Peer
-from pipeline.transport.webrtc_sending import PacketSender, check_message, send_message
+from pipeline.transport.webrtc_sending import KeptSender, PacketSender, check_message, send_message
 from pipeline.transport.webrtc_signalling import Answered, delete_session, post_offer, reach
 
 _BYE_S = 1.0
+_RIVAL_PAUSES = 3  # who is thrown out comes again after 1.5 `refused_s` at most, and the time that connecting takes
 
 log = structlog.get_logger(__name__)
 
@@ -58,26 +59,18 @@ class WebRtcChannel(Reconnecting[WebRtcAddress]):
         self._active: set[str] = set()  # filters that the gateway knows
         self._retained: dict[str, Envelope] = {}
         self._peer: Peer | None = None
-        self._sender: PacketSender | None = None
+        self._packets: PacketSender | None = None
+        self._kept: KeptSender | None = None
+        self._too_long: set[str] = set()  # topics of which that was told
         self._bye = asyncio.Event()
-        self._skipped = 0
         self._rival = False  # another camera has our name: it and we would throw each other out
+        self._rivalry_reported = False
         self._opened_s: float | None = None
 
     @property
     def connected(self) -> bool:
-        """Whether both data channels are open and our subscriptions and retained messages were sent."""
+        """Whether both data channels are open, our subscriptions sent, and our retained messages handed over."""
         return self._peer is not None
-
-    @property
-    def skipped(self) -> int:
-        """How many packets and live messages were not sent because the link was too slow for them."""
-        return self._skipped
-
-    @property
-    def pair(self) -> str:
-        """The chosen candidates, as in `host 10.0.0.2 udp <-> srflx 192.0.2.7 udp`; empty without connection."""
-        return "" if self._peer is None else self._peer.pair
 
     async def publish(self, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
         """Send one message; raises TransportError when it cannot leave now.
@@ -85,27 +78,28 @@ class WebRtcChannel(Reconnecting[WebRtcAddress]):
         A packet waits until all before it has left, 1 s at most, so that a sender of one after the other never has
         more than one in the channel's buffer, and chooses the next one late; a newer packet takes its place. One that
         is replaced, or whose time is over, is skipped, and an error as over MQTT: so an Uplink learns that keys did
-        not leave. Live messages are refused where much waits. Retained ones are kept, the newest of each topic, and
-        sent again on each connect; published while there is no connection they wait for the next.
+        not leave. Other messages are refused where much waits. Retained ones are kept, the newest of each topic: they
+        leave when less waits, or with the next connection, and are sent again on each connect.
         """
         envelope = Envelope(Kind.PUBLISH, topic, payload, delivery.qos, delivery.retain)
         if topic != self._latent:
-            check_message(envelope)
+            self._check(envelope)
         if delivery.retain:
             self._retained[topic] = envelope
         peer = self._peer
-        if peer is None or self._sender is None:
+        if peer is None or self._packets is None or self._kept is None:
             if delivery.retain and not self._closed:
                 return
             raise TransportError(f"no connection to the gateway at {self._address}")
         try:
             if topic == self._latent:
-                await self._sender.send(payload)
+                await self._packets.send(payload)
+            elif delivery.retain:
+                self._kept.send(envelope)
             else:
                 send_message(peer, envelope)
         except TransportError:
             if peer is self._peer:
-                self._skipped += 1
                 metrics.drop("transport", "skipped")
             raise
 
@@ -119,6 +113,19 @@ class WebRtcChannel(Reconnecting[WebRtcAddress]):
             except TransportError as error:
                 self._peer.end(str(error))  # the next connection tells them all
         return subscription
+
+    def _check(self, envelope: Envelope) -> None:
+        """Raise TransportError for what can never be sent; what is too long is counted, and told once of each topic."""
+        size = message_bytes(envelope)
+        if size > MESSAGE_BYTES:
+            metrics.drop("transport", "size")
+            if envelope.topic not in self._too_long:
+                self._too_long.add(envelope.topic)
+                preview = envelope.topic == f"{self._camera}/preview"
+                advice = ": lower preview.max_width or preview.jpeg_quality" if preview else ""
+                said = f"a message is too long for WebRTC and is not sent{advice}"
+                log.warning(said, topic=envelope.topic, bytes=size, limit_bytes=MESSAGE_BYTES)
+        check_message(envelope)
 
     async def _run(self) -> None:
         attempt = 0
@@ -158,14 +165,19 @@ class WebRtcChannel(Reconnecting[WebRtcAddress]):
         """Keep one connection from the answer on; raises TransportError with what ended it."""
         await peer.accept(answer)
         await peer.opened()
+        kept = KeptSender(peer)
         try:
-            self._greet(peer)
-            raise TransportError(f"the connection was lost: {await peer.hold()}")
+            self._greet(peer, kept)
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(kept.run())
+                reason = await peer.hold()
+                sending.cancel()
         finally:
-            self._peer = self._sender = None
+            self._peer = self._packets = self._kept = None
             self._ready.clear()
+        raise TransportError(f"the connection was lost: {reason}")
 
-    def _greet(self, peer: Peer) -> None:
+    def _greet(self, peer: Peer, kept: KeptSender) -> None:
         """Tell the gateway who we are: will, filters, retained messages."""
         self._opened_s = self._clock()
         self._bye.clear()
@@ -174,8 +186,9 @@ class WebRtcChannel(Reconnecting[WebRtcAddress]):
         self._active = set()
         self._tell_filters(peer, fresh=self._readers.filters())
         for envelope in self._retained.values():
-            send_message(peer, envelope)
-        self._peer, self._sender = peer, PacketSender(peer, packet_bytes=self._options.packet_bytes)
+            kept.send(envelope)
+        self._peer, self._kept = peer, kept
+        self._packets = PacketSender(peer, packet_bytes=self._options.packet_bytes)
         self._ready.set()
         self._reported = ""
         log.info("connected to the gateway", address=str(self._address), pair=peer.pair)
@@ -206,11 +219,11 @@ class WebRtcChannel(Reconnecting[WebRtcAddress]):
                 self._peer.end("another camera of this name took its place")
 
     async def _leave(self) -> None:
-        """Leave in order: what was sent before the bye has come when it is answered."""
-        if self._peer is None:
+        """Leave in order: what was sent, or kept, before the bye has come when it is answered."""
+        if self._kept is None:
             return
-        with suppress(TransportError, TimeoutError):
-            send_message(self._peer, Envelope(Kind.BYE))
+        self._kept.send(Envelope(Kind.BYE))
+        with suppress(TimeoutError):
             async with asyncio.timeout(_BYE_S):
                 await self._bye.wait()
 
@@ -226,10 +239,17 @@ class WebRtcChannel(Reconnecting[WebRtcAddress]):
     def _report(self, reason: str) -> None:
         """Say why there is no connection, once for each new reason."""
         if self._rival:
-            log.error("thrown out by another camera of this name: give each one its own", camera=self._camera)
+            self._report_rival()
         elif reason != self._reported:
             log.warning("waiting for the gateway", address=str(self._address), reason=reason)
         self._reported = reason
+
+    def _report_rival(self) -> None:
+        """Say that another camera has our name; again only after a connection held for longer than it stays away."""
+        held_s = 0.0 if self._opened_s is None else self._clock() - self._opened_s
+        if not self._rivalry_reported or held_s >= _RIVAL_PAUSES * self._retry.refused_s:
+            log.error("thrown out by another camera of this name: give each one its own", camera=self._camera)
+        self._rivalry_reported = True
 
     def _report_refusal(self, refusal: Answered) -> None:
         reason = f"the gateway {refusal.reason}"

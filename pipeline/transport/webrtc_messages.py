@@ -33,11 +33,16 @@ class Envelope:
     retain: bool = False
 
 
+def message_bytes(envelope: Envelope) -> int:
+    """How long the message of an envelope is; MESSAGE_BYTES at most can be sent."""
+    return _HEADER.size + len(envelope.topic.encode()) + len(envelope.payload)
+
+
 def pack_message(envelope: Envelope) -> bytes:
     """Envelope -> bytes; raises BitstreamError for what unpack_message would refuse."""
     topic = envelope.topic.encode()
     flags = envelope.qos | (_RETAIN if envelope.retain else 0)
-    _check(envelope, size=_HEADER.size + len(topic) + len(envelope.payload), topic_bytes=len(topic))
+    _check(envelope, size=message_bytes(envelope), topic_bytes=len(topic))
     return _HEADER.pack(envelope.kind, flags, len(topic)) + topic + envelope.payload
 
 

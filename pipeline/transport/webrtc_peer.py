@@ -170,7 +170,7 @@ class Peer:
 
     @property
     def pair(self) -> str:
-        """The chosen candidates, such as `host 10.0.0.2 udp <-> srflx 192.0.2.7 udp`; empty when there are none."""
+        """The chosen candidates, such as `host 10.0.0.2 <-> srflx 192.0.2.7`; empty when there are none."""
         return _pair(self._connection.sctp)
 
     async def _describe(self, description: RTCSessionDescription) -> str:
@@ -282,4 +282,5 @@ def _pair(transport: RTCSctpTransport | None) -> str:
         return ""
     pairs = transport.transport.transport._connection._nominated.values()
     ends = [(pair.local_candidate, pair.remote_candidate) for pair in pairs]
-    return ", ".join(f"{local.type} {local.host} udp <-> {far.type} {far.host} udp" for local, far in ends)
+    # How the far end reaches its relay, over UDP or TCP, is not known here.
+    return ", ".join(f"{local.type} {local.host} <-> {far.type} {far.host}" for local, far in ends)

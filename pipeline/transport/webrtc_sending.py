@@ -10,6 +10,7 @@ from pipeline.transport.webrtc_peer import LATENT, MESSAGES, Peer
 
 _PACKET_S = 1.0  # for a packet to leave this machine; later it would be of no use
 _POLL_S = 0.002
+_KEPT_POLL_S = 0.02
 _LIVE_BYTES = 16 * 1024  # behind more than that a picture would be late, and so would the packets behind it
 _WAITING_BYTES = 256 * 1024
 
@@ -34,6 +35,38 @@ class PacketSender:
             raise TransportError("the link to the gateway is too slow: a packet was skipped")
         for chunk in split(mine, packet):
             self._peer.send(LATENT, chunk)
+
+
+class KeptSender:
+    """Sends what must not be lost over one connection, in order; while much waits there, it is kept here.
+
+    Of each topic only the newest is kept, so there is no more than the topics of one node.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._kept: dict[str, Envelope] = {}  # by topic
+        self._some = asyncio.Event()
+
+    def send(self, envelope: Envelope) -> None:
+        """Send a message now, or as soon as less waits."""
+        self._kept[envelope.topic] = envelope
+        self._send_what_may()
+
+    async def run(self) -> None:
+        """Send what is kept, until cancelled."""
+        while True:
+            await self._some.wait()
+            await asyncio.sleep(_KEPT_POLL_S)
+            self._send_what_may()
+
+    def _send_what_may(self) -> None:
+        self._some.set()
+        with suppress(TransportError):  # too slow yet; or the connection ends, and the next one carries it
+            for topic, envelope in list(self._kept.items()):
+                send_message(self._peer, envelope)
+                del self._kept[topic]
+            self._some.clear()
 
 
 def check_message(envelope: Envelope) -> bytes:

@@ -4,7 +4,6 @@ POST /webrtc/<camera> -> CameraSession -> readers of this channel        publish
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,10 +56,8 @@ class WebRtcServer:
         buffer: int = 1024,
         on_drop: Callable[[], None] | None = None,
         changed: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._accepts, self._options, self._limits = accepts, options, limits
-        self._clock = clock
         self._readers = Readers(limit=buffer, on_drop=on_drop)
         self._retained: dict[str, bytes] = {}
         self._sessions: dict[str, CameraSession] = {}  # by camera
@@ -157,7 +154,7 @@ class WebRtcServer:
         self._offering.add(camera)
         try:
             offer = await read_offer(request, limit_bytes=self._limits.offer_bytes)
-            session = CameraSession(camera, self._options, self._outlet, clock=self._clock)
+            session = CameraSession(camera, self._options, self._outlet)
             answer = await self._admit(session, offer)
         finally:
             self._offering.discard(camera)
@@ -166,12 +163,13 @@ class WebRtcServer:
 
     async def _delete(self, request: web.Request) -> web.Response:
         camera = camera_of(request, self._accepts)
-        both = (self._sessions.get(camera), self._begun.get(camera))
-        ended = [each for each in both if each is not None and each.id == request.match_info["session"]]
-        if not ended:
+        held, begun = self._sessions.get(camera), self._begun.get(camera)
+        if held is not None and held.id == request.match_info["session"]:
+            await held.leave()
+        elif begun is not None and begun.id == request.match_info["session"]:
+            begun.peer.end("the camera left")
+        else:
             raise web.HTTPNotFound(text="no such session\n")
-        ended[0].left = True
-        ended[0].peer.end("the camera left")
         return web.Response(text="ended\n")
 
     async def _admit(self, session: CameraSession, offer: str) -> str:
@@ -236,6 +234,7 @@ class WebRtcServer:
             self._forget(session)
 
     def _forget(self, session: CameraSession) -> None:
+        session.ending.set()
         if self._sessions.get(session.camera) is session:
             del self._sessions[session.camera]
         if session.will is not None and not session.left and not self._closed:

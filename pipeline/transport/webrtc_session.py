@@ -1,8 +1,8 @@
 """One camera at the gateway: what it may say, what it hears, and what it is counted by."""
 
+import asyncio
 import re
 import secrets
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,23 +23,17 @@ _OWN = ("state", "preview")  # what a camera may say of itself, beside its packe
 _BUNDLE = re.compile(r"bundle/[0-9a-f]{8,64}")
 _FILTERS = 32
 _RETAINED = 8  # topics with a retained message, of one camera
+_BYE_S = 2.0  # for what a camera that leaves said last to come over a slow link
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A connected camera: `pair` are the chosen candidates, `missing` the packets that did not come whole.
-
-    A camera numbers its packets, so those that it skipped and those that were lost on the way are missing.
-    """
+    """A connected camera, the chosen candidates, and what it subscribed to."""
 
     camera: str
-    since_s: float
     pair: str
-    packets: int
-    packet_bytes: int
-    missing: int
     filters: frozenset[str]
 
 
@@ -55,32 +49,20 @@ class Outlet:
 class CameraSession:
     """The gateway's end of one camera's connection; counts and drops what the camera may not say."""
 
-    def __init__(
-        self, camera: str, options: WebRtcOptions, outlet: Outlet, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, camera: str, options: WebRtcOptions, outlet: Outlet) -> None:
         self.camera, self.id = camera, secrets.token_urlsafe(12)
         self.will: Envelope | None = None
         self.left = False  # in order, so that its will is void
         self.peer = Peer(options, on_latent=self._take_chunk, on_message=self._take_message, on_refused=_refuse)
-        self._outlet, self._clock = outlet, clock
+        self.ending = asyncio.Event()  # its bye has come, or it is over: no more is to be waited for
+        self._outlet, self._packet_bytes = outlet, options.packet_bytes
         self._assembler = Assembler(packet_bytes=options.packet_bytes)
         self._filters: set[str] = set()
         self._retained: set[str] = set()
-        self._since_s = clock()
-        self._packets = self._bytes = 0
 
     def session(self) -> Session:
         """What there is to tell of it."""
-        newest = self._assembler.newest
-        return Session(
-            camera=self.camera,
-            since_s=self._since_s,
-            pair=self.peer.pair,
-            packets=self._packets,
-            packet_bytes=self._bytes,
-            missing=0 if newest is None else max(newest - self._packets, 0),
-            filters=frozenset(self._filters),
-        )
+        return Session(camera=self.camera, pair=self.peer.pair, filters=frozenset(self._filters))
 
     def wants(self, topic: str) -> bool:
         """Whether the camera subscribed to the topic."""
@@ -112,23 +94,41 @@ class CameraSession:
         self._say_bye()
         self.peer.end("a new connection of the camera took its place")
 
+    async def leave(self) -> None:
+        """End as the camera asks, when its bye has come: only that makes its will void, and it may be on its way."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BYE_S):
+                await self.ending.wait()
+        self.peer.end("the camera left" if self.left else "the camera left, and what it said last did not come")
+
     def _say_bye(self) -> None:
         with suppress(TransportError):
             send_message(self.peer, Envelope(Kind.BYE))
 
     def _take_chunk(self, chunk: bytes) -> None:
-        given_up = self._assembler.given_up
+        into = self._assembler
+        given_up, missing, too_long = into.given_up, into.missing, into.too_long
         try:
-            packet = self._assembler.add(chunk)
+            packet = into.add(chunk)
         except BitstreamError as error:
-            _refuse("chunk")
-            log.debug("chunk refused", camera=self.camera, reason=str(error))
-            return
-        metrics.drop("webrtc", "incomplete", self._assembler.given_up - given_up)
+            packet = None
+            self._refuse_chunk(error, too_long=into.too_long > too_long)
+        metrics.drop("webrtc", "incomplete", into.given_up - given_up)
+        metrics.drop("webrtc", "missing", into.missing - missing)
         if packet is not None:
-            self._packets += 1
-            self._bytes += len(packet)
             self._outlet.publish(Message(f"{self.camera}/latent", packet), False)
+
+    def _refuse_chunk(self, error: BitstreamError, *, too_long: bool) -> None:
+        """Count a chunk of no use, or a packet that is too long, of which the first is worth a warning."""
+        _refuse("size" if too_long else "chunk")
+        log.debug("chunk refused", camera=self.camera, reason=str(error))
+        if too_long and self._assembler.too_long == 1:
+            log.warning(
+                "packets of a camera are too long for this gateway: raise gateway.packet_bytes",
+                camera=self.camera,
+                reason=str(error),
+                limit_bytes=self._packet_bytes,
+            )
 
     def _take_message(self, data: bytes) -> None:
         try:
@@ -154,6 +154,7 @@ class CameraSession:
             case Kind.BYE:
                 self.left = True
                 self._say_bye()
+                self.ending.set()
 
     def _check_topic(self, envelope: Envelope) -> None:
         """Raise BitstreamError for a topic that is not this camera's to write."""

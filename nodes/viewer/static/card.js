@@ -20,7 +20,7 @@ export function ageText(ms) {
   return `${Math.round(ms / 3_600_000)} h ago`;
 }
 
-// "host 10.0.0.2 udp <-> srflx 192.0.2.7 udp": the addresses are for who looks closer
+// "host 10.0.0.2 <-> srflx 192.0.2.7": the addresses are for who looks closer
 function pathText(path) {
   const kinds = path?.split(" <-> ").map((end) => end.split(" ")[0]);
   return kinds?.length === 2 ? ` ${kinds.join(" ↔ ")}` : "";
