@@ -6,6 +6,7 @@ frame of the source, against a fresh mask of the highest level.
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +66,7 @@ class Constant:
     earned: Reward | None = None
 
     def __init__(self, point: OperatingPoint) -> None:
-        self.point = point
+        self.point, self.points = point, (point,)
 
     def update(self, link: LinkState | None, target_kbit_s: float, now_s: float, *, latency_s: float) -> OperatingPoint:
         return self.point
@@ -75,6 +76,8 @@ class Constant:
     def unchanged(self, now_s: float) -> None: ...
 
     def stood(self, seconds: float) -> None: ...
+
+    def choose_from(self, points: Sequence[OperatingPoint]) -> None: ...
 
     def begin_anew(self) -> None: ...
 

@@ -77,8 +77,11 @@ class RateControl:
         self._max_kbit_s = max_kbit_s
 
     def cap(self, quality: int) -> None:
-        """Choose no level above this one from now on."""
-        self._quality, self._chosen = quality, None
+        """Choose no level above this one from now on, at once; what was learned of scene and link is kept."""
+        if self._chosen is not None:
+            same = quality == self._quality
+            self._chosen.choose_from((self._chosen if same else self._choose(quality, self._source_fps())).points)
+        self._quality = quality
 
     def key_lost(self) -> None:
         """Take note that a worker asked for a KEY: what was shown since it was sent is of no use."""

@@ -154,6 +154,10 @@ class Bandit:
         return self._point
 
     @property
+    def points(self) -> Sequence[OperatingPoint]:
+        return self._ladder.points
+
+    @property
     def wanted_kbit_s(self) -> float | None:
         return self._wanted
 
@@ -171,6 +175,20 @@ class Bandit:
     def stood(self, seconds: float) -> None:
         self._accounts.stood(seconds)
 
+    def choose_from(self, points: Sequence[OperatingPoint]) -> None:
+        """Choose from these points, with the next frame.
+
+        What was learned is of features that every point has and of the link, not of single points, so it means the same
+        for others: a point never tried is as doubtful as its features are rare. The budget is what was earned above the
+        rule on whichever ladder both chose from, in one unit, and it fades in any case. Lately's targets are not kept:
+        who sets a level may have pinned or let go the rate before, and then they tell nothing of the link.
+        """
+        self._ladder.choose_from(points)
+        self._chosen_s = -math.inf
+        self._targets.clear()
+        if self._point not in points:
+            self._point = self._ladder.point
+
     def begin_anew(self) -> None:
         self._accounts.begin_anew()
         self._choices.clear()
@@ -178,7 +196,8 @@ class Bandit:
     def update(self, link: LinkState | None, target_kbit_s: float, now_s: float, *, latency_s: float) -> OperatingPoint:
         over = self._accounts.look(link, now_s, latency_s=latency_s)
         ruled = self._ladder.update(target_kbit_s, now_s, latency_s=latency_s)
-        kept = self._ladder.costs.expected_kbit_s(self._point) * SLACK <= target_kbit_s
+        chosen = self._chosen_s > -math.inf  # from the points there are
+        kept = chosen and self._ladder.costs.expected_kbit_s(self._point) * SLACK <= target_kbit_s
         if not over and (kept or now_s < self._chosen_s + _APART_S):
             return self._point
         if over:

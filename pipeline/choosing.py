@@ -4,6 +4,7 @@ every frame of the source -> update -> point          every frame sent -> sent  
 """
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 from pipeline.link import LinkState
@@ -19,6 +20,11 @@ class Chooser(Protocol):
     @property
     def point(self) -> OperatingPoint:
         """That of the next frame."""
+        ...
+
+    @property
+    def points(self) -> Sequence[OperatingPoint]:
+        """All that there is to choose from."""
         ...
 
     @property
@@ -48,6 +54,10 @@ class Chooser(Protocol):
 
     def stood(self, seconds: float) -> None:
         """Take note that a KEY was lost, and for so long nothing of use came."""
+        ...
+
+    def choose_from(self, points: Sequence[OperatingPoint]) -> None:
+        """Choose anew with the next frame, from these points of the same bundle; keep what was learned."""
         ...
 
     def begin_anew(self) -> None:
@@ -107,6 +117,10 @@ class Ruled:
         return self._ladder.point
 
     @property
+    def points(self) -> Sequence[OperatingPoint]:
+        return self._ladder.points
+
+    @property
     def wanted_kbit_s(self) -> float | None:
         return self._ladder.wanted_kbit_s
 
@@ -127,6 +141,9 @@ class Ruled:
 
     def stood(self, seconds: float) -> None:
         self._accounts.stood(seconds)
+
+    def choose_from(self, points: Sequence[OperatingPoint]) -> None:
+        self._ladder.choose_from(points)
 
     def begin_anew(self) -> None:
         self._accounts.begin_anew()

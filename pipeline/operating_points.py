@@ -240,11 +240,20 @@ class Ladder:
 
     def __init__(self, points: Sequence[OperatingPoint], costs: CostModel) -> None:
         self.costs = costs
-        self._points = points
-        self._looked_s = self._better_s = -math.inf  # when it was last looked; since when something is better
         self.offers: list[Offer] = []
         self.point = points[0]
         self.wanted_kbit_s: float | None = None
+        self.choose_from(points)
+
+    def choose_from(self, points: Sequence[OperatingPoint]) -> None:
+        """Choose from these points from now on, and the next time without waiting for what is better to stay so.
+
+        What was learned of costs holds for all levels of the bundle, on this ladder or not, and is kept.
+        """
+        self.points = points
+        self._looked_s = self._better_s = -math.inf  # when it was last looked; since when something is better
+        if self.point not in points:
+            self.point = points[0]
 
     def update(self, target_kbit_s: float, now_s: float, *, latency_s: float) -> OperatingPoint:
         """The point for the next frame, by what the link takes and how long a packet of no size is on its way."""
@@ -270,7 +279,7 @@ class Ladder:
 
     def look(self, target_kbit_s: float, *, latency_s: float) -> list[Offer]:
         """All points as they are now."""
-        return [self._offer(point, target_kbit_s, latency_s) for point in self._points]
+        return [self._offer(point, target_kbit_s, latency_s) for point in self.points]
 
     def _offer(self, point: OperatingPoint, target_kbit_s: float, latency_s: float) -> Offer:
         shown = self.costs.expected(point, latency_s=latency_s, link_kbit_s=target_kbit_s)

@@ -31,6 +31,7 @@ _USED_S = 3.0  # what was sent in it may be sent again, and more
 _IDLE_FALL = 0.05  # per second, of a rate that is not used
 _TIRED_S, _PAUSE_S = 4.0, 1.0  # queueing for so long is looked into; by a pause of so long at most
 _WATCH_S = 0.3  # after it
+_RECEIPTS_S = 0.12  # two of them, apart
 _FORGIVE_S = 10.0  # in which losses that became fewer are no longer usual
 _LOSS_S = 2.0  # until a cut shows in the losses
 _LONGEST_STEP_S = 0.2
@@ -56,11 +57,15 @@ class _Offset:
 
     A link that became longer looks like a queue that never empties, and so does other people's traffic. Where packets
     queue up for long, we pause until nothing is in flight, and what the next packets are delayed by is not ours.
+
+    Who takes such a delay for a queue thinks that packets left as fast as they were sent: what was then known as the
+    link's rate is `doubted_kbit_s`, until another is.
     """
 
     def __init__(self, calm_ms: float) -> None:
         self.ms = 0.0
         self.pausing = False
+        self.doubted_kbit_s: float | None = None
         self._calm_ms = calm_ms
         self._calm_s: float | None = None
         self._pause_s = self._watch_s = -math.inf
@@ -78,11 +83,15 @@ class _Offset:
                 self._least_ms = min(self._least_ms, state.queue_ms)
         elif self._least_ms < math.inf:
             self.ms, self._least_ms, self._calm_s = self._least_ms, math.inf, now_s
+            self.doubted_kbit_s = state.capacity_kbit_s
         elif now_s - self._calm_s > _TIRED_S:
             self.pausing, self._pause_s = True, now_s
 
     def _pause(self, state: LinkState, now_s: float) -> None:
-        if state.in_flight_bytes == 0:
+        # One that is not heard of in twice the time that is usual is lost, or its receipt; more than one is an outage.
+        usual_ms = max(state.rtt_ms, state.base_rtt_ms + state.queue_ms)
+        last_lost = state.overdue_ms == 0 and now_s - self._pause_s > 2 * usual_ms / 1000 + _RECEIPTS_S
+        if state.in_flight_bytes == 0 or last_lost:
             self.pausing = False
             self._watch_s = now_s + state.rtt_ms / 1000 + _WATCH_S
         elif now_s - self._pause_s > _PAUSE_S:
@@ -181,7 +190,8 @@ class DelayRule:
         speed, full, now_s = FAST, state.capacity_kbit_s, self._updated_s or 0.0
         if full is not None and self._rate > NEAR * full and state.delivered_kbit_s < BEYOND * full:
             speed = min(FAST, GENTLE + HASTE * max(0.0, now_s - self._cut_s - PATIENCE_S))
-            most = min(most, TRIED * full)
+            if full != self._offset.doubted_kbit_s:
+                most = min(most, TRIED * full)
         most = max(self._floor, most)
         if self._rate < most:
             self._rate = min(most, self._rate * math.exp(speed * max(0.0, room) * passed_s))

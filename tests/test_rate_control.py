@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -47,7 +48,7 @@ class Fixed:
     earned: Reward | None = None
 
     def __init__(self, point: OperatingPoint) -> None:
-        self.point = point
+        self.point, self.points = point, (point,)
         self.targets: list[float] = []
         self.frames: list[Sent] = []
         self.stood_s: list[float] = []
@@ -66,6 +67,9 @@ class Fixed:
 
     def stood(self, seconds: float) -> None:
         self.stood_s.append(seconds)
+
+    def choose_from(self, points: Sequence[OperatingPoint]) -> None:
+        self.point, self.points = points[0], tuple(points)
 
     def begin_anew(self) -> None:
         self.begun += 1
@@ -244,6 +248,66 @@ def test_a_highest_level_that_is_set_later_holds_from_then_on() -> None:
     here.cap(2)
     assert here.point.quality == 2
     assert made == [5, 2]
+
+
+def test_a_highest_level_that_is_set_to_what_it_was_leaves_all_that_was_learned() -> None:
+    clock, made = Time(), list[Bandit]()
+
+    def choose(quality: int, fps: float) -> Chooser:
+        made.append(bandit_of(quality, fps))
+        return made[-1]
+
+    here = RateControl(choose, quality=5, rule=None, max_kbit_s=200, source_fps=lambda: FPS, clock=clock)
+    sent_of(here, clock, frames=260)  # in the midst of a second
+    point, weights, budget = here.point, made[0].model.weights, made[0]._budget
+    here.cap(5)
+    assert (here._chooser, here.point, len(made)) == (made[0], point, 1)
+    here.admits()
+    assert made[0].model.weights is weights
+    assert made[0]._budget == budget
+
+
+@pytest.mark.parametrize(("before", "after"), [(5, 2), (2, 5)])
+def test_what_was_learned_is_kept_where_another_highest_level_is_set(before: int, after: int) -> None:
+    clock = Time()
+    here = RateControl(bandit_of, quality=before, rule=None, max_kbit_s=200, source_fps=lambda: FPS, clock=clock)
+    fresh = bandit_of(before, FPS).model.weights
+    sent_of(here, clock, frames=250)
+    bandit = here._chooser
+    assert isinstance(bandit, Bandit)
+    learned, budget = bandit.model.weights, bandit._budget
+    assert abs(learned - fresh).max() > 0.1
+    assert budget
+    assert here.point.quality == before
+    here.cap(after)
+    assert here.point.quality <= after
+    assert {point.quality for point in bandit.points} == {point.quality for point in bandit_of(after, FPS).points}
+    assert (here._chooser.model.weights is learned, here._chooser._budget) == (True, budget)  # type: ignore[attr-defined]
+    levels = []
+    for _ in range(3):
+        sent_of(here, clock, frames=25)
+        levels.append(here.point.quality)
+    assert levels[-1] == after
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_the_best_of_the_points_below_a_new_highest_level_is_set_with_the_next_frame(learns: bool) -> None:
+    clock = Time()
+
+    def choose(quality: int, fps: float) -> Chooser:
+        bandit = bandit_of(quality, fps)
+        return bandit if learns else Ruled(bandit._ladder)
+
+    here = RateControl(choose, quality=7, rule=None, max_kbit_s=1000, source_fps=lambda: FPS, clock=clock)
+    sent_of(here, clock, frames=100)
+    assert here.point.quality > 3
+    here.cap(3)
+    assert here.admits()
+    assert here.point.quality == 3
+
+
+def bandit_of(quality: int, fps: float) -> Bandit:
+    return Bandit(Ladder(points_of(MANIFEST, fps=fps, max_quality=quality), CostModel(MANIFEST)))  # type: ignore[arg-type]
 
 
 @dataclass

@@ -113,6 +113,34 @@ def test_a_longer_way_is_taken_for_a_queue_for_seconds_only() -> None:
     assert used(records, 25, 40) > 0.7 * 400
 
 
+def after_20_s(rule: DelayRule, state: LinkState, *, lost_bytes: int = 0) -> float:
+    """The rate that becomes of it where nothing changes, but that what is in flight arrives while nothing is sent."""
+    for index in range(500):
+        in_flight = replace(state, in_flight_bytes=lost_bytes if rule.held else 500)
+        rule.update(in_flight, index * 0.04, wanted_kbit_s=60)
+    return rule.target_kbit_s
+
+
+@pytest.mark.parametrize(("queue_ms", "bound"), [(90, 63), (0, 48)])
+def test_a_rate_of_the_link_that_was_read_from_a_longer_way_is_no_bound(queue_ms: float, bound: float) -> None:
+    slow = replace(CALM, queue_ms=queue_ms, rtt_ms=140, sent_kbit_s=36, delivered_kbit_s=36, capacity_kbit_s=40)
+    assert after_20_s(DelayRule(start_kbit_s=36), slow) == pytest.approx(bound)
+
+
+@pytest.mark.parametrize("lost_bytes", [0, 500])
+def test_a_longer_way_is_recognised_although_the_last_packet_is_lost(lost_bytes: int) -> None:
+    longer = replace(CALM, queue_ms=130, rtt_ms=180, backlog_ms=60, sent_kbit_s=40, delivered_kbit_s=40)
+    assert after_20_s(DelayRule(start_kbit_s=40), longer, lost_bytes=lost_bytes) > 60
+
+
+def test_silence_is_not_taken_for_a_longer_way() -> None:
+    rule = DelayRule()
+    late = replace(CALM, queue_ms=130, rtt_ms=180, backlog_ms=60, capacity_kbit_s=100.0)
+    for index in range(500):
+        rule.update(replace(late, overdue_ms=40.0 if rule.held else 0.0), index * 0.04, wanted_kbit_s=900)
+    assert rule.target_kbit_s == pytest.approx(90)
+
+
 @pytest.mark.parametrize("jump_ms", [-60_000, 60_000])
 def test_a_clock_that_is_set_does_not_move_the_rate(jump_ms: int) -> None:
     def clock_ms(now_s: float) -> int:
