@@ -31,7 +31,7 @@ from nodes.preview import Preview
 from nodes.rate_control import RateControl
 from nodes.service import Health, Lane, Presence, announced, health_page, tell, until_connected
 from nodes.uplink import Encoded, Uplink
-from nodes.uplinks import open_uplink, transport_of
+from nodes.uplinks import far_side_of, open_uplink, transport_of
 from nodes.window import Window
 from pipeline import metrics
 from pipeline.bitstream import pack
@@ -266,11 +266,10 @@ async def main(settings: CameraSettings) -> None:
         open_video(settings.source, width=manifest.width, height=manifest.height) as video,
     ):
         encoder = await lane.run(opening(bundle, settings.encoder))
-        transport = transport_of(settings)
-        presence = presence_of(name, bundle=bundle, video=video, transport=transport)
-        rate = open_rate(settings, bundle=bundle, video=video, transport=transport)
+        presence = presence_of(name, bundle=bundle, video=video, transport=transport_of(settings))
+        rate = open_rate(settings, bundle=bundle, video=video)
         async with open_uplink(settings, presence) as channel:
-            health.need_broker(channel, "the gateway" if transport == "webrtc" else "the broker")
+            health.need_broker(channel, far_side_of(settings))
             health.need(lambda: None if video.origin else "waiting for the source")
             health.complete()
             camera = Camera(

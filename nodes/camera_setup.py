@@ -7,6 +7,7 @@ from functools import partial
 from nodes.preview import Preview
 from nodes.rate_control import RateControl
 from nodes.service import Presence, now_ms
+from nodes.uplinks import goes_over_webrtc
 from nodes.window import Window
 from pipeline.bandit import Bandit
 from pipeline.bundle import Bundle
@@ -102,7 +103,7 @@ def with_source(presence: Presence, origin: Origin) -> Presence:
     return replace(presence, fps=origin.fps, source_width=origin.width, source_height=origin.height)
 
 
-def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video, transport: str) -> RateControl | None:
+def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video) -> RateControl | None:
     """The rate control that the settings ask for, if any; raises ConfigError where it contradicts other settings."""
     rate = settings.rate
     if rate.mode == "off" and rate.max_kbit_s is None:
@@ -113,7 +114,7 @@ def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video, transpo
         raise ConfigError(
             "encoder.price weighs bits itself: leave rate.mode off and rate.max_kbit_s unset, or the price"
         )
-    header_bytes = _WEBRTC_HEADER_BYTES if transport == "webrtc" else _MQTT_HEADER_BYTES
+    header_bytes = _WEBRTC_HEADER_BYTES if goes_over_webrtc(settings) else _MQTT_HEADER_BYTES
     rule = DelayRule(target_ms=rate.target_ms, start_kbit_s=rate.start_kbit_s)
     return RateControl(
         choosing(settings, bundle=bundle, header_bytes=header_bytes),

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -42,20 +42,12 @@ log = structlog.get_logger()
 def run(main: Callable[[S], Coroutine[Any, Any, None]], settings: S, *, debug: bool = False) -> int:
     """Run a node until it ends or is told to stop; returns the exit code, after a sentence if not 0."""
     set_up_logging(level=settings.log.level, format=settings.log.format)
-    leaving = threading.Timer(_LEAVE_S, _leave)
-    leaving.daemon = True
-    try:
-        asyncio.run(_until_stopped(main(settings), leaving.start))
-    except KeyboardInterrupt:
-        return 1
-    except Exception as error:
-        if debug:
-            traceback.print_exception(error)
-        return _report(error)
-    finally:
-        leaving.cancel()
-        faulthandler.cancel_dump_traceback_later()
-    return 0
+    with ExitStack() as left:
+        left.callback(faulthandler.cancel_dump_traceback_later)
+        try:
+            return asyncio.run(_ended(main(settings), left, debug=debug))
+        except KeyboardInterrupt:
+            return 1
 
 
 def set_up_logging(*, level: str, format: Literal["auto", "console", "json"]) -> None:
@@ -215,8 +207,24 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _until_stopped(work: Coroutine[Any, Any, None], leave: Callable[[], None]) -> None:
-    """Wait for the work's end, and say when all is done; a signal cancels it, and a second one is left to Python."""
+async def _ended(work: Coroutine[Any, Any, None], left: ExitStack, *, debug: bool) -> int:
+    """Wait for the work's end and return the exit code, after a sentence if not 0; `left` is closed after asyncio."""
+    code = 0
+    try:
+        await _until_stopped(work)
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        code = _report(error)
+    leaving = threading.Timer(_LEAVE_S, _leave, (code,))
+    leaving.daemon = True
+    left.callback(leaving.cancel)
+    leaving.start()
+    return code
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for the work's end; a signal cancels it, and a second one is left to Python."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
@@ -236,13 +244,13 @@ async def _until_stopped(work: Coroutine[Any, Any, None], leave: Callable[[], No
         os._exit(1)  # a thread that hangs would hold up every other way out
     if not working.cancelled():
         working.result()
-    leave()
 
 
-def _leave() -> None:
+def _leave(code: int) -> None:
     """End the process, all being done, where a name lookup holds up asyncio: nothing can end that one."""
     sys.stdout.flush()
-    os._exit(0)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _report(error: Exception) -> int:

@@ -1,13 +1,24 @@
 """The channel that a camera's settings name: to the broker, or to a gateway, with the broker behind it if wanted."""
 
+import ipaddress
 from functools import partial
+
+import structlog
 
 from nodes.service import Presence
 from pipeline.config import CameraSettings, WebRtcSection
 from pipeline.errors import ConfigError
 from pipeline.transport import Channel, open_channel
 from pipeline.transport.fallback import FallbackChannel
-from pipeline.transport.webrtc_address import WebRtcOptions, check_token, parse_ice_servers
+from pipeline.transport.webrtc_address import (
+    WebRtcAddress,
+    WebRtcOptions,
+    check_token,
+    parse_ice_servers,
+    parse_webrtc_url,
+)
+
+log = structlog.get_logger()
 
 
 def transport_of(settings: CameraSettings) -> str:
@@ -15,20 +26,37 @@ def transport_of(settings: CameraSettings) -> str:
 
     What reaches the broker without a gateway went there over MQTT, so that is what a camera that may fall back says.
     """
-    url = _url(settings)
-    if _is_webrtc(url):
+    if goes_over_webrtc(settings):
         return settings.mqtt_url.partition(":")[0] if settings.webrtc.fallback else "webrtc"
-    return url.partition(":")[0]
+    return _url(settings).partition(":")[0]
+
+
+def goes_over_webrtc(settings: CameraSettings) -> bool:
+    """Whether packets go to a gateway over WebRTC, at least while it can be reached."""
+    return _url(settings).startswith("webrtc+")
+
+
+def far_side_of(settings: CameraSettings) -> str:
+    """What the camera waits for while its uplink is not connected."""
+    if not goes_over_webrtc(settings):
+        return "the broker"
+    return "the gateway or the broker" if settings.webrtc.fallback else "the gateway"
 
 
 def open_uplink(settings: CameraSettings, presence: Presence) -> Channel:
-    """Return the channel of the settings, to be entered; raises ConfigError."""
-    url, root = _url(settings), settings.mqtt.root
+    """Return the channel of the settings, to be entered; raises ConfigError, for what only WebRTC needs too."""
+    url, root, options = _url(settings), settings.mqtt.root, webrtc_options(settings.webrtc)
     opening = partial(open_channel, root=root, will=presence.will, client_id=presence.client_id(root))
-    if not _is_webrtc(url):
-        return opening(url)
-    channel = opening(url, camera=settings.camera.name, webrtc=webrtc_options(settings.webrtc))
-    return FallbackChannel(channel, partial(opening, settings.mqtt_url)) if settings.webrtc.fallback else channel
+    if goes_over_webrtc(settings):
+        channel = opening(url, camera=settings.camera.name, webrtc=options)
+        _warn_of_readable_token(parse_webrtc_url(url), options)
+        return FallbackChannel(channel, partial(opening, settings.mqtt_url)) if settings.webrtc.fallback else channel
+    if settings.webrtc.fallback:
+        raise ConfigError(
+            "webrtc.fallback is for an uplink over WebRTC: give uplink a webrtc+http:// or webrtc+https:// address, "
+            "or leave webrtc.fallback out"
+        )
+    return opening(url)
 
 
 def webrtc_options(settings: WebRtcSection) -> WebRtcOptions:
@@ -51,5 +79,13 @@ def _url(settings: CameraSettings) -> str:
     return settings.uplink or settings.mqtt_url
 
 
-def _is_webrtc(url: str) -> bool:
-    return url.startswith("webrtc+")
+def _warn_of_readable_token(gateway: WebRtcAddress, options: WebRtcOptions) -> None:
+    if (gateway.token or options.token) and not gateway.tls and not _is_this_machine(gateway.host):
+        log.warning("others on the way to the gateway can read the token: use webrtc+https://", address=str(gateway))
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,18 +1,27 @@
 """What a camera is made of, as its settings say, and which settings contradict one another."""
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import numpy as np
 import pytest
+from clips import write_clip
+from servers import free_port
 from test_rate_control import MANIFEST
 
+from nodes import camera_setup
+from nodes.camera import main
 from nodes.camera_setup import open_gate, open_rate, open_simple, open_window
 from nodes.rate_control import RateControl
 from pipeline.config import CameraSection, CameraSettings, SceneSection, SourceSection, load_settings
 from pipeline.errors import ConfigError
 from pipeline.sources import Origin
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
+
+LIMIT_S = 60  # an engine opens in a few seconds, more where the machine is busy
 
 
 def test_only_a_file_can_be_a_recording(tmp_path: Path) -> None:
@@ -29,12 +38,12 @@ def test_only_a_file_can_be_a_recording(tmp_path: Path) -> None:
         assert (window is not None) is expected
 
 
-def rate_of(video: object = None, transport: str = "mqtt", **overrides: object) -> RateControl | None:
+def rate_of(video: object = None, **overrides: object) -> RateControl | None:
     """The rate control that settings ask for, such as `rate__mode`."""
     values = {name.replace("__", "."): value for name, value in overrides.items()}
     bundle = SimpleNamespace(manifest=SimpleNamespace(**vars(MANIFEST), default_quality=5))
     video = video or SimpleNamespace(origin=None)
-    return open_rate(load_settings(CameraSettings, None, values), bundle=bundle, video=video, transport=transport)  # type: ignore[arg-type]
+    return open_rate(load_settings(CameraSettings, None, values), bundle=bundle, video=video)  # type: ignore[arg-type]
 
 
 def test_unless_it_is_asked_for_there_is_no_rate_control() -> None:
@@ -82,6 +91,48 @@ def test_nothing_is_chosen_above_what_the_settings_ask_for(mode: str) -> None:
 def test_settings_that_contradict_rate_control_are_named(overrides: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         rate_of(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("values", "header_bytes"),
+    [
+        ({}, 70),
+        ({"uplink": "mqtts://broker"}, 70),
+        ({"uplink": "webrtc+http://gateway"}, 100),
+        ({"uplink": "webrtc+http://gateway", "webrtc__fallback": True}, 100),
+    ],
+)
+def test_headers_are_those_of_the_uplink_and_not_of_its_spare_way(
+    values: dict[str, object], header_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[object] = []
+    monkeypatch.setattr(camera_setup, "RateControl", lambda *_, header_bytes, **options: counted.append(header_bytes))
+    rate_of(rate__max_kbit_s=64, **values)
+    assert counted == [header_bytes]
+
+
+async def test_the_health_page_names_what_the_uplink_waits_for(tmp_path: Path) -> None:
+    port = free_port()
+    values = {
+        "uplink": f"webrtc+http://127.0.0.1:{free_port()}",
+        "webrtc.fallback": True,
+        "mqtt_url": f"mqtt://127.0.0.1:{free_port()}",
+        "source.url": str(write_clip(tmp_path / "clip.mp4")),
+        "source.loop": True,
+        "encoder.engine": "onnxruntime",
+        "health.port": port,
+    }
+    running = asyncio.create_task(main(load_settings(CameraSettings, None, values)))
+    async with aiohttp.ClientSession() as client, asyncio.timeout(LIMIT_S):
+        said = ""
+        while "waiting" not in said:
+            await asyncio.sleep(0.05)
+            with suppress(aiohttp.ClientError):  # the page is not there yet
+                async with client.get(f"http://127.0.0.1:{port}/readyz") as answer:
+                    said = await answer.text()
+    running.cancel()
+    await asyncio.wait({running}, timeout=LIMIT_S)
+    assert said == "waiting for the gateway or the broker\n"
 
 
 def test_a_gate_is_there_where_it_is_wanted_and_never_for_a_recording() -> None:

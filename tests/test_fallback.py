@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Self
 
 import pytest
+import structlog
 from channels import LIMIT_S, quiet, take, until
 
-from pipeline.errors import ConfigError, TransportError
-from pipeline.transport import CONTROL, STATE, Channel, Delivery
+from pipeline.errors import ConfigError, PipelineError, TransportError
+from pipeline.transport import CONTROL, STATE, Channel, Delivery, open_channel
 from pipeline.transport.fallback import FallbackChannel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
@@ -63,10 +67,26 @@ class Site:
         self.gateway, self.broker = MemoryBroker(), MemoryBroker()
         self.link = Link(self.gateway)
         self.opened: list[MemoryChannel] = []
+        self.refusal: PipelineError | None = None  # of the second channel to be entered
+        self.refused = 0
 
     def open_second(self) -> Channel:
-        self.opened.append(MemoryChannel(self.broker))
+        self.opened.append(Second(self))
         return self.opened[-1]
+
+
+class Second(MemoryChannel):
+    """A channel to the other broker that cannot be entered while its site says so."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site.broker)
+        self._site = site
+
+    async def __aenter__(self) -> Self:
+        if self._site.refusal is not None:
+            self._site.refused += 1
+            raise self._site.refusal
+        return await super().__aenter__()
 
 
 @asynccontextmanager
@@ -194,6 +214,43 @@ def test_a_wrong_second_address_is_known_at_the_start() -> None:
 
     with pytest.raises(ConfigError):
         FallbackChannel(MemoryChannel(MemoryBroker()), refuse)
+
+
+async def test_a_certificate_file_of_the_second_that_is_missing_is_known_on_entering(tmp_path: Path) -> None:
+    site = Site()
+    opening = partial(open_channel, f"mqtts://127.0.0.1:1?ca={tmp_path}/none.pem")
+    with pytest.raises(ConfigError, match=r"none\.pem"):
+        async with FallbackChannel(site.link, opening):
+            raise AssertionError("entered")
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("error", [ConfigError("no certificates"), TransportError("no network")])
+async def test_a_second_that_cannot_be_entered_is_not_there_and_tried_again_later(error: PipelineError) -> None:
+    site = Site()
+    site.link.up, site.refusal = False, error
+    with structlog.testing.capture_logs() as logs:
+        async with opened(site, again_s=0.05) as channel, MemoryChannel(site.broker) as reader:
+            arriving = reader.subscribe("#")
+            await until(lambda: site.refused > 2)
+            assert not channel.connected
+            site.refusal = None
+            await channel.wait_connected(LIMIT_S)
+            await channel.publish("cam-1/latent", b"packet")
+            assert text_of(await take(arriving)) == [b"packet"]
+    reasons = [line.get("reason") for line in logs if line["log_level"] == "warning"]
+    assert reasons == [str(error), None]  # said once, and when it is used at last
+
+
+async def test_while_a_second_cannot_be_entered_the_first_is_used_as_soon_as_it_is_back() -> None:
+    site = Site()
+    site.link.up, site.refusal = False, ConfigError("no certificates")
+    async with opened(site) as channel, MemoryChannel(site.gateway) as reader:
+        arriving = reader.subscribe("#")
+        await until(lambda: site.refused == 1)
+        site.link.up = True
+        await channel.publish("cam-1/latent", b"packet")
+        assert text_of(await take(arriving)) == [b"packet"]
 
 
 async def test_the_bodys_own_error_goes_up_as_it_is() -> None:

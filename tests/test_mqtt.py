@@ -60,6 +60,16 @@ def test_bad_address_is_one_sentence_without_the_password(url: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_certificate_file_for_a_connection_that_checks_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"of broker: \?ca= .* only mqtts://"):
+        parse_mqtt_url("mqtt://user:password@broker?ca=/etc/ca.pem")
+
+
+def test_port_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match="of broker: port 0"):
+        parse_mqtt_url("mqtt://user:password@broker:0")
+
+
 async def test_missing_certificate_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.pem"):
         async with open_channel(f"mqtts://127.0.0.1:1?ca={tmp_path}/none.pem"):

@@ -164,6 +164,26 @@ service.run(main, NodeSettings())
     assert time.monotonic() - began_s < 20
 
 
+@pytest.mark.parametrize(("error", "code"), [("ConfigError", 2), ("TransportError", 1)])
+def test_a_name_lookup_that_hangs_does_not_hold_up_a_node_that_failed(error: str, code: int) -> None:
+    script = f"""
+import asyncio, sys, time
+from nodes import service
+from pipeline import errors
+from pipeline.config import NodeSettings
+
+async def main(settings):
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+    raise errors.{error}("it is so")
+
+sys.exit(service.run(main, NodeSettings()))
+"""
+    began_s = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=80)
+    assert (result.returncode, result.stderr) == (code, "maskcast: it is so\n")
+    assert time.monotonic() - began_s < 20
+
+
 def test_logs_are_json_where_no_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(level="info", format="auto")
     log = structlog.get_logger()

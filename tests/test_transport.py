@@ -3,6 +3,8 @@
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import aiomqtt
 import pytest
@@ -10,6 +12,7 @@ from channels import LIMIT_S, quiet, ready, take
 
 from pipeline.errors import ConfigError, TransportError
 from pipeline.transport import CONTROL, LIVE, STATE, Channel, Delivery, Message, open_channel
+from pipeline.transport.fallback import FallbackChannel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.transport.mqtt import MqttChannel
 from pipeline.transport.subscription import Subscription, matches
@@ -17,15 +20,23 @@ from pipeline.transport.subscription import Subscription, matches
 Open = Callable[..., Channel]
 
 
-@pytest.fixture(params=["memory", "mqtt", "mqtt-3.1.1"])
+@pytest.fixture(params=["memory", "mqtt", "mqtt-3.1.1", "fallback"])
 def new_channel(request: pytest.FixtureRequest, mqtt_url: str) -> Open:
     """Opens channels that meet each other and nobody from another test."""
     root = f"test-{os.urandom(6).hex()}"
     if request.param == "memory":
         broker = MemoryBroker()
         return lambda **options: MemoryChannel(broker, root=root, **options)
+    if request.param == "fallback":
+        return partial(open_fallback, MemoryBroker())
     url = mqtt_url + ("?version=3.1.1" if request.param == "mqtt-3.1.1" else "")
     return lambda **options: MqttChannel(url, root=root, **options)
+
+
+def open_fallback(broker: MemoryBroker, *, will: tuple[str, bytes] | None = None, **options: Any) -> FallbackChannel:
+    """A channel whose first is there."""
+    opening = partial(MemoryChannel, broker, will=will, **options)
+    return FallbackChannel(opening(), opening, **options)
 
 
 @pytest.mark.parametrize("payload", [b"\x00\xff", b"", bytes(range(256)) * 4096])

@@ -4,13 +4,14 @@ import asyncio
 from functools import partial
 
 import pytest
+import structlog
 from channels import LIMIT_S, until
 from servers import free_port
 
 from nodes import uplinks
 from nodes.offers import taking_offers
 from nodes.service import Presence
-from nodes.uplinks import open_uplink, transport_of, webrtc_options
+from nodes.uplinks import far_side_of, open_uplink, transport_of, webrtc_options
 from pipeline.config import CameraSettings, WebRtcGatewaySection, load_settings
 from pipeline.errors import ConfigError
 from pipeline.transport import STATE, Channel
@@ -78,9 +79,63 @@ def test_the_options_are_those_of_the_section_and_no_log_shows_the_token() -> No
         ({"webrtc__token": "from-a-file\n"}, r"webrtc\.token"),
     ],
 )
-def test_options_that_cannot_work_are_an_error_at_the_start(values: dict[str, object], named: str) -> None:
+@pytest.mark.parametrize("uplink", ["webrtc+http://gateway", "mqtt://broker"])
+def test_options_that_cannot_work_are_an_error_at_the_start(values: dict[str, object], named: str, uplink: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        open_uplink(settings(uplink="webrtc+http://gateway", **values), PRESENCE)
+        open_uplink(settings(uplink=uplink, **values), PRESENCE)
+
+
+@pytest.mark.parametrize("values", [{}, {"uplink": "mqtt://other"}, {"uplink": "memory://"}])
+def test_a_way_back_for_an_uplink_that_is_not_webrtc_is_an_error_at_the_start(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"webrtc\.fallback"):
+        open_uplink(settings(webrtc__fallback=True, **values), PRESENCE)
+
+
+@pytest.mark.parametrize(
+    ("values", "waited_for"),
+    [
+        ({}, "the broker"),
+        ({"uplink": "mqtts://other"}, "the broker"),
+        ({"uplink": "webrtc+http://gateway"}, "the gateway"),
+        ({"uplink": "webrtc+http://gateway", "webrtc__fallback": True}, "the gateway or the broker"),
+    ],
+)
+def test_what_a_camera_waits_for_is_where_its_uplink_goes(values: dict[str, object], waited_for: str) -> None:
+    assert far_side_of(settings(**values)) == waited_for
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"uplink": "webrtc+http://secret@gateway"},
+        {"uplink": "webrtc+http://192.0.2.7:81", "webrtc__token": "secret"},
+        {"uplink": "webrtc+http://gateway", "webrtc__token": "secret", "webrtc__fallback": True},
+    ],
+)
+def test_a_token_that_others_can_read_on_the_way_is_told_once_and_not_shown(values: dict[str, object]) -> None:
+    with structlog.testing.capture_logs() as logs:
+        open_uplink(settings(**values), PRESENCE)
+    (warning,) = logs
+    assert warning["log_level"] == "warning"
+    assert "webrtc+https" in warning["event"]
+    assert "secret" not in str(warning)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"uplink": "webrtc+http://gateway"},
+        {"uplink": "webrtc+https://secret@gateway"},
+        {"uplink": "webrtc+http://secret@127.0.0.1:8090"},
+        {"uplink": "webrtc+http://secret@[::1]:8090"},
+        {"uplink": "webrtc+http://localhost", "webrtc__token": "secret"},
+        {"uplink": "mqtt://broker", "webrtc__token": "secret"},
+    ],
+)
+def test_a_token_that_nobody_can_read_needs_no_warning(values: dict[str, object]) -> None:
+    with structlog.testing.capture_logs() as logs:
+        open_uplink(settings(**values), PRESENCE)
+    assert not logs
 
 
 async def test_while_no_gateway_is_there_the_broker_is_used_and_when_it_is_there_the_gateway(

@@ -56,6 +56,16 @@ def test_wrong_address_is_refused_without_telling_the_token(url: str) -> None:
     assert "secret" not in str(raised.value)
 
 
+def test_a_certificate_file_for_a_connection_that_checks_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"of gate: \?ca= .* only webrtc\+https://"):
+        parse_webrtc_url("webrtc+http://token@gate?ca=/etc/ca.pem")
+
+
+def test_port_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match="of gate: port 0"):
+        parse_webrtc_url("webrtc+http://token@gate:0")
+
+
 def test_no_text_of_an_address_or_of_options_holds_a_secret() -> None:
     server = parse_ice_url("turn:me:secret@relay")
     options = WebRtcOptions(token="secret", ice_servers=(server,))

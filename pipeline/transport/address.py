@@ -34,10 +34,14 @@ class ServerAddress:
 
 @dataclass(frozen=True, slots=True)
 class AddressForm:
-    """How an address is written: what it is called, the port each scheme stands for, examples, options after a `?`."""
+    """How an address is written: what it is called, the port each scheme stands for, examples, options after a `?`.
+
+    `tls` is the scheme whose connections are checked.
+    """
 
     called: str
     ports: Mapping[str, int]
+    tls: str
     example: str
     example_with_secret: str
     secret: str
@@ -51,6 +55,7 @@ class SplitAddress:
     parts: SplitResult
     host: str
     port: int
+    tls: bool
     options: Mapping[str, str]
     where: str
 
@@ -74,6 +79,8 @@ def split_address(url: str, form: AddressForm) -> SplitAddress:
     if parts.scheme not in form.ports or not host:
         raise ConfigError(f"{form.called}: write {form.example}")
     where = f"{form.called} of {host}"
+    if port == 0:
+        raise ConfigError(f"{where}: port 0 is none; write 1 to 65535, or leave it out for {form.ports[parts.scheme]}")
     if parts.path not in ("", "/") or parts.fragment:
         raise ConfigError(f"{where}: nothing may follow the port but {_joined(f'?{name}=' for name in form.options)}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -81,7 +88,10 @@ def split_address(url: str, form: AddressForm) -> SplitAddress:
         if name not in form.options:
             verb = "is" if len(form.options) == 1 else "are"
             raise ConfigError(f"{where}: unknown option {name!r}; there {verb} {_joined(form.options)}")
-    return SplitAddress(parts, host, form.ports[parts.scheme] if port is None else port, options, where)
+    tls = parts.scheme == form.tls
+    if "ca" in options and not tls:
+        raise ConfigError(f"{where}: ?ca= checks nothing over {parts.scheme}://, only {form.tls}:// has certificates")
+    return SplitAddress(parts, host, form.ports[parts.scheme] if port is None else port, tls, options, where)
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -4,14 +4,15 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self
 
 import structlog
 
-from pipeline.errors import TransportError
+from pipeline.errors import ConfigError, TransportError
 from pipeline.transport import LIVE, Channel, Delivery, Message
+from pipeline.transport.reconnecting import Reconnecting
 from pipeline.transport.subscription import Readers, Subscription
 
 AFTER_S = 10.0  # without the first channel until the second is used
@@ -29,6 +30,8 @@ class FallbackChannel:
     The first goes on reconnecting meanwhile; once it has held for `back_s` it is used again, and the second is closed.
     Retained messages go to both. Once the second was used they are sent again with each change and every `again_s`,
     over the channel in use: what the other's far side says of its end, as with a will, may come after ours.
+
+    Entering raises ConfigError for either channel; later a second that cannot be entered is tried again in `again_s`.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class FallbackChannel:
         open_second: Callable[[], Channel],
         *,
         buffer: int = 256,
+        on_drop: Callable[[], None] | None = None,
         after_s: float = AFTER_S,
         back_s: float = BACK_S,
         again_s: float = AGAIN_S,
@@ -46,17 +50,22 @@ class FallbackChannel:
         self._next = open_second()  # now: settings that are wrong are to be known at the start
         self._after_s, self._back_s, self._again_s = after_s, back_s, again_s
         self._clock = clock
-        self._readers = Readers(limit=buffer, on_drop=None)
+        self._readers = Readers(limit=buffer, on_drop=on_drop)
         self._wanted: list[weakref.ref[Subscription]] = []
         self._retained: dict[str, tuple[bytes, Delivery]] = {}
         self._second: Channel | None = None
         self._active: Channel | None = first
         self._dropped = 0  # by channels that are closed
+        self._reported = ""  # why the second could not be entered
+        self._reading = False  # what is wanted: from entering until leaving
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
+        if isinstance(self._next, Reconnecting):
+            await self._next.check()  # now, and not only when it is needed
         await self._first.__aenter__()
         await self._group.__aenter__()
+        self._reading = True
         for wanted in self._wanted:
             self._read(self._first, wanted)
         self._task = self._group.create_task(self._choose(), name="fallback")
@@ -66,6 +75,7 @@ class FallbackChannel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._task.cancel()
+        self._reading = False
         self._readers.close()
         try:
             await self._first.__aexit__(None, None, None)
@@ -111,7 +121,7 @@ class FallbackChannel:
         wanted = weakref.ref(subscription)
         self._wanted = [each for each in self._wanted if each() is not None] + [wanted]
         for channel in (self._first, self._second):
-            if channel is not None:
+            if channel is not None and self._reading:
                 self._read(channel, wanted)
         return subscription
 
@@ -135,13 +145,34 @@ class FallbackChannel:
         """Use the second channel whenever the first cannot be had for long."""
         await self._until_steady(lambda: not self._first.connected, self._after_s)
         while True:
-            log.warning("no connection to the gateway, falling back to the broker", after_s=self._after_s)
-            async with self._next as second:
+            async with AsyncExitStack() as closing:
+                second = await self._entered(closing)
                 await self._serve(second)
             log.info("the gateway is there again")
             self._dropped += second.dropped
             self._second, self._next = None, self._open_second()
             await self._use(self._first, lambda: not self._first.connected, self._after_s)
+
+    async def _entered(self, closing: AsyncExitStack) -> Channel:
+        """Enter the second channel: now, or later where it cannot be and the first is still not there."""
+        while True:
+            try:
+                second = await closing.enter_async_context(self._next)
+            except (ConfigError, TransportError) as error:
+                self._report(str(error))
+            else:
+                log.warning("no connection to the gateway, falling back to the broker", after_s=self._after_s)
+                self._reported = ""
+                return second
+            self._next = self._open_second()
+            await asyncio.sleep(self._again_s)
+            await self._until_steady(lambda: not self._first.connected, self._after_s)
+
+    def _report(self, reason: str) -> None:
+        """Say why the second channel is not there, once for each new reason."""
+        if reason != self._reported:
+            log.warning("no connection to the gateway, and none to the broker can be tried", reason=reason)
+        self._reported = reason
 
     async def _serve(self, second: Channel) -> None:
         """Use the second channel until the first can be had."""
@@ -154,9 +185,10 @@ class FallbackChannel:
 
     async def _use(self, channel: Channel, over: Callable[[], bool], for_s: float) -> None:
         """Use a channel until `over` has held for so long."""
-        self._active = channel
         async with asyncio.TaskGroup() as tasks:
             saying = tasks.create_task(self._say_again(channel))
+            await asyncio.sleep(0)  # that we are there is said before anything else leaves
+            self._active = channel
             await self._until_steady(over, for_s)
             saying.cancel()
 

@@ -9,6 +9,7 @@ from pipeline.transport.address import AddressForm, ServerAddress, split_address
 _FORM = AddressForm(
     called="MQTT address",
     ports={"mqtt": 1883, "mqtts": 8883},
+    tls="mqtts",
     example="mqtt://host:1883 or mqtts://host:8883",
     example_with_secret="mqtt://user:password@host:1883",
     secret="user and password",
@@ -39,7 +40,7 @@ def parse_mqtt_url(url: str) -> MqttAddress:
     return MqttAddress(
         host=split.host,
         port=split.port,
-        tls=parts.scheme == "mqtts",
+        tls=split.tls,
         ca=split.ca,
         user=None if parts.username is None else unquote(parts.username),
         password=None if parts.password is None else unquote(parts.password),

@@ -55,6 +55,10 @@ class Reconnecting(ABC, Generic[Address]):
         self._closed = False
         self._group = asyncio.TaskGroup()
 
+    async def check(self) -> None:
+        """Raise ConfigError where entering would: for certificates that cannot be read. Connects to nothing."""
+        await asyncio.to_thread(self._address.tls_context)
+
     async def __aenter__(self) -> Self:
         self._tls = await asyncio.to_thread(self._address.tls_context)
         await self._group.__aenter__()

@@ -10,6 +10,7 @@ from pipeline.transport.address import AddressForm, ServerAddress, split_address
 _FORM = AddressForm(
     called="WebRTC address",
     ports={"webrtc+http": 8090, "webrtc+https": 443},
+    tls="webrtc+https",
     example="webrtc+http://host:8090 or webrtc+https://host",
     example_with_secret="webrtc+http://token@host:8090",
     secret="the token",
@@ -65,7 +66,7 @@ def parse_webrtc_url(url: str) -> WebRtcAddress:
     return WebRtcAddress(
         host=split.host,
         port=split.port,
-        tls=parts.scheme == "webrtc+https",
+        tls=split.tls,
         ca=split.ca,
         token=None if parts.username is None else check_token(unquote(parts.username), split.where),
     )
