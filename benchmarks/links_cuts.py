@@ -5,7 +5,7 @@
 One camera, its gateway and all else at the two ends of an emulated link that carries nothing for a while, again and
 again. It is back when a mask of a frame that was captured after the link's return has come. Before the first cut and
 after each, of camera and gateway: open descriptors (sockets are among them), threads, resident memory, and asyncio's
-tasks where the node's page tells them.
+tasks, which the node's page tells.
 """
 
 import time
@@ -26,7 +26,7 @@ from benchmarks.netlab import Way
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.errors import ConfigError, PipelineError
 
-BACK_S, MORE_DESCRIPTORS, MORE_THREADS, MORE_MB = 5.0, 2.0, 1.0, 10.0
+BACK_S, MORE_DESCRIPTORS, MORE_THREADS, MORE_MB, MORE_TASKS = 5.0, 2.0, 1.0, 10.0, 2.0
 _WAIT_S = 60.0
 _SETTLED = 5  # cuts after which pools and caches are as large as they get
 _TASKS = "maskcast_tasks"
@@ -40,7 +40,7 @@ class Held:
     descriptors: int
     threads: int
     resident_mb: float
-    tasks: float | None
+    tasks: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,7 @@ class Cuts:
 
 def held_by(node: Node, name: str) -> Held:
     """What a process holds now."""
-    tasks = node.metrics(_PORTS[name]).get(_TASKS)
-    return Held(node.descriptors, node.threads, node.resident_mb, tasks)
+    return Held(node.descriptors, node.threads, node.resident_mb, node.metrics(_PORTS[name])[_TASKS])
 
 
 def cut_again_and_again(here: Bench, uplink: str, *, way: Way, cuts: int, cut_s: float, between_s: float) -> Cuts:
@@ -125,7 +124,9 @@ def verdicts_of(runs: Sequence[Cuts]) -> list[str]:
             f"{late}, {worst}"
         )
         for node in ("camera", "gateway"):
-            limits = {"descriptors": MORE_DESCRIPTORS, "threads": MORE_THREADS, "resident_mb": MORE_MB}
+            limits = {
+                "descriptors": MORE_DESCRIPTORS, "threads": MORE_THREADS, "resident_mb": MORE_MB, "tasks": MORE_TASKS
+            }  # fmt: skip
             growths = {what: run.growth(node, what) for what in limits}
             leaks = any(growths[what] > limit for what, limit in limits.items())
             told = ", ".join(f"{what} {growth:+.1f}" for what, growth in growths.items())
@@ -145,8 +146,7 @@ def table_of(run: Cuts) -> Table:
 
 
 def _cells(held: Held) -> tuple[str, str, str, str]:
-    tasks = "" if held.tasks is None else f"{held.tasks:.0f}"
-    return str(held.descriptors), str(held.threads), f"{held.resident_mb:.1f}", tasks
+    return str(held.descriptors), str(held.threads), f"{held.resident_mb:.1f}", f"{held.tasks:.0f}"
 
 
 def main(

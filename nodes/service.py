@@ -22,6 +22,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from pipeline import metrics
 from pipeline.config import NodeSettings
 from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceError, TransportError
 from pipeline.transport import STATE, Channel
@@ -301,4 +302,5 @@ def _ready(health: Health) -> Callable[[web.Request], Coroutine[Any, Any, web.Re
 
 
 async def _metrics(request: web.Request) -> web.Response:
+    metrics.TASKS.set(len(asyncio.all_tasks()))
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -37,6 +37,7 @@ CAMERA_QUEUE = Gauge("maskcast_camera_queue_seconds", "Queueing delay on a camer
 CAMERA_LEVEL = Gauge("maskcast_camera_quality_level", "Quality level that a camera's rate control chose")
 CAMERA_THRESHOLD = Gauge("maskcast_camera_threshold_percent", "Threshold that a camera's rate control chose")
 CAMERA_FPS = Gauge("maskcast_camera_fps", "Frames per second that a camera's rate control chose")
+TASKS = Gauge("maskcast_tasks", "Tasks of this node's event loop that have not ended")
 WEBRTC_SESSIONS = Gauge("maskcast_webrtc_sessions", "Cameras that are connected to this gateway over WebRTC")
 QUEUE_DEPTH = Gauge("maskcast_queue_depth", "Packets waiting or unacknowledged in the work queue")
 

@@ -209,7 +209,7 @@ def test_use_is_of_what_the_link_gives_and_the_video_takes() -> None:
 
 def run(back_s: list[float | None], descriptors: list[int]) -> Cuts:
     cuts = [
-        Cut(back, Held(count, 9, 300.0, None), Held(11, 2, 150.0, 5.0))
+        Cut(back, Held(count, 9, 300.0, 13.0), Held(11, 2, 150.0, 5.0))
         for back, count in zip(back_s, descriptors, strict=True)
     ]
     return Cuts("webrtc", 30.0, cuts[0], tuple(cuts))

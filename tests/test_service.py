@@ -253,6 +253,7 @@ async def test_the_health_page_says_why_a_node_is_not_ready() -> None:
         status, page = await get("/metrics")
         assert status == 200
         assert "# TYPE maskcast_drops_total counter" in page
+        assert f"maskcast_tasks {len(asyncio.all_tasks())}.0" in page
 
 
 async def test_a_second_node_on_a_host_goes_on_without_its_page_and_says_so() -> None:
