@@ -6,9 +6,9 @@ camera <- <camera>/control, mask, labels, as far as it subscribed         <- bro
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -22,14 +22,12 @@ if TYPE_CHECKING:
 
 _DOWN = ("control", "mask", "labels")
 _PREVIEW = Delivery(expiry_s=2, content_type="image/jpeg")
-# What is retained is kept, here and at the broker, and names are anybody's where there are no tokens. The oldest that
-# no connected camera needs makes room for another, and is cleared at the broker too, since nobody else would do so.
+# What is retained is kept, here and at the broker, and names are anybody's where there are no tokens. The camera that
+# is gone for longest makes room for another, at the broker too. Bundles do not: a worker may have told of the same one.
 _CAMERAS, _BUNDLES, _STATE_BYTES = 4096, 64, 4096
 _OFFLINE_S = 1.0
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 
 class Bridge:
@@ -46,7 +44,7 @@ class Bridge:
         self._losses, self._manifests = losses, manifests
         self._states: dict[str, bytes] = {}  # what each camera said last, the newest at the end
         self._paths: dict[str, str] = {}  # what was said of the paths of those that are online
-        self._bundles: dict[str, None] = {}  # whose manifests were told, the newest at the end
+        self._bundles: set[str] = set()  # whose manifests were told
 
     async def run(self) -> None:
         """Carry until cancelled; then cameras that are connected here go offline."""
@@ -112,15 +110,13 @@ class Bridge:
         if len(payload) > _STATE_BYTES:
             raise BitstreamError(f"state: {len(payload)} bytes, at most {_STATE_BYTES}")
         online = read_report(State, payload).state == "online"
-        gone = _make_room(camera, self._states, limit=_CAMERAS, needed=self._cameras())
+        await self._make_room(camera)
+        self._states.pop(camera, None)
         self._states[camera] = payload
         self._paths.pop(camera, None)
         if online:
             pairs = (each.pair for each in self._server.sessions() if each.camera == camera)
             self._paths[camera] = next(pairs, "")
-        if gone is not None:
-            self._paths.pop(gone, None)
-            await self._clear(f"{gone}/state")
         told = _told_by_gateway(payload, path=self._paths.get(camera) or None)
         await self._broker.publish(f"{camera}/state", told, STATE)
 
@@ -148,35 +144,24 @@ class Bridge:
     async def _carry_manifest(self, name: str, payload: bytes) -> None:
         if read_report(Legend, payload).hash != name:
             raise BitstreamError(f"bundle: a manifest of another one on the topic of {name!r}")
-        states = [self._states[camera] for camera in self._cameras() if camera in self._states]
-        coded = {read_report(State, state).bundle for state in states}
-        gone = _make_room(name, self._bundles, limit=_BUNDLES, needed=coded)
-        self._bundles[name] = None
-        if gone is not None:
-            await self._clear(f"bundle/{gone}")
+        if name not in self._bundles and len(self._bundles) >= _BUNDLES:
+            raise BitstreamError(f"bundle: {_BUNDLES} others were told of already")
+        self._bundles.add(name)
         await self._broker.publish(f"bundle/{name}", payload, STATE)
 
-    async def _clear(self, topic: str) -> None:
+    async def _make_room(self, camera: str) -> None:
+        """Forget the camera that is gone for longest, where this one is one too many; BitstreamError if none can go."""
+        if camera in self._states or len(self._states) < _CAMERAS:
+            return
+        here = {session.camera for session in self._server.sessions()}
+        gone = next((each for each in self._states if each not in here), None)
+        # While there is no broker what is to be cleared there would be kept for it, name after name.
+        if gone is None or not self._broker.connected:
+            raise BitstreamError(f"state: {_CAMERAS} other cameras are known")
+        del self._states[gone]
+        self._paths.pop(gone, None)
         with suppress(TransportError):  # it is retained
-            await self._broker.publish(topic, b"", STATE)
-
-    def _cameras(self) -> set[str]:
-        return {session.camera for session in self._server.sessions()}
-
-
-def _make_room(name: str, known: dict[str, T], *, limit: int, needed: Collection[str | None]) -> str | None:
-    """Take a name out of those known, so that it can be put at their end, or the oldest where it is one too many.
-
-    Returns the one that is forgotten; raises BitstreamError where all are needed.
-    """
-    known.pop(name, None)
-    if len(known) < limit:
-        return None
-    oldest = next((each for each in known if each not in needed), None)
-    if oldest is None:
-        raise BitstreamError(f"{name}: {limit} others are in use")
-    del known[oldest]
-    return oldest
+            await self._broker.publish(f"{gone}/state", b"", STATE)
 
 
 def _told_by_gateway(payload: bytes, **changed: str | None) -> bytes:

@@ -1,7 +1,6 @@
 """Where cameras' WebRTC offers are taken: the HTTP server of the gateway, and who may come."""
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from nodes.tokens import Tokens
 from pipeline import metrics
 from pipeline.config import WebRtcGatewaySection
 from pipeline.errors import ConfigError
+from pipeline.transport.address import is_loopback
 
 if TYPE_CHECKING:
     from pipeline.transport.webrtc_server import WebRtcServer
@@ -59,14 +59,6 @@ async def taking_offers(
         yield server
         if watching is not None:
             watching.cancel()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _Entrance:
@@ -196,6 +188,7 @@ async def _bound(runner: web.AppRunner, entrance: _Entrance, *, host: str, port:
 def _faults() -> logging.Logger:
     """Where aiohttp writes what goes wrong here."""
     faults = logging.getLogger("aiohttp.server.offers")
+    faults.setLevel(logging.DEBUG)  # where aiohttp tells of some of it
     faults.addFilter(_is_ours)
     return faults
 

@@ -1,6 +1,5 @@
 """The channel that a camera's settings name: to the broker, or to a gateway, with the broker behind it if wanted."""
 
-import ipaddress
 from functools import partial
 
 import structlog
@@ -9,6 +8,7 @@ from nodes.service import Presence
 from pipeline.config import CameraSettings, WebRtcSection
 from pipeline.errors import ConfigError
 from pipeline.transport import Channel, open_channel
+from pipeline.transport.address import is_loopback
 from pipeline.transport.fallback import FallbackChannel
 from pipeline.transport.webrtc_address import (
     WebRtcAddress,
@@ -80,12 +80,5 @@ def _url(settings: CameraSettings) -> str:
 
 
 def _warn_of_readable_token(gateway: WebRtcAddress, options: WebRtcOptions) -> None:
-    if (gateway.token or options.token) and not gateway.tls and not _is_this_machine(gateway.host):
+    if (gateway.token or options.token) and not gateway.tls and not is_loopback(gateway.host):
         log.warning("others on the way to the gateway can read the token: use webrtc+https://", address=str(gateway))
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -250,16 +250,27 @@ async def test_where_all_names_are_those_of_connected_cameras_another_is_refused
         assert list(here.broker.retained) == ["maskcast/cam-1/state"]
 
 
-async def test_for_another_bundle_the_oldest_goes_that_no_camera_here_codes_with(
+async def test_bundles_are_bounded_and_none_is_cleared_that_others_may_have_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_BUNDLES", 2)
-    hashes = [HASH, "ab" * 32, "cd" * 32, "ef" * 32]
+    hashes = [HASH, "ab" * 32, "cd" * 32]
     async with site() as here, here.camera() as camera:
-        await say(here, camera, "cam-1")
         for each in hashes:
             await camera.publish(f"bundle/{each}", json.dumps({**MANIFEST, "hash": each}).encode(), STATE)
-            await until(lambda each=each: bool(retained(here, f"bundle/{each}")))  # type: ignore[misc]
+        await until(lambda: here.losses.total["bundle"] == 1)
         kept = {topic for topic in here.broker.retained if "/bundle/" in topic}
-        assert kept == {f"maskcast/bundle/{each}" for each in (hashes[0], hashes[-1])}
-        assert here.losses.total["bundle"] == 0
+        assert kept == {f"maskcast/bundle/{each}" for each in hashes[:2]}
+
+
+async def test_while_there_is_no_broker_no_name_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CAMERAS", 1)
+    async with site() as here:
+        async with here.camera() as camera:
+            await say(here, camera, "cam-1")
+        await until(lambda: not here.server.sessions())
+        monkeypatch.setattr(MemoryChannel, "connected", False)
+        async with here.camera("cam-2") as other:
+            await other.publish("cam-2/state", PRESENCE.payload("online"), STATE)
+            await until(lambda: here.losses.total["state"] > 0)
+        assert list(here.broker.retained) == ["maskcast/cam-1/state"]

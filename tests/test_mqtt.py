@@ -98,6 +98,22 @@ async def test_mqtt5_carries_the_facts_as_properties(mqtt_url: str) -> None:
     assert properties.UserProperty == [("epoch", "1"), ("sequence", "2")]
 
 
+@pytest.mark.parametrize("connected", [True, False], ids=["at once", "with the next connection"])
+async def test_a_topic_that_was_cleared_is_not_kept(own_mosquitto: Server, connected: bool) -> None:
+    url = f"mqtt://127.0.0.1:{own_mosquitto.port}"
+    async with quick(url) as channel, quick(url) as witness:
+        if connected:
+            await channel.wait_connected(LIMIT_S)
+        for topic in ("cam-1/state", "cam-2/state"):
+            await channel.publish(topic, b"online", STATE)
+        await channel.publish("cam-1/state", b"", STATE)
+        await channel.wait_connected(LIMIT_S)
+        assert set(channel._retained) == {"cam-2/state"}
+        states = witness.subscribe("+/state")
+        await witness.wait_connected(LIMIT_S)
+        assert [message.topic for message in await take(states)] == ["cam-2/state"]
+
+
 async def test_channel_waits_for_an_absent_broker_and_says_so_once(own_mosquitto: Server) -> None:
     own_mosquitto.kill()
     with structlog.testing.capture_logs() as logs:

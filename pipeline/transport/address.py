@@ -1,5 +1,6 @@
 """What the addresses of brokers and gateways share: host, port and the checks of TLS, read from a URL."""
 
+import ipaddress
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,14 @@ def split_address(url: str, form: AddressForm) -> SplitAddress:
     if "ca" in options and not tls:
         raise ConfigError(f"{where}: ?ca= checks nothing over {parts.scheme}://, only {form.tls}:// has certificates")
     return SplitAddress(parts, host, form.ports[parts.scheme] if port is None else port, tls, options, where)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, or an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _joined(names: Iterable[str]) -> str:

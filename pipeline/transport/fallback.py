@@ -165,8 +165,7 @@ class FallbackChannel:
                 self._reported = ""
                 return second
             self._next = self._open_second()
-            await asyncio.sleep(self._again_s)
-            await self._until_steady(lambda: not self._first.connected, self._after_s)
+            await self._until_steady(lambda: not self._first.connected, max(self._again_s, self._after_s))
 
     def _report(self, reason: str) -> None:
         """Say why the second channel is not there, once for each new reason."""

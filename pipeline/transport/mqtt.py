@@ -73,6 +73,7 @@ class MqttChannel(Reconnecting[MqttAddress]):
             self._retained[topic] = (payload, delivery)
         if self._client is not None:
             await self._send(self._client, topic, payload, delivery)
+            self._forget_cleared(topic)
         elif delivery.retain and not self._closed:
             self._unsent.add(topic)
         else:
@@ -166,6 +167,12 @@ class MqttChannel(Reconnecting[MqttAddress]):
         while self._unsent:
             topic = self._unsent.pop()
             await mqtt_client.publish(client, self._prefix + topic, *self._retained[topic])
+            self._forget_cleared(topic)
+
+    def _forget_cleared(self, topic: str) -> None:
+        """Keep no message that only cleared its topic, once the broker has it."""
+        if topic in self._retained and not self._retained[topic][0]:
+            del self._retained[topic]
 
     async def _send(self, client: aiomqtt.Client, topic: str, payload: bytes, delivery: Delivery) -> None:
         if self._pending >= mqtt_client.PENDING_LIMIT:
