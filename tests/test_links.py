@@ -148,7 +148,8 @@ def test_no_mask_is_corrupted_where_many_packets_are_lost(far: Far) -> None:
     before = far.ends.lab.counts()[0].lost
     far.link(Way(delay_ms=75, jitter_ms=5, loss=0.05, rate_kbit_s=1000))
     masks = far.next(75)
-    assert far.ends.lab.counts()[0].lost > before
+    while far.ends.lab.counts()[0].lost < before + 3:  # by chance fewer of so many
+        masks += far.next(25)
     same = sameness(far.view, masks, load_bundle(default_bundle()))
     # A mask can be compared where the KEY of its packet came into the queue; without it there would be no mask.
     assert len(same) == len(masks)
