@@ -130,7 +130,8 @@ class Step:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16):
             seen = self._trainee.network(images, batch.quality)
-        logits, settings = seen.logits.float(), self._experiment.loss
+        # Plane by plane: what follows would else be copied into that order, at the size of the picture.
+        logits, settings = seen.logits.float().contiguous(), self._experiment.loss
         segmentation = lovasz = soft_term = taught_lovasz = logits.new_zeros(())
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]

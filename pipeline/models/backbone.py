@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.layers import Float32SameConv, SameConv
+from pipeline.models.layers import Float32SameConv, HalvingSameConv, SameConv
 
 Unit = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -55,7 +55,11 @@ def same_conv_bn(
     c_in: int, c_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1, dilation: int = 1
 ) -> nn.Sequential:
     """(B, c_in, H, W) -> (B, c_out, H/stride, W/stride): convolution with "same" padding, then batch norm."""
-    conv = Float32SameConv if groups > 1 and dilation > 1 else SameConv
+    conv = SameConv
+    if groups > 1 and dilation > 1:
+        conv = Float32SameConv
+    elif groups == c_in == c_out and (kernel, stride) == (3, 2):
+        conv = HalvingSameConv
     return nn.Sequential(conv(c_in, c_out, kernel, stride, groups, dilation=dilation), nn.BatchNorm2d(c_out))
 
 

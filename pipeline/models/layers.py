@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.halving import halving_depthwise
+
 
 def conv_bn(c_in: int, c_out: int, kernel: int = 1, *, dilation: int = 1) -> nn.Sequential:
     """(B, c_in, H, W) -> (B, c_out, H, W): convolution without bias, then batch norm; stride 1, zero padding."""
@@ -48,6 +50,15 @@ class Float32SameConv(SameConv):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())
+
+
+class HalvingSameConv(SameConv):
+    """The same, for depthwise 3x3 kernels with stride 2: on a CPU they learn with a gradient of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        return halving_depthwise(F.pad(x, self.margins), self.weight)
 
 
 class _RoundThrough(torch.autograd.Function):
