@@ -23,17 +23,19 @@ def plain(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, stride=2, groups=CHANNELS)
 
 
+def gradients(x: Tensor, weight: Tensor, ours: Tensor, theirs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """By input and by weight: of ours, and of torch's own."""
+    gradient = torch.randn_like(theirs)
+    found = (torch.autograd.grad(result, (x, weight), gradient) for result in (ours, theirs))
+    return list(zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_results_and_gradients_are_those_of_torch(size: tuple[int, int]) -> None:
     x, weight = inputs(size)
     ours, theirs = halving_depthwise(x, weight), plain(x, weight)
     assert torch.equal(ours, theirs)
-    gradient = torch.randn_like(theirs)
-    for mine, other in zip(
-        torch.autograd.grad(ours, (x, weight), gradient),
-        torch.autograd.grad(theirs, (x, weight), gradient),
-        strict=True,
-    ):
+    for mine, other in gradients(x, weight, ours, theirs):
         torch.testing.assert_close(mine, other)
 
 
@@ -59,12 +61,7 @@ def test_under_autocast_it_counts_in_bfloat16_and_learns_in_float32() -> None:
         ours, theirs = halving_depthwise(x, weight), plain(x, weight)
     assert ours.dtype == theirs.dtype == torch.bfloat16
     assert torch.equal(ours, theirs)
-    gradient = torch.randn_like(theirs)
-    for mine, other in zip(
-        torch.autograd.grad(ours, (x, weight), gradient),
-        torch.autograd.grad(theirs, (x, weight), gradient),
-        strict=True,
-    ):
+    for mine, other in gradients(x, weight, ours, theirs):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, other, rtol=0.02, atol=0.02)
 
