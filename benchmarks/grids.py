@@ -28,6 +28,7 @@ from benchmarks.temporal import Image, shown, through, video_of
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
+from pipeline.datasets import classes_at
 from pipeline.deciding import open_decider
 from pipeline.errors import PipelineError
 from pipeline.messages import Frame, FrameId, Kind
@@ -116,7 +117,7 @@ def measure(
             masks.append(step(way, frame))
             way.differing.append(100 * float(np.mean(masks[-1] != masks[0])))
             if truth is not None:
-                way.matrix += confusion(truth, masks[-1], len(bundle.palette))
+                way.matrix += confusion(truth, classes_at(masks[-1], truth.shape), len(bundle.palette))
     return [result_of(way, ways[0]) for way in ways]
 
 

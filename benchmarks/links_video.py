@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle
 from pipeline.codec import open_decoder, open_encoder
-from pipeline.datasets import camvid
+from pipeline.datasets import camvid, scaled
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.messages import Frame, FrameId
 from pipeline.sources import fit, open_source
@@ -62,8 +62,7 @@ def camvid_footage(bundle: Bundle, data: Path, folder: Path, *, split: str = "va
 
     Raises ConfigError.
     """
-    run = camvid(data, split)
-    _check_size(bundle, run.images)
+    run = scaled(camvid(data, split), (bundle.manifest.height, bundle.manifest.width))
     listed = (data / "splits" / f"{split}.txt").read_text().split()[::2]
     for number, name in enumerate(listed):
         (folder / f"{number:04}{Path(name).suffix}").symlink_to((data / name).resolve())
@@ -94,9 +93,3 @@ def best_of(bundle: Bundle, images: Sequence[Image]) -> Best:
         masks.append(decoded.mask.classes)
         sizes.append(len(pack(packet)))
     return Best(np.stack(masks), float(np.mean(sizes)))
-
-
-def _check_size(bundle: Bundle, images: Sequence[Image]) -> None:
-    size = (bundle.manifest.width, bundle.manifest.height)
-    if {image.shape[1::-1] for image in images} != {size}:
-        raise ConfigError(f"the frames are not of {size[0]}x{size[1]} pixels, which the bundle takes")

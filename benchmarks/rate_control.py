@@ -35,7 +35,7 @@ from pipeline.operating_points import CostModel, Ladder, OperatingPoint, points_
 from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
 
-FIXED = (OperatingPoint(6, 98.0, 25.0), OperatingPoint(4, 94.0, 25.0), OperatingPoint(4, 96.0, 12.5))
+FIXED = (OperatingPoint(5, 98.0, 25.0), OperatingPoint(3, 94.0, 25.0), OperatingPoint(3, 96.0, 12.5))
 FLOOR, WINDOW_S = 0.95, 30
 START_S = 2  # until the first masks are there
 CAMVID_FPS = 15.0
@@ -183,7 +183,8 @@ def videos_of(clips: Sequence[Path], data: Path | None, coders: Coders, *, frame
             images = [fit(one.image, (manifest.width, manifest.height)) for one in pictures]
             found.append(Footage(clip.stem, images, fps=opened.origin.fps, coders=coders))
     if data is not None:
-        found.append(Footage("camvid val", camvid(data, "val").images[:frames], fps=CAMVID_FPS, coders=coders))
+        images = [fit(one, (manifest.width, manifest.height)) for one in camvid(data, "val").images[:frames]]
+        found.append(Footage("camvid val", images, fps=CAMVID_FPS, coders=coders))
     return found
 
 

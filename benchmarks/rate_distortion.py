@@ -47,6 +47,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.messages import Decoded, Frame, FrameId
 from pipeline.runtime import Session, open_session
+from pipeline.sources import fit
 
 _WARM, _RAW_BPP, _UNTIMED = 4, 24.0, Times(0.0, 0.0, None)
 
@@ -112,9 +113,9 @@ def bundle_way(bundle: Bundle, *, engine: str, threads: int) -> Way:
     encoder = open_encoder(bundle, engine=engine, threads=threads)
     open_decoder(bundle, engine=engine, threads=threads)  # as nodes do it: warms the tables, keeps BLAS on one thread
     network = Stopwatch(open_session(bundle.graph("decode"), engine=engine, threads=threads))
-    decoder = Decoder(bundle, network)
+    decoder, size = Decoder(bundle, network), (bundle.manifest.width, bundle.manifest.height)
     return Way(
-        lambda image: pack(encoder.encode(Frame(FrameId(0, 0), 0, image))),
+        lambda image: pack(encoder.encode(Frame(FrameId(0, 0), 0, fit(image, size)))),
         lambda packet: _decoded(decoder, packet),
         network,
     )

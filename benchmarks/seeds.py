@@ -66,7 +66,8 @@ def measured(one: Variant, data: Path, split: str) -> list[list[Measured]]:
     experiment = load_experiment(one.config)
     layout = LAYOUTS[experiment.data.dataset]
     frames, classes = layout.frames(data, split), len(layout.classes(data).classes)
-    return [measure(load_trained(experiment, run, classes), frames, split, classes=classes) for run in one.runs]
+    networks = (load_trained(experiment, run, classes) for run in one.runs)
+    return [measure(network, frames, split, classes=classes, size=experiment.data.size) for network in networks]
 
 
 def by_level(found: dict[str, list[list[Measured]]]) -> list[Level]:

@@ -30,7 +30,7 @@ from pipeline.accuracy import VOID, confusion, mean_iou
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, check_quality, open_decoder, open_encoder
-from pipeline.datasets import camvid
+from pipeline.datasets import camvid, classes_at
 from pipeline.deciding import GRAPH, open_decider
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.messages import Frame, FrameId, Kind
@@ -48,7 +48,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Video:
-    """Frames of the bundle's size in the order of time, and their labels if there are any."""
+    """Frames of the bundle's size in the order of time, and their labels, of any size, if there are any."""
 
     name: str
     images: Sequence[Image]
@@ -162,7 +162,7 @@ def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine
             fresh = mask if fresh is None else fresh
             way.agreed.append(100 * float(np.mean(mask == fresh)))
             if truth is not None:
-                way.matrix += confusion(truth, mask, classes)
+                way.matrix += confusion(truth, classes_at(mask, truth.shape), classes)
     return [result_of(way, ways[0]) for way in ways]
 
 
@@ -285,11 +285,10 @@ def video_of(bundle: Bundle, *, data: Path | None, split: str, clip: Path | None
     if data is None or clip is not None:
         raise ConfigError("name one video: --data with a folder of CamVid, or --clip with a file")
     labelled = camvid(data, split)
-    if {image.shape[1::-1] for image in labelled.images} != {size} or all(
-        (one == VOID).all() for one in labelled.labels
-    ):
-        raise ConfigError(f"data {data}: not labelled frames of {size[0]}x{size[1]} pixels, which the bundle takes")
-    return Video(f"camvid {split}", labelled.images[:frames], labelled.labels[:frames])
+    if all((one == VOID).all() for one in labelled.labels):
+        raise ConfigError(f"data {data}: {split} has no labels; name another split")
+    images = [fit(image, size) for image in labelled.images[:frames]]
+    return Video(f"camvid {split}", images, labelled.labels[:frames])
 
 
 def main(
@@ -325,13 +324,13 @@ def main(
     except PipelineError as error:
         raise SystemExit(str(error)) from error
     console = Console(width=150)
-    rate_bpp = 8 * results[0].total_bytes / (len(video.images) * loaded.manifest.width * loaded.manifest.height)
+    frame_bytes = results[0].total_bytes / len(video.images)
     told = f"{video.name}, {len(video.images)} frames, {loaded.manifest.name} at level {quality}"
-    title = f"{told}: {rate_bpp:.4f} bits per pixel if every frame is a KEY; times: KEY / WARP"
+    title = f"{told}: {frame_bytes:.0f} bytes a frame if every frame is a KEY; times: KEY / WARP"
     console.print(table_of(results, title), targets_of(results))
     if json_file is not None:
         described = {"video": video.name, "frames": len(video.images), "bundle": loaded.manifest.hash, "level": quality}
-        described |= {"engine": engine, "threads": threads, "rate_bpp": rate_bpp}
+        described |= {"engine": engine, "threads": threads, "frame_bytes": frame_bytes}
         json_file.write_text(json.dumps({**described, "results": [asdict(one) for one in results]}, indent=2) + "\n")
 
 

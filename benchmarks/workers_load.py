@@ -18,7 +18,7 @@ from pipeline.accuracy import VOID, confusion, mean_iou
 from pipeline.bundle import Bundle
 from pipeline.codec import Decoder, open_decoder, open_encoder
 from pipeline.config import EncoderSection
-from pipeline.datasets import camvid
+from pipeline.datasets import camvid, scaled
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.sources import fit, open_source
@@ -119,9 +119,9 @@ def _video(size: tuple[int, int], *, data: Path | None, split: str, frames: int)
         with open_source(str(sample_path()), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
             pictures = itertools.islice(opened.pictures, frames)
             return [fit(one.image, size) for one in pictures], None, "samples/street.mp4"
-    run = camvid(data, split)
-    if any((one == VOID).all() for one in run.labels) or {one.shape[1::-1] for one in run.images} != {size}:
-        raise ConfigError(f"data {data}: not labelled frames of {size[0]}x{size[1]} pixels, which the bundle takes")
+    run = scaled(camvid(data, split), (size[1], size[0]))
+    if any((one == VOID).all() for one in run.labels):
+        raise ConfigError(f"data {data}: frames of {split} have no labels; name another split")
     return run.images[:frames], run.labels[:frames], f"camvid {split}"
 
 

@@ -123,7 +123,8 @@ class Batches:
 
     The first `labelled` frames of the pool have labels; `unlabelled` views of each batch show one of the others, and
     `balanced` is the share of the rest that is centred on a pixel of a class drawn evenly. `mixed` is the share of all
-    views that show half of the classes of one frame before another.
+    views that show half of the classes of one frame before another. At scale 1 frames are of `frame_size`
+    (height, width), whatever the pool's own.
     """
 
     pool: Pool
@@ -136,6 +137,7 @@ class Batches:
     mixed: float
     texture: float
     classes: int
+    frame_size: tuple[int, int]
     crop: tuple[int, int]
     augmentation: Augmentation
     seed: int
@@ -174,7 +176,7 @@ class Batches:
             indexes[i], around[i] = self.pixels.draw(rng)
         others = rng.integers(self.labelled, max(len(self.pool), self.labelled + 1), self.unlabelled)
         frames = self.pool.take(np.concatenate([indexes, others]))
-        cut = draw_cut(self.pool.size, self.crop, self.augmentation, rng, around=around)
+        cut = draw_cut(self.frame_size, self.crop, self.augmentation, rng, around=around)
         light = draw_light(self.size, self.augmentation.jitter, rng)
         levels = rng.permutation((np.arange(self.size) + step) % self.levels)
         batch = cut_views(frames, cut, self.crop, torch.from_numpy(levels).to(frames.images.device))

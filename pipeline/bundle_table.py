@@ -15,7 +15,8 @@ def print_manifest(bundle: Bundle) -> None:
     table.add_row("size", f"{manifest.width}x{manifest.height}")
     for level in manifest.quality_levels:
         default = ", default" if level.default else ""
-        figures = f"{level.rate_bpp:.4f} bits per pixel, mIoU {100 * level.miou:.2f}{default}"
+        frame_bytes = level.rate_bpp * manifest.width * manifest.height / 8
+        figures = f"{frame_bytes:.0f} bytes a frame, mIoU {100 * level.miou:.2f}{default}"
         table.add_row(f"quality {level.index}", figures)
     for name in content_files(manifest):
         table.add_row("file", f"{name}, {(bundle.path / name).stat().st_size} bytes")

@@ -15,7 +15,7 @@ from pipeline.models.split_segmenter import SplitSegmenter
 
 FILE = "checkpoint.pt"
 _CAMERA, _GAINS, _CLOUD = "analysis.", "prior.gains.", "decoder."  # of a SplitSegmenter
-_LEARNED_BY = ("model", "data", "loss")  # sections of an experiment; a schedule may be cut short or repeated
+_LEARNED_BY = ("model", "data", "teacher", "loss")  # sections of an experiment; a schedule may be cut short or repeated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +49,7 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
     # On the network's device: a learning rate on the CPU would be recorded into the GPU's graph as a constant.
     device = next(trainee.network.parameters()).device
     state = torch.load(run / FILE, map_location=device, weights_only=True)
-    if state.get("experiment") != experiment.model_dump(mode="json"):
+    if Experiment.model_validate(state["experiment"]) != experiment:
         raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
     trainee.network.load_state_dict(state["network"])
     trainee.average.load_state_dict(state["average"])
@@ -78,11 +78,12 @@ def check_learned(run: Path, experiment: Experiment) -> None:
     """ConfigError where a run learned from other data or by another loss than the experiment says.
 
     Weights alone do not tell: experiments that go on from one another have one network. Settings that are newer than
-    the run are not looked at.
+    the run are taken to have had their defaults.
     """
-    theirs, ours = _state(run)["experiment"], experiment.model_dump(mode="json")
+    theirs = Experiment.model_validate(_state(run)["experiment"]).model_dump()
+    ours = experiment.model_dump()
     for section in _LEARNED_BY:
-        other = [key for key, value in theirs[section].items() if ours[section].get(key, value) != value]
+        other = [key for key, value in theirs[section].items() if ours[section][key] != value]
         if other:
             raise ConfigError(f"run {run}: not of this experiment, it had another {section}.{other[0]}; name its own")
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.accuracy import VOID, class_iou
-from pipeline.datasets import Labelled
+from pipeline.datasets import Labelled, classes_at
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like
 
 _FRAMES = 120  # of those trained on, spread over them
@@ -26,7 +26,10 @@ _PENALTY = 0.03  # mean IoU, 0..1, that a mean square of one must gain: far offs
 
 
 def offsets_of(network: SplitSegmenter, data: Labelled) -> NDArray[np.float32]:
-    """One offset per quality level and class (L, K), fitted to frames that the network (in eval mode) learned from."""
+    """One offset per quality level and class (L, K), fitted to frames that the network (in eval mode) learned from.
+
+    Labels may be of another size than their pictures.
+    """
     seen = list(_seen(network, data))
     labels = np.concatenate([one for one, _ in seen])
     levels = [np.concatenate([logits[level] for _, logits in seen], 1) for level in range(network.levels)]
@@ -95,11 +98,12 @@ def _seen(network: SplitSegmenter, data: Labelled) -> Iterator[tuple[NDArray[np.
     for image, truth in zip(data.images[::every], data.labels[::every], strict=True):
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
         y = network.encode(pixels)
-        rows, columns = truth.shape[0] // 4, truth.shape[1] // 4  # of logits that lie wholly in the picture
+        shown = classes_at(truth, image.shape[:2])
+        rows, columns = shown.shape[0] // 4, shown.shape[1] // 4  # of logits that lie wholly in the picture
         found = []
         for level in range(network.levels):
             logits = network.decoder(network.prior(y, levels_like(pixels, level)).y_hat)
             found.append(logits[0, :, :rows:_SPARSE, :columns:_SPARSE].flatten(1).cpu().numpy())
-        cut = torch.from_numpy(truth)[None, None, : 4 * rows, : 4 * columns]
+        cut = torch.from_numpy(shown)[None, None, : 4 * rows, : 4 * columns]
         near = F.interpolate(cut, (rows, columns), mode="nearest-exact")[0, 0, ::_SPARSE, ::_SPARSE]
         yield near.flatten().numpy(), found

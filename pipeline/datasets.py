@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.accuracy import VOID
 from pipeline.errors import ConfigError
+from pipeline.sources import fit
 
 Image = NDArray[np.uint8]
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -181,6 +182,28 @@ def paired(path: Path, image: Image, labels: Image) -> LabelledFrame:
             f"labels {path}: {columns}x{rows}, but their picture is {width}x{height}; take both from one data set"
         )
     return LabelledFrame(image, labels)
+
+
+def at_size(image: Image, size: tuple[int, int] | None) -> Image:
+    """A picture brought to (height, width) as a camera brings its own; without a size it stays as it is."""
+    return image if size is None else fit(image, (size[1], size[0]))
+
+
+def scaled(data: Labelled, size: tuple[int, int]) -> Labelled:
+    """Pictures and labels brought to (height, width)."""
+    return Labelled(
+        data.names,
+        tuple(at_size(image, size) for image in data.images),
+        tuple(classes_at(labels, size) for labels in data.labels),
+    )
+
+
+def classes_at(classes: Image, size: tuple[int, ...]) -> Image:
+    """A map of classes (H', W') brought to (height, width): to each pixel the class that lies under its centre."""
+    if classes.shape == size:
+        return classes
+    height, width = size
+    return cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
 
 
 def fitted(data: Frames, height: int, width: int) -> Stored:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from pipeline.kept_array import kept_array
 from pipeline.teachers import BATCH, Teacher, digest, load_teachers, stacked
 
 __all__ = ["STRIDE", "Teacher", "load_teachers", "soft_label_file", "soft_labels"]
@@ -40,13 +41,5 @@ def soft_label_file(path: Path, images: Sequence[NDArray[np.uint8]], teacher: Te
 
     What it was made of lies beside it: a file of other frames, or of another teacher, is made again.
     """
-    source, made_of = path.with_suffix(".txt"), f"{teacher.made_of}\n{STRIDE}\n{digest(images)}\n"
-    if not (path.is_file() and source.is_file() and source.read_text() == made_of):
-        source.unlink(missing_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, soft_labels(teacher, images))
-        partial.replace(path)
-        source.write_text(made_of)
-    # Copy on write: torch warns of arrays that cannot be written to.
-    stored: NDArray[np.uint8] = np.load(path, mmap_mode="c")
-    return stored
+    made_of = f"{teacher.made_of}\n{STRIDE}\n{digest(images)}\n"
+    return kept_array(path, made_of, lambda: soft_labels(teacher, images))

@@ -15,10 +15,11 @@ from pipeline.accuracy import VOID, LabelAccuracy, class_iou, confusion, label_a
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, Tables
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder, packet_of
-from pipeline.datasets import Labelled
+from pipeline.datasets import Labelled, classes_at
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.latent_coding import Latents, decode_latents, dequantise, encode_latents, quantise
 from pipeline.messages import Frame, FrameId
+from pipeline.sources import fit
 
 _T = TypeVar("_T")
 
@@ -36,10 +37,12 @@ class Evaluation:
     miou: float
     unrounded_miou: float  # of the same network with its latents not rounded: what coding costs, training apart
     class_iou: NDArray[np.float64]  # (K,), NaN where a class does not occur
-    rate_bpp: float
+    rate_bpp: float  # bits per pixel of the data set's frames, whatever size the bundle brings them to
     payload_bpp: float  # without packet and region headers
     estimated_bpp: float  # by the float formula of the contexts: Laplace, means and scales not rounded
     stage_ms: dict[str, float]
+
+    frame_bytes: float  # of a packet, on average
 
     @property
     def drift(self) -> float:
@@ -56,7 +59,7 @@ class LabelEvaluation:
     quality: int
     frames: int
     accuracy: LabelAccuracy
-    rate_bpp: float
+    rate_bpp: float  # bits per pixel of the data set's frames
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +108,10 @@ def evaluate(
     quality: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Encode, pack, unpack and decode every frame; ConfigError on frames of another size and labels of no class."""
+    """Encode, pack, unpack and decode every frame; ConfigError on labels of no class.
+
+    Frames of another size than the bundle's are brought to it, as a camera does, and their masks back.
+    """
     _check(bundle, data)
     encoder = open_encoder(bundle, engine=engine, quality=quality)
     decoder = open_decoder(bundle, engine=engine)
@@ -115,7 +121,7 @@ def evaluate(
         found.append(one)
         progress(len(found))
     matrix = np.sum([one.matrix for one in found], axis=0)
-    pixels = len(data.images) * bundle.manifest.height * bundle.manifest.width
+    pixels = _pixels(data)
     return Evaluation(
         split=split,
         engine=engine,
@@ -128,6 +134,7 @@ def evaluate(
         payload_bpp=8 * sum(one.payload_bytes for one in found) / pixels,
         estimated_bpp=sum(one.estimated_bits for one in found) / pixels,
         stage_ms={stage: float(np.median(ms)) for stage, ms in times.items()},
+        frame_bytes=sum(one.packet_bytes for one in found) / len(found),
     )
 
 
@@ -135,7 +142,8 @@ def _scores(
     encoder: Encoder, decoder: Decoder, bundle: Bundle, data: Labelled, times: dict[str, list[float]]
 ) -> Iterator[_Scores]:
     tables, levels = bundle.tables, np.array([encoder.quality])
-    for i, (image, labels) in enumerate(zip(data.images, data.labels, strict=True)):
+    for i, (picture, labels) in enumerate(zip(data.images, data.labels, strict=True)):
+        image = fit(picture, (bundle.manifest.width, bundle.manifest.height))
         frame = Frame(FrameId(0, i), 0, image)
         y, latents = _timed(times["analysis"], partial(_analysed, encoder, image, tables))
         body = _timed(times["entropy_encode"], partial(encode_latents, latents, tables, encoder.quality))
@@ -145,7 +153,9 @@ def _scores(
         read = _timed(times["entropy_decode"], received)
         (mask,) = _timed(times["synthesis"], partial(decoder.class_maps, dequantise(read)[None], levels))
         (ideal,) = decoder.class_maps(y[None], levels)
-        matrix, unrounded = (confusion(labels, one, len(bundle.palette)) for one in (mask, ideal))
+        matrix, unrounded = (
+            confusion(labels, classes_at(one, labels.shape), len(bundle.palette)) for one in (mask, ideal)
+        )
         yield _Scores(matrix, unrounded, len(sent), len(body), estimated_bits(latents, tables, encoder.quality))
 
 
@@ -166,7 +176,7 @@ def evaluate_labels(
 ) -> LabelEvaluation:
     """Encode, pack, unpack and decode every frame, and hold the scores against what its labels show.
 
-    ConfigError when the bundle gives no scores, on frames of another size and on labels of no class.
+    ConfigError when the bundle gives no scores, and on labels of no class. Frames are brought to the bundle's size.
     """
     least_share, classes = bundle.manifest.presence_share, len(bundle.manifest.classes)
     if least_share is None or not bundle.has_graph("labels"):
@@ -175,7 +185,8 @@ def evaluate_labels(
     encoder, decoder = open_encoder(bundle, engine=engine, quality=quality), open_decoder(bundle, engine=engine)
     scores, total_bytes = [], 0
     for i, image in enumerate(data.images):
-        sent = pack(encoder.encode(Frame(FrameId(0, i), 0, image)))
+        fitting = fit(image, (bundle.manifest.width, bundle.manifest.height))
+        sent = pack(encoder.encode(Frame(FrameId(0, i), 0, fitting)))
         total_bytes += len(sent)
         scores.append(_scores_of(decoder, sent))
         progress(i + 1)
@@ -186,7 +197,7 @@ def evaluate_labels(
         quality=encoder.quality,
         frames=len(data.images),
         accuracy=label_accuracy(truth, np.stack(scores)),
-        rate_bpp=8 * total_bytes / (len(data.images) * bundle.manifest.height * bundle.manifest.width),
+        rate_bpp=8 * total_bytes / _pixels(data),
     )
 
 
@@ -200,12 +211,11 @@ def _scores_of(decoder: Decoder, sent: bytes) -> NDArray[np.float32]:
     return decoded.scores.values
 
 
+def _pixels(data: Labelled) -> int:
+    return sum(labels.size for labels in data.labels)
+
+
 def _check(bundle: Bundle, data: Labelled) -> None:
-    size = (bundle.manifest.height, bundle.manifest.width)
-    wrong = next((i for i, image in enumerate(data.images) if image.shape[:2] != size), None)
-    if wrong is not None:
-        shape = data.images[wrong].shape
-        raise ConfigError(f"frame {data.names[wrong]} is {shape[1]}x{shape[0]}; the bundle takes {size[1]}x{size[0]}")
     classes = len(bundle.manifest.classes)
     for name, labels in zip(data.names, data.labels, strict=True):
         strange = labels[(labels >= classes) & (labels != VOID)]
@@ -238,7 +248,7 @@ def as_text(result: Evaluation, bundle: Bundle) -> str:
     lines = [
         f"{_title(result, bundle)}, quality {result.quality}",
         f"mIoU           {100 * result.miou:.2f} %, {100 * result.unrounded_miou:.2f} % if latents were not rounded",
-        f"rate           {result.rate_bpp:.4f} bits per pixel, all overhead in",
+        f"rate           {result.rate_bpp:.4f} bits per pixel, all overhead in; {result.frame_bytes:.0f} bytes a frame",
         f"payload        {result.payload_bpp:.4f} bits per pixel, {100 * result.drift:+.2f} % of the estimate",
         *(f"{stage:<14} {ms:.2f} ms (median)" for stage, ms in result.stage_ms.items()),
         *(f"IoU {name:<12} {100 * iou:5.1f} %" for name, iou in zip(_names(bundle), result.class_iou, strict=True)),

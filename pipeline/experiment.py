@@ -57,8 +57,11 @@ class DataSettings(_Section):
     split: str = Field(description="train, val, trainval or a drive's name")
     without_drives: tuple[str, ...] = Field(description="drives taken out of the split, to choose by")
     choose_by: tuple[str, ...] = Field(description="splits or drives measured during training")
+    size: tuple[_Side, _Side] | None = Field(
+        default=None, description="height and width that frames are brought to for the network; without it, their own"
+    )
     crop: tuple[_Side, _Side] = Field(description="height and width of a training view, divisible by 16")
-    scale: _Scales = Field(description="smallest and largest scale of a view")
+    scale: _Scales = Field(description="smallest and largest scale of a view; at 1 frames have the size above")
     jitter: float = Field(ge=0, lt=1, description="change of light and colour, as a fraction")
     class_weighting: float = Field(gt=1, description="c in the class weight 1 / ln(c + share)")
     balanced: float = Field(ge=0, le=1, description="share of views centred on a pixel of a class drawn evenly")
@@ -74,6 +77,9 @@ class TeacherSettings(_Section):
     scales: tuple[float, ...] = Field(min_length=1, description="sizes they are shown, as multiples of `size`")
     mirrored: bool = Field(description="whether they see each picture mirrored too")
     acquaintance: float = Field(ge=0, le=1, description="share of their batch statistics taken from our frames")
+    translated: bool = Field(
+        default=False, description="whether what they say of frames with labels is put into the labels' words"
+    )
     sharpness: float = Field(gt=0, description="power that the teachers' probabilities are raised to; 1: as they are")
     weight: float = Field(ge=0, description="weight of the distillation term; 0: no teacher needed")
     lovasz: float = Field(
@@ -84,6 +90,8 @@ class TeacherSettings(_Section):
     def _taught(self) -> "TeacherSettings":
         if self.lovasz > 0 and self.weight == 0:
             raise ValueError(f"lovasz is {self.lovasz}, but weight 0: there is no teacher")
+        if self.translated and self.weight == 0:
+            raise ValueError("translated is true, but weight 0: there is no teacher")
         return self
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.accuracy import LabelAccuracy, label_accuracy
-from pipeline.datasets import Frames
+from pipeline.datasets import Frames, at_size
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import Experiment, LabelExperiment
 from pipeline.losses import class_shares, label_loss, presence
@@ -81,9 +81,12 @@ def train_labels(settings: LabelExperiment, base: Experiment, folders: Folders) 
 
     Beside the labels it learns what share of each place the classes have: of that there is much more to learn from.
 
-    Raises ConfigError on wrong folders and PipelineError when a loss is not finite.
+    Raises ConfigError on wrong folders and on a data.size that is not the network's, PipelineError when a loss is not
+    finite.
     """
     schedule = settings.schedule
+    if settings.data.size != base.data.size:
+        raise ConfigError(f"experiment {settings.name}: data.size is not that of {base.name}; write the same")
     torch.manual_seed(schedule.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     material = prepare(_as_experiment(settings, base), folders, device)
@@ -134,7 +137,8 @@ def measure_labels(labeller: Labeller, data: Frames, split: str, settings: Label
     scores, truth = [], []
     for index in range(len(data)):
         frame = data.read(index)
-        image = torch.from_numpy(frame.image).permute(2, 0, 1)[None].float().to(device)
+        shown = at_size(frame.image, settings.data.size)
+        image = torch.from_numpy(shown).permute(2, 0, 1)[None].float().to(device)
         y = labeller.encode(image)
         evidence = labeller.evidence(y.expand(len(levels), -1, -1, -1), levels)  # (L, K, h, w)
         scores.append(labeller.decoder.pool(evidence).sigmoid().cpu().numpy())

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import datasets, distillation
+from pipeline import datasets, distillation, translation
 from pipeline.accuracy import VOID
 from pipeline.batches import Batches, ClassPixels, Pool, Resident, Streamed, class_pixels
 from pipeline.datasets import Labelled, Stored
@@ -60,6 +60,8 @@ def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> M
     settings, schedule, loss = experiment.data, experiment.schedule, experiment.loss
     if loss.labels + loss.lovasz + experiment.teacher.weight == 0:
         raise ConfigError("loss.labels, loss.lovasz and teacher.weight are all 0: there is nothing to learn from")
+    if experiment.teacher.translated and loss.labels + loss.lovasz == 0:
+        raise ConfigError("teacher.translated learns from labels, but loss.labels and lovasz are 0; set it to false")
     layout = LAYOUTS[settings.dataset]
     described = layout.classes(folders.data)
     data = layout.frames(folders.data, settings.split, without_drives=settings.without_drives)
@@ -85,6 +87,7 @@ def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> M
         mixed=settings.mixed,
         texture=settings.texture,
         classes=classes,
+        frame_size=settings.size or drawn.pool.size,
         crop=settings.crop,
         augmentation=Augmentation(*settings.scale, settings.jitter),
         seed=schedule.seed,
@@ -105,6 +108,9 @@ def _resident(
     extra = _extra_frames(experiment, folders, data.labels[0].shape)
     images = [*data.images, *extra]
     soft = _soft_labels(experiment, folders, images, described, device, labelled=len(data))
+    if soft is not None and experiment.teacher.translated:
+        # Not the others': they are of elsewhere, and in a car park the translator sees sky.
+        soft[: len(data)] = _translated(experiment, folders, soft[: len(data)], np.stack(data.labels), classes)
     void = np.full(data.labels[0].shape, VOID, np.uint8)
     labels = torch.from_numpy(np.stack([*data.labels, *[void] * len(extra)]))
     pool = Resident(
@@ -127,6 +133,10 @@ def _streamed(
     settings = experiment.data
     if experiment.teacher.weight > 0 or settings.balanced > 0 or settings.unlabelled > 0:
         raise ConfigError(f"data.dataset {settings.dataset}: teacher.weight, balanced and unlabelled must be 0")
+    if settings.size is not None:
+        raise ConfigError(
+            f"data.dataset {settings.dataset}: frames on disk have the size of its layout; leave out size"
+        )
     some = [data.read(i).labels for i in range(0, len(data), max(1, len(data) // _COUNTED))]
     share = _label_share(torch.from_numpy(np.stack(some)), classes)
     return _Drawn(Streamed(data, size, device), share, ClassPixels(()))
@@ -179,6 +189,15 @@ def _soft_labels(
     if settings.acquaintance > 0:
         teacher = teacher.acquainted(images[:labelled], share=settings.acquaintance)
     return distillation.soft_label_file((folders.cache or folders.run) / "soft_labels.npy", images, teacher)
+
+
+def _translated(
+    experiment: Experiment, folders: Folders, soft: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int
+) -> NDArray[np.uint8]:
+    """The soft labels of the data set's frames in the words of its labels."""
+    share = _label_share(torch.from_numpy(labels), classes)
+    weights = datasets.class_weights(share, strength=experiment.data.class_weighting)
+    return translation.translated_file((folders.cache or folders.run) / "translated_labels.npy", soft, labels, weights)
 
 
 def _label_share(labels: Tensor, classes: int) -> NDArray[np.float64]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.accuracy import VOID, mean_iou
-from pipeline.datasets import Frames
+from pipeline.datasets import Frames, at_size
 from pipeline.errors import ConfigError
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 
@@ -23,37 +24,41 @@ class Measured:
     split: str
     quality: int
     miou: float
-    rate_bpp: float
+    rate_bpp: float  # bits per pixel of the split's frames
 
 
 @torch.no_grad()
-def measure(network: SplitSegmenter, data: Frames, split: str, *, classes: int) -> list[Measured]:
-    """One entry per quality level; the network must be in eval mode. ConfigError on labels that are no class."""
+def measure(
+    network: SplitSegmenter, data: Frames, split: str, *, classes: int, size: tuple[int, int] | None
+) -> list[Measured]:
+    """One entry per quality level; the network must be in eval mode. ConfigError on labels that are no class.
+
+    Pictures are brought to `size` (height, width), if there is one, and masks back to that of the labels.
+    """
     matrices = np.zeros((network.levels, classes, classes), np.int64)
     bits, pixels = torch.zeros(network.levels), 0
-    for images, labels in _groups(data, next(network.parameters()).device):
+    for images, labels in _groups(data, size, next(network.parameters()).device):
         _check(labels, split, classes)
         pixels += labels.numel()
-        height, width = labels.shape[-2:]
         with torch.autocast(images.device.type, torch.bfloat16):
             y = network.encode(images.contiguous(memory_format=torch.channels_last))
             for level in range(network.levels):
                 coded = network.prior(y, levels_like(images, level))
-                logits = upsample(network.decoder(coded.y_hat), height, width)
-                matrices[level] += _confusion(labels, logits.argmax(1), classes)
+                logits = upsample(network.decoder(coded.y_hat), images.shape[-2], images.shape[-1])
+                matrices[level] += _confusion(labels, _onto(labels, logits.argmax(1)), classes)
                 bits[level] += (coded.y_bits + coded.z_bits).sum().cpu()
     return [
         Measured(split, level, mean_iou(matrix), float(bits[level]) / pixels) for level, matrix in enumerate(matrices)
     ]
 
 
-def _groups(data: Frames, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _groups(data: Frames, size: tuple[int, int] | None, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (B, 3, H, W) in 0..255 and labels (B, H, W), frames of one size together; one by one on a CPU."""
     waiting: list[tuple[Tensor, Tensor]] = []
     most = _TOGETHER if device.type == "cuda" else 1
     for index in range(len(data)):
         frame = data.read(index)
-        one = torch.from_numpy(frame.image).permute(2, 0, 1), torch.from_numpy(frame.labels)
+        one = torch.from_numpy(at_size(frame.image, size)).permute(2, 0, 1), torch.from_numpy(frame.labels)
         if waiting and (len(waiting) == most or waiting[0][1].shape != one[1].shape):
             yield _stacked(waiting, device)
             waiting = []
@@ -71,6 +76,11 @@ def _check(labels: Tensor, split: str, classes: int) -> None:
     strange = labels[(labels >= classes) & (labels != VOID)]
     if len(strange):
         raise ConfigError(f"labels of {split}: {strange[0]} is none of {classes} classes; take the data set's own")
+
+
+def _onto(labels: Tensor, guess: Tensor) -> Tensor:
+    """Classes (B, H', W') at the size of the labels (B, H, W)."""
+    return F.interpolate(guess[:, None].byte(), labels.shape[-2:], mode="nearest-exact")[:, 0].long()
 
 
 def _confusion(labels: Tensor, guess: Tensor, classes: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ RATES = (5.0, 8.0, 12.5, 25.0)  # frames per second, beside the source's own
 LONGEST_AGE = 30  # frames, as the camera's policy has it
 HEADER_BYTES = 100  # of the protocols below, per packet
 
-_LEVEL_LOSS = 0.65  # see level_losses
+_LEVEL_LOSS = 270.0  # see level_losses
 _SAME_RATE = 1.05
 _USUAL_CHANGE, _USUAL_SPEED, _USUAL_WARP = 12.0, 50.0, 90.0  # until frames were sent; percent, px/s, bytes
 _LEARN, _NEIGHBOUR = 0.1, 0.7  # weight of a new frame; how far it tells of the level beside its own
@@ -54,15 +54,16 @@ class Sent:
     speed_px_s: float | None = None
 
 
-def level_losses(levels: Sequence[QualityLevel]) -> dict[int, float]:
+def level_losses(manifest: Manifest) -> dict[int, float]:
     """Percent of the pixels by which masks of a level differ from those of the highest, by level.
 
-    From the rates alone: in proportion to how much larger 1 / sqrt(bits per pixel) is. Held against four videos, a
-    street, a drive, a motorway and a car park: 5.2, 3.8, 2.8, 1.7, 0.7 percent of levels 1 and 3 to 6 of the bundle
-    camvid, where 5.8, 3.7, 2.6, 1.9 and 1.1 were measured on average.
+    From the rates alone: in proportion to how much larger 1 / sqrt(bits per frame) is. Held against four videos, a
+    street, a drive, a motorway and a car park: 5.2, 3.8, 2.8, 1.7, 0.7 percent of five levels of a bundle of 480x360,
+    where 5.8, 3.7, 2.6, 1.9 and 1.1 were measured on average.
     """
-    least = 1 / math.sqrt(max(level.rate_bpp for level in levels))
-    return {level.index: _LEVEL_LOSS * (1 / math.sqrt(level.rate_bpp) - least) for level in levels}
+    pixels = manifest.width * manifest.height
+    roots = {level.index: 1 / math.sqrt(level.rate_bpp * pixels) for level in manifest.quality_levels}
+    return {index: _LEVEL_LOSS * (root - min(roots.values())) for index, root in roots.items()}
 
 
 class CostModel:
@@ -70,7 +71,7 @@ class CostModel:
 
     def __init__(self, manifest: Manifest, *, header_bytes: int = HEADER_BYTES, longest_age: int = LONGEST_AGE) -> None:
         self.header_bytes, self._longest = header_bytes, longest_age
-        self._losses = level_losses(manifest.quality_levels)
+        self._losses = level_losses(manifest)
         self._usual = {level: usual_bytes(manifest, level) for level in self._losses}
         self._scale = dict.fromkeys(self._losses, 0.0)  # log of what KEYs take, as a share of the usual
         self._warp_bytes, self._change, self._speed = _USUAL_WARP, _USUAL_CHANGE, _USUAL_SPEED

@@ -1,7 +1,7 @@
 """A training run to a finished bundle: export, then measure what its manifest claims, level by level."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from pipeline import evaluation
 from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, load_bundle
 from pipeline.class_offsets import as_taught, offsets_of
 from pipeline.context_fitting import DEFAULT_EFFORT, Effort
-from pipeline.datasets import Classes, Labelled
+from pipeline.datasets import Classes, Labelled, at_size
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.export import Description, export, export_whole, write_manifest
@@ -20,7 +20,7 @@ from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.training import load_trained
 
 SOFT_LABELS = "soft_labels.npy"  # as training leaves them in the run's folder
-_DEFAULT_BPP = 0.05  # what the default level may cost: 1080 bytes per frame of 480x360
+_DEFAULT_BYTES = 1080  # per frame, what the default level may cost: 0.05 bits per pixel of 480x360
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,19 @@ def publish(
     """
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
     network = load_trained(origin.experiment, origin.run, len(described.classes))
-    shown, learned = _frames(origin, split), _frames(origin, origin.experiment.data.split)
-    description = _description(origin, described, shown.labels[0].shape, split)
+    shown, learned = _frames(origin, split), _learned(origin)
+    description = _description(origin, described, learned.images[0].shape, split)
     offsets = _offsets(origin, network, learned)
     bundle = export(
         network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
     )
-    levels = []
+    levels, pixels = [], description.width * description.height
     for index in range(bundle.tables.levels):
         result = evaluation.evaluate(bundle, shown, split=split, engine="onnxruntime", quality=index)
-        levels.append(QualityLevel(index=index, rate_bpp=result.rate_bpp, miou=result.miou, default=False))
+        rate_bpp = 8 * result.frame_bytes / pixels
+        levels.append(QualityLevel(index=index, rate_bpp=rate_bpp, miou=result.miou, default=False))
         progress(index + 1)
-    write_manifest(folder, description, mark_default(levels))
+    write_manifest(folder, description, mark_default(levels, pixels))
     return load_bundle(folder)
 
 
@@ -85,8 +86,8 @@ def publish_whole(origin: Origin, path: Path) -> None:
     """Write the network of a run that has no bottleneck as one graph, from image to logits."""
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
     network = load_trained(origin.experiment, origin.run, len(described.classes))
-    learned = _frames(origin, origin.experiment.data.split)
-    height, width = learned.labels[0].shape
+    learned = _learned(origin)
+    height, width, _ = learned.images[0].shape
     offsets = _offsets(origin, network, learned)
     export_whole(network, path, width=width, height=height, class_offsets=offsets)
 
@@ -109,11 +110,18 @@ def _soft(origin: Origin) -> NDArray[np.uint8]:
     return stored
 
 
-def mark_default(levels: list[QualityLevel]) -> list[QualityLevel]:
-    """The same levels, the most accurate of those that cost at most 0.05 bits per pixel being the default."""
-    cheap = [level for level in levels if level.rate_bpp <= _DEFAULT_BPP]
+def mark_default(levels: list[QualityLevel], pixels: int) -> list[QualityLevel]:
+    """The same levels; the default is the most accurate that costs at most 1080 bytes in a frame of so many pixels."""
+    cheap = [level for level in levels if level.rate_bpp * pixels / 8 <= _DEFAULT_BYTES]
     chosen = max(cheap, key=lambda level: level.miou) if cheap else min(levels, key=lambda level: level.rate_bpp)
     return [level.model_copy(update={"default": level is chosen}) for level in levels]
+
+
+def _learned(origin: Origin) -> Labelled:
+    """The frames that were trained on, at the size that the network takes them."""
+    settings = origin.experiment.data
+    data = _frames(origin, settings.split)
+    return replace(data, images=tuple(at_size(image, settings.size) for image in data.images))
 
 
 def _frames(origin: Origin, split: str) -> Labelled:

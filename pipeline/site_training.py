@@ -194,6 +194,7 @@ def _batches(experiment: Experiment, taught: Taught, device: torch.device) -> Ba
         mixed=settings.mixed,
         texture=settings.texture,
         classes=classes,
+        frame_size=(images.shape[2], images.shape[3]),
         crop=settings.crop,
         augmentation=Augmentation(*settings.scale, settings.jitter),
         seed=experiment.schedule.seed,

@@ -35,9 +35,19 @@ def trace(
         )
     if program is None:
         raise RuntimeError("the exporter gave no graph")
-    model = halve_weights(program.model_proto)
+    model = without_sources(halve_weights(program.model_proto))
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+def without_sources(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that does not tell which lines of which files it came from: paths of the machine that made it."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    for part in (plain, plain.graph, *plain.graph.node, *plain.graph.value_info, *plain.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return plain
 
 
 def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -66,7 +66,7 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
         images_per_s = batches.per_epoch * batches.size / (time.monotonic() - began_s)
         last = epoch + 1 == schedule.epochs
         due = last or (epoch + 1) % schedule.measure_every == 0
-        measured = _measure(trainee.average, material) if due else ()
+        measured = _measure(trainee.average, material, experiment.data.size) if due else ()
         if due or time.monotonic() - saved_s > _SAVE_EVERY_S:
             checkpoint.save(folders.run, trainee, experiment, epochs_done=epoch + 1)
             saved_s = time.monotonic()
@@ -163,9 +163,10 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         raise ConfigError(f"backbone weights {path}: {error}; name the backbone's safetensors file") from error
 
 
-def _measure(network: SplitSegmenter, material: Material) -> tuple[Measured, ...]:
+def _measure(network: SplitSegmenter, material: Material, size: tuple[int, int] | None) -> tuple[Measured, ...]:
     classes = len(material.class_weights)
-    return tuple(one for name, part in material.held.items() for one in measure(network, part, name, classes=classes))
+    held = material.held.items()
+    return tuple(one for name, part in held for one in measure(network, part, name, classes=classes, size=size))
 
 
 def describe(progress: Progress) -> str:

@@ -47,6 +47,7 @@ def batches(**changed: object) -> Batches:
         mixed=0.0,
         texture=0.0,
         classes=tiny.CLASSES,
+        frame_size=resident.size,
         crop=(32, 48),
         augmentation=Augmentation(0.75, 2.0, 0.2),
         seed=1,

@@ -14,7 +14,7 @@ def test_the_table_has_a_row_for_each_level_file_and_class(capsys: pytest.Captur
     assert manifest.name in lines[0]
     for level in manifest.quality_levels:
         (row,) = [line for line in lines if f"quality {level.index} " in line]
-        assert f"{level.rate_bpp:.4f} bits per pixel" in row
+        assert f"{level.rate_bpp * manifest.width * manifest.height / 8:.0f} bytes a frame" in row
         assert ("default" in row) == level.default
     for word in (*content_files(manifest), *(one.name for one in manifest.classes), f"{manifest.width}x"):
         assert any(word in line for line in lines)

@@ -56,7 +56,7 @@ def test_the_rule_is_its_ladder_and_learns_from_what_is_sent() -> None:
     rule, before = Ruled(rungs), learned.key_bytes(5)
     for frame in range(100):
         point = rule.update(link(0.0), 200.0, frame / 25, latency_s=0.08)
-        rule.sent(Sent(5, True, 1200), frame / 25)
+        rule.sent(Sent(5, True, round(2 * before)), frame / 25)
     assert point == rule.point == rungs.point
     assert rule.wanted_kbit_s == rungs.wanted_kbit_s
     assert rule.earned is not None

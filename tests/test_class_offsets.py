@@ -82,6 +82,13 @@ def test_every_level_of_a_network_gets_offsets_that_do_not_harm_it(tiny_camvid: 
         assert after >= before - 0.01
 
 
+def test_labels_may_be_of_another_size_than_their_pictures(tiny_camvid: Path, tiny_run: Path) -> None:
+    network, data = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES), camvid(tiny_camvid, "train")
+    small = replace(data, labels=tuple(labels[::2, ::2] for labels in data.labels))
+    large = replace(data, labels=tuple(labels[::2, ::2].repeat(2, 0).repeat(2, 1) for labels in data.labels))
+    np.testing.assert_array_equal(offsets_of(network, small), offsets_of(network, large))
+
+
 def test_labels_may_be_void_altogether(tiny_camvid: Path, tiny_run: Path) -> None:
     network = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES)
     data = camvid(tiny_camvid, "train")

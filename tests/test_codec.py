@@ -248,7 +248,7 @@ def test_any_bytes_are_latents_or_a_bitstream_error(
 
 def test_extreme_outputs_of_a_network_are_still_coded(bundle: Bundle, encoder_of: Callable[[str], Encoder]) -> None:
     encoder, tables = encoder_of("onnxruntime"), bundle.tables
-    noise = np.random.default_rng(0).integers(0, 256, (360, 480, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (bundle.manifest.height, bundle.manifest.width, 3), np.uint8)
     for image, level in itertools.product((np.zeros_like(noise), np.full_like(noise, 255), noise), levels_of(bundle)):
         encoder.quality = level
         latents = encoder.latents(image)
@@ -305,9 +305,10 @@ def test_a_level_without_tables_is_refused(quality: int) -> None:
         decode_latents(b"", tables, (coding.ROWS, 4), quality)
 
 
-def test_an_image_of_another_size_is_refused(encoders: dict[str, Encoder]) -> None:
-    with pytest.raises(ValueError, match="expected uint8 360x480x3"):
-        encoders["onnxruntime"].encode(Frame(FrameId(0, 0), 0, np.zeros((480, 360, 3), np.uint8)))
+def test_an_image_of_another_size_is_refused(bundle: Bundle, encoders: dict[str, Encoder]) -> None:
+    height, width = bundle.manifest.height, bundle.manifest.width
+    with pytest.raises(ValueError, match=f"expected uint8 {height}x{width}x3"):
+        encoders["onnxruntime"].encode(Frame(FrameId(0, 0), 0, np.zeros((width, height, 3), np.uint8)))
 
 
 def test_an_unknown_quality_level_is_refused(bundle: Bundle) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline import datasets
 from pipeline.accuracy import VOID
-from pipeline.datasets import Labelled
+from pipeline.datasets import Labelled, at_size, classes_at, scaled
 from pipeline.errors import ConfigError
 
 COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], np.uint8)
@@ -93,6 +93,16 @@ def test_fitted_frame_is_whole_and_the_rest_is_void(size: tuple[int, int], rows:
     assert np.mean(nearest_class(frame.image[:rows, :columns]) == inside) > 0.9
     back = cv2.resize(inside, (64, 48), interpolation=cv2.INTER_NEAREST_EXACT)
     assert np.mean(back == data.labels[0]) > 0.9
+
+
+def test_pictures_are_brought_to_a_size_and_labels_with_them() -> None:
+    labels = np.array([[0, 1], [2, 255]], np.uint8).repeat(8, 0).repeat(8, 1)
+    image = np.stack([labels] * 3, 2)
+    data = scaled(Labelled(("a",), (image,), (labels,)), (24, 32))
+    assert (data.images[0].shape, data.labels[0].shape) == ((24, 32, 3), (24, 32))
+    assert np.array_equal(data.labels[0], labels[::8, ::8].repeat(12, 0).repeat(16, 1))
+    assert np.array_equal(classes_at(data.labels[0], labels.shape), labels)
+    assert at_size(image, None) is image
 
 
 def test_classes_have_names_colours_and_a_mapping_from_cityscapes(tiny_camvid: Path) -> None:

@@ -121,6 +121,11 @@ def test_another_seed_is_all_that_is_changed() -> None:
             {"lovasz": 0.5, "weight": 0.0},
             "teacher: lovasz is 0.5, but weight 0: there is no teacher",
         ),
+        (
+            "teacher",
+            {"translated": True, "weight": 0.0},
+            "teacher: translated is true, but weight 0: there is no teacher",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_said(tmp_path: Path, section: str, values: dict[str, object], said: str) -> None:

@@ -90,6 +90,12 @@ def test_a_loss_that_is_not_finite_ends_it(folders: Folders) -> None:
         list(train_labels(settings(lr=1e30, warmup_steps=0), tiny.experiment(), folders))
 
 
+def test_frames_must_be_of_the_size_that_the_network_takes(folders: Folders) -> None:
+    larger = tiny.experiment(data={"size": (2 * tiny.HEIGHT, 2 * tiny.WIDTH)})
+    with pytest.raises(ConfigError, match=r"data\.size is not that of tiny"):
+        list(train_labels(settings(), larger, folders))
+
+
 def test_a_network_that_sends_nothing_cannot_be_labelled(folders: Folders) -> None:
     base = tiny.experiment()
     silent = base.model_copy(update={"model": base.model.model_copy(update={"bottleneck": "none"})})

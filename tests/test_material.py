@@ -109,6 +109,32 @@ def test_soft_labels_lie_beside_each_frame_at_half_size(tiny_camvid: Path, tmp_p
     assert (resident(made).labels != VOID).any()  # the labels count too
 
 
+def test_teachers_can_be_put_into_the_words_of_the_labels(tiny_camvid: Path, tmp_path: Path, teacher: Path) -> None:
+    said = tiny.experiment(teacher={"weight": 1.0, "translated": True})
+    pool = resident(prepare(tiny_camvid, tmp_path / "run", said, teachers=(teacher,)))
+    plain = resident(prepare(tiny_camvid, tmp_path / "plain", tiny.experiment(**TAUGHT), teachers=(teacher,)))
+    assert pool.soft is not None
+    assert plain.soft is not None
+    labels = pool.labels[:, 1::2, 1::2]
+    agreed, before = ((soft.argmax(1) == labels).float().mean() for soft in (pool.soft, plain.soft))
+    assert agreed > before + 0.2, "a teacher of two words learns the others"
+
+
+def test_labels_that_must_not_be_looked_at_translate_nothing(tiny_camvid: Path, tmp_path: Path, teacher: Path) -> None:
+    wrong = tiny.experiment(teacher={"weight": 1.0, "translated": True}, loss={"labels": 0.0, "lovasz": 0.0})
+    with pytest.raises(ConfigError, match="translated learns from labels"):
+        prepare(tiny_camvid, tmp_path / "run", wrong, teachers=(teacher,))
+
+
+def test_at_scale_one_a_view_is_a_frame_at_the_size_asked_for(tiny_camvid: Path, tmp_path: Path) -> None:
+    size = (2 * tiny.HEIGHT, 2 * tiny.WIDTH)
+    exact = {"size": size, "crop": size, "scale": (1.0, 1.0), "jitter": 0.0, "balanced": 0.0}
+    made = prepare(tiny_camvid, tmp_path / "run", tiny.experiment(data=exact))
+    (view, *_) = made.batches.at(0).labels
+    whole = resident(made).labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert any(torch.equal(view, one) or torch.equal(view, one.flip(1)) for one in whole)
+
+
 def test_soft_labels_can_be_kept_for_several_runs(tiny_camvid: Path, tmp_path: Path, teacher: Path) -> None:
     (tmp_path / "cache").mkdir()
     stored, made_at = tmp_path / "cache" / "soft_labels.npy", []
@@ -134,6 +160,18 @@ def test_frames_without_labels_lie_behind_the_others(tiny_camvid: Path, tmp_path
     assert pool.soft is not None
     assert len(pool.soft) == len(pool)
     assert (made.batches.labelled, made.batches.unlabelled) == (FRAMES, 1)
+
+
+def test_frames_without_labels_stay_in_the_teachers_words(tiny_camvid: Path, tmp_path: Path, teacher: Path) -> None:
+    folder, pools = tiny.pictures(tmp_path / "more", 3), []
+    for translated in (False, True):
+        said = tiny.experiment(teacher={"weight": 1.0, "translated": translated}, data={"unlabelled": 0.25})
+        run = tmp_path / f"run-{translated}"
+        pools.append(resident(prepare(tiny_camvid, run, said, teachers=(teacher,), unlabelled=(folder,))))
+    (plain, put), labelled = (pool.soft for pool in pools), slice(None, FRAMES)
+    assert plain is not None and put is not None
+    assert torch.equal(plain[FRAMES:], put[FRAMES:])
+    assert not torch.equal(plain[labelled], put[labelled])
 
 
 def test_frames_without_labels_change_no_class_weight(tiny_camvid: Path, tmp_path: Path, teacher: Path) -> None:

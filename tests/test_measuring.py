@@ -57,13 +57,21 @@ def network(shift: int) -> SplitSegmenter:
 
 
 def test_a_network_that_knows_everything_is_right_on_frames_of_any_size() -> None:
-    (found,) = measure(network(0), painted((64, 96), (64, 96), (50, 70), (16, 16)), "all", classes=tiny.CLASSES)
+    (found,) = measure(
+        network(0), painted((64, 96), (64, 96), (50, 70), (16, 16)), "all", classes=tiny.CLASSES, size=None
+    )
     assert found.miou > 0.9  # edges are smoothed over four pixels
     assert (found.split, found.quality, found.rate_bpp) == ("all", 0, 0.0)
 
 
+def test_pictures_are_brought_to_a_size_and_masks_back() -> None:
+    data = painted((64, 96), (64, 96))
+    (found,) = measure(network(0), data, "all", classes=tiny.CLASSES, size=(128, 192))
+    assert found.miou > 0.8, "but for the edges of squares, whose colours are mixed"
+
+
 def test_a_network_that_mistakes_every_class_is_wrong() -> None:
-    (found,) = measure(network(1), painted((64, 96)), "all", classes=tiny.CLASSES)
+    (found,) = measure(network(1), painted((64, 96)), "all", classes=tiny.CLASSES, size=None)
     assert found.miou < 0.06
 
 
@@ -71,13 +79,13 @@ def test_labels_that_are_no_class_are_named_with_their_split() -> None:
     data = painted((64, 96), (64, 96))
     data.labels[1][3, 5] = tiny.CLASSES + 3
     with pytest.raises(ConfigError, match=r"^labels of 0006R0: 14 is none of 11 classes; take the data set's own$"):
-        measure(network(0), data, "0006R0", classes=tiny.CLASSES)
+        measure(network(0), data, "0006R0", classes=tiny.CLASSES, size=None)
 
 
 def test_there_is_one_figure_per_level_and_higher_levels_cost_more(tiny_network: SplitSegmenter) -> None:
     scenes = tiny.scenes(3)
     data = Labelled(("a", "b", "c"), tuple(s.image for s in scenes), tuple(s.labels for s in scenes))
-    found = measure(tiny_network, data, "val", classes=tiny.CLASSES)
+    found = measure(tiny_network, data, "val", classes=tiny.CLASSES, size=None)
     assert [(one.split, one.quality) for one in found] == [("val", level) for level in range(tiny.LEVELS)]
     assert found[0].rate_bpp < found[1].rate_bpp < found[2].rate_bpp
 
@@ -93,12 +101,12 @@ def test_figures_are_those_of_the_network_at_that_level(tiny_network: SplitSegme
     guesses = [upsample(one.logits, tiny.HEIGHT, tiny.WIDTH).argmax(1)[0].byte().numpy() for one in seen]
     matrix = sum(confusion(s.labels, guess, tiny.CLASSES) for s, guess in zip(scenes, guesses, strict=True))
     bits = sum(float(one.coded.y_bits + one.coded.z_bits) for one in seen)
-    found = measure(tiny_network, data, "val", classes=tiny.CLASSES)[level]
+    found = measure(tiny_network, data, "val", classes=tiny.CLASSES, size=None)[level]
     assert found.miou == pytest.approx(mean_iou(matrix), rel=0.02)
     assert found.rate_bpp == pytest.approx(bits / (3 * tiny.WIDTH * tiny.HEIGHT), rel=0.02)
 
 
 def test_measuring_leaves_the_chance_of_the_training_alone(tiny_network: SplitSegmenter) -> None:
     before = torch.get_rng_state()
-    measure(tiny_network, painted((64, 96)), "val", classes=tiny.CLASSES)
+    measure(tiny_network, painted((64, 96)), "val", classes=tiny.CLASSES, size=None)
     assert torch.equal(torch.get_rng_state(), before)

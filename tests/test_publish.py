@@ -55,7 +55,7 @@ def test_every_level_is_claimed_and_one_is_the_default(published: Bundle, told: 
     levels = published.manifest.quality_levels
     assert [level.index for level in levels] == list(range(tiny.LEVELS))
     assert [level.default for level in levels].count(True) == 1
-    assert list(levels) == mark_default(list(levels))
+    assert list(levels) == mark_default(list(levels), tiny.WIDTH * tiny.HEIGHT)
     assert told == [1, 2, 3]
 
 
@@ -189,9 +189,28 @@ def levels(*figures: tuple[float, float]) -> list[QualityLevel]:
     ids=["best of the cheap", "cheaper and better", "just cheap enough", "none cheap", "alone"],
 )
 def test_default_is_the_most_accurate_of_the_cheap_levels(figures: list[tuple[float, float]], chosen: int) -> None:
-    marked = mark_default(levels(*figures))
+    marked = mark_default(levels(*figures), 480 * 360)
     assert [level.index for level in marked if level.default] == [chosen]
     assert [(level.rate_bpp, level.miou) for level in marked] == figures
+
+
+def test_a_larger_bundle_has_the_default_that_costs_as_many_bytes() -> None:
+    marked = mark_default(levels((0.01, 0.6), (0.03, 0.65), (0.04, 0.7)), 576 * 432)
+    assert [level.index for level in marked if level.default] == [1]
+
+
+def test_a_network_may_take_frames_larger_than_they_are(tiny_camvid: Path, tmp_path: Path) -> None:
+    large = (2 * tiny.HEIGHT, 2 * tiny.WIDTH)
+    experiment = tiny.experiment(data={"size": large}, schedule={"epochs": 1})
+    folders = tiny.folders(tiny_camvid, tmp_path / "home")
+    list(train(experiment, folders))
+    made = replace(origin(tiny_camvid, folders.run), experiment=experiment)
+    bundle = publish(made, tmp_path / "bundle", split="test", effort=tiny.SHORT)
+    assert (bundle.manifest.height, bundle.manifest.width) == large
+    found = evaluate(bundle, camvid(tiny_camvid, "test"), split="test", engine="onnxruntime", quality=0)
+    assert found.rate_bpp == pytest.approx(4 * bundle.manifest.quality_levels[0].rate_bpp), (
+        "of pixels four times as many"
+    )
 
 
 def test_a_network_without_bottleneck_is_published_whole(tiny_camvid: Path, tmp_path: Path) -> None:

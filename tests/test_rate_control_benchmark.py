@@ -21,8 +21,9 @@ FRAMES, LEVEL = 12, 4
 
 @pytest.fixture(scope="module")
 def footage() -> Footage:
-    coders = open_coders(load_bundle(default_bundle()))
-    images = [frame.image for frame in render_street(5, frames=2 * FRAMES, fps=8.0)][FRAMES:]  # no longer at rest
+    bundle = load_bundle(default_bundle())
+    coders, size = open_coders(bundle), {"width": bundle.manifest.width, "height": bundle.manifest.height}
+    images = [frame.image for frame in render_street(5, **size, frames=2 * FRAMES, fps=8.0)][FRAMES:]  # not at rest
     return Footage("street", images, fps=25.0, coders=coders)
 
 

@@ -50,7 +50,7 @@ def test_a_directory_becomes_packets_and_masks_of_the_same_stems(
     assert [path.name for path in masks] == ["a_1.png", "b_2.png"]
     mask, _ = unpack_mask(masks[1].read_bytes())
     assert mask.id.sequence == 1
-    assert mask.classes.shape == (360, 480)
+    assert mask.classes.shape == (bundle.manifest.height, bundle.manifest.width)
 
 
 def test_a_damaged_packet_file_is_named(decoder: Decoder, bundle: Bundle, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pipeline.bundle import default_bundle, load_bundle
 from pipeline.errors import ConfigError
 from pipeline.runtime import OnnxruntimeSession, OpenvinoSession, batch_sizes, open_session
 
+ROWS, COLUMNS = load_bundle(default_bundle()).latent_size
+
 
 @pytest.fixture(scope="module")
 def graph() -> Path:
@@ -17,7 +19,7 @@ def graph() -> Path:
 
 def latents(batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Made-up latents (B, C, h, w) and their levels (B,), a level for each."""
-    y_hat = np.random.default_rng(0).normal(size=(batch, 64, 23, 30)).astype(np.float32).round()
+    y_hat = np.random.default_rng(0).normal(size=(batch, 64, ROWS, COLUMNS)).astype(np.float32).round()
     return y_hat, np.arange(batch, dtype=np.int64)
 
 
@@ -25,7 +27,7 @@ def latents(batch: int) -> tuple[np.ndarray, np.ndarray]:
 def test_engines_agree(graph: Path, batch: int) -> None:
     (exact,) = open_session(graph, engine="onnxruntime", threads=1).run(*latents(batch))
     (other,) = open_session(graph, engine="openvino", threads=1).run(*latents(batch))
-    assert exact.shape == other.shape == (batch, 11, 92, 120)
+    assert exact.shape == other.shape == (batch, 11, 4 * ROWS, 4 * COLUMNS)
     # OpenVINO takes bfloat16 where the processor has it: 8 bits of mantissa.
     assert np.abs(exact - other).max() < 0.05 * np.abs(exact).max()
 
@@ -56,7 +58,7 @@ def test_openvino_compiles_for_powers_of_two_only(graph: Path) -> None:
     (whole,) = session.run(y_hat, quality)
     for count in (3, 2, 1):
         (part,) = session.run(y_hat[:count], quality[:count])
-        assert part.shape == (count, 11, 92, 120)
+        assert part.shape == (count, 11, 4 * ROWS, 4 * COLUMNS)
         assert np.abs(part - whole[:count]).max() < 0.05 * np.abs(whole).max()
     assert sorted(session._requests) == [1, 2, 4]
 

@@ -58,6 +58,15 @@ def test_every_level_of_keys_is_compared_with_all_policies(bundle: Bundle) -> No
     assert [one.level for one in settings if one.family == PRICE] == ([5] if bundle.has_graph("decide") else [])
 
 
+def test_labelled_frames_are_brought_to_the_bundles_size_and_masks_to_that_of_the_labels(
+    bundle: Bundle, tiny_camvid: Path
+) -> None:
+    video = video_of(bundle, data=tiny_camvid, split="train", clip=None, frames=2)
+    assert {image.shape[1::-1] for image in video.images} == {(bundle.manifest.width, bundle.manifest.height)}
+    (found,) = measure(video, bundle, [Setting(EVERY, 1, 0)], engine="onnxruntime", threads=1)
+    assert found.miou is not None
+
+
 @pytest.fixture
 def still(tmp_path: Path, bundle: Bundle) -> Path:
     """A folder of three equal pictures."""

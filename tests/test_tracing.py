@@ -52,6 +52,13 @@ def test_large_weights_are_stored_in_half_and_small_ones_are_not(graph: Path) ->
     assert {tensor.data_type for tensor in small} == {onnx.TensorProto.FLOAT}
 
 
+def test_a_graph_does_not_tell_where_it_was_made(graph: Path) -> None:
+    content = graph.read_bytes()
+    for place in (Path(__file__).parents[1], Path(torch.__file__).parent):
+        assert str(place).encode() not in content
+    assert not any(node.metadata_props or node.doc_string for node in onnx.load(graph).graph.node)
+
+
 def small_graph() -> onnx.ModelProto:
     """y = (x A) B with A (16, 16), which is halved, and B (16, 4), which is not."""
     rng = np.random.default_rng(0)
