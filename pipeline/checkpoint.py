@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
@@ -49,7 +50,7 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
     # On the network's device: a learning rate on the CPU would be recorded into the GPU's graph as a constant.
     device = next(trainee.network.parameters()).device
     state = torch.load(run / FILE, map_location=device, weights_only=True)
-    if Experiment.model_validate(state["experiment"]) != experiment:
+    if _experiment_of(run, state) != experiment:
         raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
     trainee.network.load_state_dict(state["network"])
     trainee.average.load_state_dict(state["average"])
@@ -80,8 +81,7 @@ def check_learned(run: Path, experiment: Experiment) -> None:
     Weights alone do not tell: experiments that go on from one another have one network. Settings that are newer than
     the run are taken to have had their defaults.
     """
-    theirs = Experiment.model_validate(_state(run)["experiment"]).model_dump()
-    ours = experiment.model_dump()
+    theirs, ours = _experiment_of(run, _state(run)).model_dump(), experiment.model_dump()
     for section in _LEARNED_BY:
         other = [key for key, value in theirs[section].items() if ours[section][key] != value]
         if other:
@@ -121,6 +121,14 @@ def _nearest(weight: float, weights: Sequence[float]) -> int:
     """The place of the weight that is least apart by its ratio; a weight may be 0."""
     apart = [abs(math.log((one + 1e-9) / (weight + 1e-9))) for one in weights]
     return apart.index(min(apart))
+
+
+def _experiment_of(run: Path, state: Mapping[str, Any]) -> Experiment:
+    """What a checkpoint says that it was trained by; ConfigError where that is no experiment as they are now."""
+    try:
+        return Experiment.model_validate(state.get("experiment"))
+    except ValidationError as error:
+        raise ConfigError(f"run {run}: its checkpoint is of no experiment of this version; train anew") from error
 
 
 def _state(run: Path) -> dict[str, Any]:

@@ -41,7 +41,6 @@ class Evaluation:
     payload_bpp: float  # without packet and region headers
     estimated_bpp: float  # by the float formula of the contexts: Laplace, means and scales not rounded
     stage_ms: dict[str, float]
-
     frame_bytes: float  # of a packet, on average
 
     @property

@@ -63,7 +63,8 @@ def level_losses(manifest: Manifest) -> dict[int, float]:
     """
     pixels = manifest.width * manifest.height
     roots = {level.index: 1 / math.sqrt(level.rate_bpp * pixels) for level in manifest.quality_levels}
-    return {index: _LEVEL_LOSS * (root - min(roots.values())) for index, root in roots.items()}
+    least = min(roots.values())
+    return {index: _LEVEL_LOSS * (root - least) for index, root in roots.items()}
 
 
 class CostModel:

@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoint import FILE, Trainee, load_average, load_camera, resume, save
+from pipeline.checkpoint import FILE, Trainee, check_learned, load_average, load_camera, resume, save
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.models.split_segmenter import SplitSegmenter
@@ -68,6 +68,27 @@ def test_any_changed_setting_makes_it_another_experiment(tmp_path: Path, changed
     save(tmp_path, trainee(), tiny.experiment(), epochs_done=1)
     with pytest.raises(ConfigError, match="another experiment"):
         resume(tmp_path, trainee(), tiny.experiment(**changed))
+
+
+@pytest.mark.parametrize("theirs", [None, {"name": "tiny"}], ids=["none", "part"])
+def test_a_checkpoint_of_no_experiment_is_named(tmp_path: Path, theirs: dict[str, str] | None) -> None:
+    save(tmp_path, trainee(), tiny.experiment(), epochs_done=1)
+    state = torch.load(tmp_path / FILE, weights_only=True)
+    torch.save({**state, "experiment": theirs}, tmp_path / FILE)
+    with pytest.raises(ConfigError, match="of no experiment of this version"):
+        resume(tmp_path, trainee(), tiny.experiment())
+    with pytest.raises(ConfigError, match="of no experiment of this version"):
+        check_learned(tmp_path, tiny.experiment())
+
+
+def test_settings_newer_than_a_checkpoint_had_their_defaults(tmp_path: Path) -> None:
+    save(tmp_path, trainee(), tiny.experiment(), epochs_done=1)
+    state = torch.load(tmp_path / FILE, weights_only=True)
+    del state["experiment"]["data"]["size"]
+    torch.save(state, tmp_path / FILE)
+    assert resume(tmp_path, trainee(), tiny.experiment()) == 1
+    with pytest.raises(ConfigError, match=r"another data\.size"):
+        check_learned(tmp_path, tiny.experiment(data={"size": (64, 96)}))
 
 
 def test_a_new_checkpoint_takes_the_place_of_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
