@@ -46,7 +46,7 @@ class Coders:
 def open_coders(bundle: Bundle, *, engine: str = "auto") -> Coders:
     """On one thread each; ConfigError as opening them."""
     motion.warm_up_tracking()
-    encoder = open_encoder(bundle, engine=engine, threads=1)
+    encoder = open_encoder(bundle, engine=engine, threads=1, outlines=True)
     decoder = open_decoder(bundle, engine=engine, threads=1, labels=False)
     masks = open_session(bundle.graph("decode"), engine=engine, threads=1)
     return Coders(bundle, encoder, decoder, masks, open_decider(bundle) or linear_agreement)
@@ -61,6 +61,7 @@ class Footage:
         self._levels = coders.bundle.tables.levels
         self.top = self._levels - 1
         self._keys: dict[tuple[int, int], tuple[int, NDArray[np.float16]]] = {}  # body bytes, logits (K, h, w)
+        self._outlines: dict[int, NDArray[np.float32] | None] = {}  # what any level of a frame says of its edges
         self._chains: dict[int, tuple[Iterator[Motion], list[Motion]]] = {}
         self._moved: dict[tuple[int, int, int], Moved] = {}
         self._masks: dict[tuple[int, int, int], Image] = {}
@@ -102,6 +103,7 @@ class Footage:
         if (frame, level) not in self._keys:
             self._coders.encoder.quality = level
             packet = self._coders.encoder.encode(Frame(FrameId(0, frame), 0, self._images[frame]))
+            self._outlines[frame] = self._coders.encoder.outline
             y_hat = self._coders.decoder.y_hat(packet)[None]
             (logits,) = self._coders.masks.run(y_hat, np.array([level]))
             self._keys[frame, level] = len(packet.regions[0].body), logits[0].astype(np.float16)
@@ -118,7 +120,8 @@ class Footage:
 
     def _follow(self, key: int) -> Iterator[Motion]:
         tracker = MotionTracker(*self._images[0].shape[:2])
-        tracker.start(self._images[key])
+        self._key(key, self.top)
+        tracker.start(self._images[key], self._outlines[key])
         age = 0
         while True:
             age += 1

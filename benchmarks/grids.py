@@ -161,7 +161,9 @@ def ways_of(bundle: Bundle, settings: Sequence[Setting], *, level: int, engine: 
     for one in settings:
         grid = Grid(one.rows, one.columns, height, width, one.overlap_px)
         if grid not in encoders:
-            encoders[grid] = open_encoder(bundle, engine=engine, threads=threads, quality=level, grid=grid)
+            encoders[grid] = open_encoder(
+                bundle, engine=engine, threads=threads, quality=level, grid=grid, outlines=True
+            )
         camera = VideoEncoder(encoders[grid], bundle, policy=one.policy, grid=grid, decider=decider)
         worker = Decoder(bundle, decode, overlap_px=one.overlap_px)  # which no packet tells
         found.append(Way(one, camera, worker, np.zeros((classes, classes), np.int64)))

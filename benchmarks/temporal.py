@@ -141,7 +141,7 @@ def settings_of(
 def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine: str, threads: int) -> list[Result]:
     """Every policy on one video; all are held against the first one."""
     encoders = {
-        level: open_encoder(bundle, engine=engine, threads=threads, quality=level)
+        level: open_encoder(bundle, engine=engine, threads=threads, quality=level, outlines=True)
         for level in {one.level for one in settings}
     }
     decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False)

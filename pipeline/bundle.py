@@ -122,7 +122,8 @@ class Bundle:
         return -(-self.manifest.height // 16), -(-self.manifest.width // 16)
 
     def has_graph(self, name: str) -> bool:
-        """Whether it has this graph: `decode` for masks, `labels` for what is in the picture, `decide` for KEYs."""
+        """Whether it has this graph: `decode` for masks, `labels` for what is in the picture, `outline` and `decide`
+        for what a camera sends."""
         return name in self.manifest.graphs
 
     def graph(self, name: str) -> Path:

@@ -19,8 +19,9 @@ from pipeline.deciding import FACTS, MAPS, PLACES, Candidate, Sight, describe
 from pipeline.errors import ConfigError
 from pipeline.experiment import DecideSamples, Street
 from pipeline.flow_coding import encode_flow, grid_of
-from pipeline.latent_coding import dequantise, encode_latents
+from pipeline.latent_coding import Latents, dequantise, encode_latents, quantise
 from pipeline.motion import MotionTracker
+from pipeline.outlining import Outliner, edges_of
 from pipeline.runtime import Session
 from pipeline.sources import Opened, fit, open_source
 from pipeline.streets import render_street
@@ -40,10 +41,12 @@ class Video:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fresh:
-    """What a worker makes of a KEY, logits (K, h4, w4), and the bytes of its body."""
+    """What a worker makes of a KEY, logits (K, h4, w4); the bytes of its body; and what the camera knows of its edges,
+    (h, w), None where the bundle has no graph for that."""
 
     logits: NDArray[np.float32]
     body_bytes: int
+    outline: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,16 +88,28 @@ def render_video(street: Street, size: tuple[int, int]) -> Video:
 class Worker:
     """A camera and a worker of one bundle: frames to logits, logits to how well they agree."""
 
-    def __init__(self, bundle: Bundle, encoder: Encoder, decode: Session) -> None:
+    def __init__(self, bundle: Bundle, encoder: Encoder, decode: Session, *, outliner: Outliner | None = None) -> None:
         self.bundle = bundle
-        self._encoder, self._decode = encoder, decode
+        self._encoder, self._decode, self._outliner = encoder, decode, outliner
 
     def fresh(self, image: Image, level: int) -> Fresh:
         """A frame RGB (H, W, 3) as a KEY of that level."""
-        self._encoder.quality = level
-        latents = self._encoder.latents(image)
+        tables = self.bundle.tables
+        y, z = self._encoder.analysed(image, level)
+        latents = quantise(y, z, tables, level)
+        outline = None if self._outliner is None else self._outliner(y, level)
+        return Fresh(self._logits(latents, level), len(encode_latents(latents, tables, level)), outline)
+
+    def edges(self, image: Image, level: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A frame's y (C, h, w) at that level, and the edges (h, w) of the mask that a KEY of it gives."""
+        y, z = self._encoder.analysed(image, level)
+        return y, edges_of(self._logits(quantise(y, z, self.bundle.tables, level), level))
+
+    def _logits(self, latents: Latents, level: int) -> NDArray[np.float32]:
+        """(K, h4, w4) of what a KEY carries."""
         (logits,) = self._decode.run(dequantise(latents)[None], np.array([level], np.int64))  # (1, K, h4, w4)
-        return Fresh(logits[0].copy(), len(encode_latents(latents, self.bundle.tables, level)))
+        own: NDArray[np.float32] = logits[0].copy()
+        return own
 
     def agreement(self, logits: NDArray[np.float32], fresh: Fresh) -> float:
         """Percent of the pixels whose class is that of the fresh mask."""
@@ -135,18 +150,17 @@ class _Watcher:
 
     def _at_once(self, index: int, level: int, cheaper: Sequence[int]) -> Iterator[tuple[Sight, float]]:
         """The frame itself at these levels: of no age and no motion."""
-        tracker = MotionTracker(*self._size)
-        tracker.start(self._images[index])
-        still = tracker.track(self._images[index], 1)
         for own in cheaper:
-            key = self._fresh(index, own)
+            key, tracker = self._fresh(index, own), MotionTracker(*self._size)
+            tracker.start(self._images[index], key.outline)
+            still = tracker.track(self._images[index], 1)
             yield self._seen(Candidate(still, 0, 0, key.body_bytes, own, level, self._size), key.logits, index)
 
     def _later(self, start: int, level: int, own: int) -> Iterator[tuple[Sight, float]]:
         """Frames after a key of level `own`, held against masks of `level`; frames in between may be lost."""
         key, step = self._fresh(start, own), int(self._rng.integers(1, self._settings.steps + 1))
         tracker, grid = MotionTracker(*self._size), grid_of(*self._size)
-        tracker.start(self._images[start])
+        tracker.start(self._images[start], key.outline)
         for age, index in enumerate(range(start + step, len(self._images), step)[: self._settings.longest_age], 1):
             found = tracker.track(self._images[index], age)
             if self._rng.random() >= self._settings.share:

@@ -17,7 +17,7 @@ from pipeline.motion import Motion
 from pipeline.runtime import Session, open_session
 
 GRAPH = "decide"
-MAPS = 6  # residual, detail, misfit, strain, what was not seen, speed
+MAPS = 8  # residual, detail, misfit, strain, what was not seen, speed, edges of the mask, residual there
 FACTS = 6  # age, twice; bytes of the flow; how busy the key is; rates of its level and of ours
 PLACES = (6, 8)  # rows and columns of the maps, whatever the region's size
 
@@ -90,6 +90,7 @@ def _maps(candidate: Candidate) -> NDArray[np.float32]:
     x = middle[0] + (np.arange(columns, dtype=np.float32) + 0.5) * (width / columns)
     y = middle[1] + (np.arange(rows, dtype=np.float32)[:, None] + 0.5) * (height / rows)
     outside = (x < 0) | (y < 0) | (x > width) | (y > height)
+    edges = np.zeros_like(found.residual) if found.outline is None else found.outline
     cells = [
         found.residual / _GREY,
         found.detail / _GREY,
@@ -97,6 +98,8 @@ def _maps(candidate: Candidate) -> NDArray[np.float32]:
         np.sqrt((down**2 + across**2).sum(0)),
         np.where(outside, 1, np.clip(1 - area, 0, 1)),
         np.hypot(*middle) / _SPEED_PX,
+        edges,
+        edges * found.residual / _GREY,
     ]
     maps = [cv2.resize(cell.astype(np.float32), PLACES[::-1], interpolation=cv2.INTER_AREA) for cell in cells]
     return np.asarray(np.minimum(np.stack(maps), np.float32(_LARGEST)))

@@ -194,10 +194,22 @@ class DecideSchedule(_Section):
     weight_decay: float = Field(ge=0)
 
 
+class OutlineSettings(_Section):
+    """What says where a mask has edges, and how long it is trained."""
+
+    width: int = Field(ge=1, description="channels of the network")
+    frames: int = Field(ge=1, description="frames of each video that are learned from, at most")
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(gt=0, description="peak learning rate")
+    weight_decay: float = Field(ge=0)
+
+
 class DecideExperiment(_Section):
     """One experiment of `maskcast train-decide`: everything it needs besides bundle and videos."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    outline: OutlineSettings
     width: int = Field(ge=1, description="channels of the decision network")
     streets: tuple[Street, ...] = Field(description="rendered videos, beside those that are named")
     samples: DecideSamples

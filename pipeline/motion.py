@@ -1,6 +1,7 @@
 """Motion from a key picture to the pictures after it, and logits carried along by it.
 
 camera   key, picture -> [DIS flow from where the last one ended] -> [fit to the grid] -> coefficients -> body
+         outline of the key's mask -> [moved] -> where the fit has to be good ---^
 worker   body -> coefficients -> flow at the nodes -> [warp] key's logits -> logits
 
 Flow runs backward: what is seen at a place of the picture was at that place plus its flow in the key picture.
@@ -16,6 +17,7 @@ from pipeline.class_map import STRIDE
 from pipeline.compiled import compiled
 from pipeline.flow_coding import grid_of, node_flow
 from pipeline.flow_fitting import fit_flow
+from pipeline.regions import CELL_PX
 
 RATE_WEIGHT = 2.5  # px2 of a cell per bit, times age plus 3: the older the key, the less exact motion helps
 
@@ -27,6 +29,7 @@ _CALM_GREY = 2.0  # a cell's gradient counts as so much more than it is,
 _USUAL_GREY = 10.0  # and this one weighs 1
 _GRADIENT_POWER = 0.75
 _DOUBT_GREY = 8.0  # a cell that differs so much after the motion weighs half
+_EDGELESS, _EDGES = 0.06, 24.0  # of its weight, without edges of the mask, and what the square of their share adds
 
 _OUTSIDE_DOUBT = np.float32(100.0)  # logits are lowered by so much where the source is outside the key's picture,
 _STRETCH_DOUBT = np.float32(4.0)  # and by up to so much where many places have one source
@@ -38,13 +41,15 @@ class Motion:
 
     coefficients int16 (2, N); flow float32 (2, R, C), what they stand for, px at the nodes; residual float32
     (R - 1, C - 1), by how many grey levels the picture differs, on average over each cell, from the moved key; detail
-    float32 (R - 1, C - 1), the picture's gradient, in grey levels, on average over each cell.
+    float32 (R - 1, C - 1), the picture's gradient, in grey levels, on average over each cell; outline float32
+    (R - 1, C - 1), the share of each cell, 0 to 1, at an edge of the moved key's mask, None where that is not known.
     """
 
     coefficients: NDArray[np.int16]
     flow: NDArray[np.float32]
     residual: NDArray[np.float32]
     detail: NDArray[np.float32]
+    outline: NDArray[np.float32] | None = None
 
 
 class MotionTracker:
@@ -60,12 +65,18 @@ class MotionTracker:
         self._search.setFinestScale(0)
         self._search.setGradientDescentIterations(_DIS_STEPS)
         self._key: NDArray[np.uint8] | None = None
+        self._outline: NDArray[np.float32] | None = None
         self._flow: NDArray[np.float32] | None = None
         self._age = 0
 
-    def start(self, image: NDArray[np.uint8]) -> None:
-        """Take RGB (H, W, 3) as the key."""
+    def start(self, image: NDArray[np.uint8], outline: NDArray[np.float32] | None = None) -> None:
+        """Take RGB (H, W, 3) as the key.
+
+        `outline` (h, w) is the share of each place of 16 x 16 pixels at an edge of the key's mask. Where it is known,
+        motion is exact there and costs no bits elsewhere; without it all places count alike.
+        """
         self._key, self._flow, self._age = self._small(image), None, 0
+        self._outline = outline
 
     def track(self, image: NDArray[np.uint8], age: int) -> Motion:
         """The motion to RGB (H, W, 3), `age` >= 1 frames after the key; ValueError without a key."""
@@ -97,9 +108,22 @@ class MotionTracker:
         flow = self._by_cell(dense) * scale
         residual = self._by_cell(_differences(picture, key, dense))
         detail = self._by_cell(_gradients(picture))
+        outline = self._moved_outline(dense)
         weights = ((detail + _CALM_GREY) / _USUAL_GREY) ** _GRADIENT_POWER / (1 + (residual / _DOUBT_GREY) ** 2)
+        if outline is not None:
+            weights *= _EDGELESS + _EDGES * outline**2
         coefficients = fit_flow(flow, weights, grid, rate_weight=self._rate_weight * (self._age + _AGE_OFFSET))
-        return Motion(coefficients, node_flow(coefficients, grid), residual, detail)
+        return Motion(coefficients, node_flow(coefficients, grid), residual, detail, outline)
+
+    def _moved_outline(self, dense: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """The key's outline moved by the dense flow (h, w, 2) of small pictures, by cell."""
+        if self._outline is None:
+            return None
+        across, down = self._grid.width / dense.shape[1] / CELL_PX, self._grid.height / dense.shape[0] / CELL_PX
+        x = (dense[..., 0] + np.arange(dense.shape[1], dtype=np.float32) + 0.5) * np.float32(across) - 0.5
+        y = (dense[..., 1] + np.arange(dense.shape[0], dtype=np.float32)[:, None] + 0.5) * np.float32(down) - 0.5
+        moved = cv2.remap(self._outline, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return self._by_cell(np.asarray(moved, np.float32))
 
     def _by_cell(self, field: NDArray[np.float32]) -> NDArray[np.float32]:
         """Means of a field (h, w, ...) over the cells (R - 1, C - 1, ...)."""

@@ -137,13 +137,19 @@ def train_decide(
     bundle: Annotated[Path, typer.Option(help="bundle whose masks the videos get; gets a graph that decides")],
     run: Annotated[Path, typer.Option(help="folder for the decision network's weights")],
     held: Annotated[list[Path] | None, typer.Option(help="clip or folder that is only measured on; repeatable")] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="folder of more images, in any order, to learn edges from; repeatable")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
 ) -> None:
-    """Train what says on the camera how well a warped mask will do, from videos without labels, into a bundle."""
+    """Train what a camera decides by, from videos without labels, into a bundle.
+
+    That is where masks have edges, so that motion is exact there, and how well a warped mask will do.
+    """
     _need_torch()
     from pipeline.decide_export import Watched, train_into_bundle
 
-    watched = Watched(tuple(source), tuple(held or ()))
+    watched = Watched(tuple(source), tuple(held or ()), tuple(pictures or ()))
     for line in train_into_bundle(config_file, watched, run=run, bundle=bundle, output=output):
         print(line, flush=True)
 

@@ -23,7 +23,7 @@ from pipeline.flow_coding import FlowGrid, encode_flow, grid_of
 from pipeline.keys import KeyTable
 from pipeline.messages import Frame, Kind, Packet, Region
 from pipeline.motion import MotionTracker
-from pipeline.regions import Grid, split
+from pipeline.regions import CELL_PX, Grid, split
 from pipeline.triggers import FALL, MAX_PRICE, RISE, Always, Bargain, Threshold, Trigger
 
 LONGEST_AGE = 30  # frames, of a key where a trigger decides: so long at most lasts what a lost KEY spoils
@@ -250,9 +250,14 @@ class VideoEncoder:
             followed.key_bytes = len(region.body)
             followed.trigger.keyed(len(region.body))
             if self._policy.longest_age:
-                followed.tracker.start(pictures[region.index])
+                followed.tracker.start(pictures[region.index], self._outline(region.index))
         regions = sorted((*packet.regions, *keys.regions), key=lambda region: region.index)
         return replace(keys, regions=tuple(regions))
+
+    def _outline(self, index: int) -> NDArray[np.float32] | None:
+        """Where the mask of the frame that was just encoded has edges in one region's window."""
+        whole = self._encoder.outline
+        return None if whole is None else whole[self._grid.places[index].window.at(CELL_PX)]
 
 
 def open_video_encoder(
@@ -269,7 +274,9 @@ def open_video_encoder(
     `grid`, such as 2x2, is the bundle's own unless told. ConfigError too where the policy asks for what it lacks.
     """
     regions = grid_named(bundle, grid)
-    encoder = open_encoder(bundle, engine=engine, threads=threads, quality=quality, grid=regions)
+    encoder = open_encoder(
+        bundle, engine=engine, threads=threads, quality=quality, grid=regions, outlines=policy.longest_age > 0
+    )
     if policy.longest_age:
         motion.warm_up_tracking()
     decider = None if policy == EVERY_FRAME else open_decider(bundle)

@@ -45,6 +45,8 @@ def packet_of(
 
 
 class StandinEncoder:
+    outline = None
+
     def __init__(self) -> None:
         self.quality = 0
 

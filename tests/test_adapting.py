@@ -17,6 +17,9 @@ from pipeline.agreement import Agreement, agreement
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.context_fitting import Effort
 from pipeline.datasets import Classes, LabelledClass
+from pipeline.decide_export import add_decision
+from pipeline.deciding import FACTS, GRAPH, MAPS
+from pipeline.models.temporal import DecisionNetwork
 from pipeline.restoring import restore
 from pipeline.site_frames import class_maps, opinions, read_shots, split_in_time
 from pipeline.teachers import load_teachers
@@ -41,7 +44,8 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return load_bundle(described(tiny_bundle, tmp_path_factory.mktemp("described") / "bundle"))
+    made = load_bundle(described(tiny_bundle, tmp_path_factory.mktemp("described") / "bundle"))
+    return add_decision(made, DecisionNetwork(MAPS, FACTS, width=4), made.path)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,9 @@ def test_the_new_bundle_says_what_it_is_and_can_be_tuned_again(ran: Ran, bundle:
 def test_what_goes_on_is_told(ran: Ran) -> None:
     assert ran.said[0] == "20 frames to learn from, 6 of other times to measure on"
     assert ran.said[-1].startswith(f"{STEPS} steps; ")
+    (left_out,) = [line for line in ran.said if "left out" in line]
+    assert "graph decide" in left_out and "train-decide" in left_out
+    assert not ran.result.bundle.has_graph(GRAPH)
 
 
 def test_figures_are_plain_values(ran: Ran) -> None:

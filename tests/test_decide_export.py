@@ -3,12 +3,13 @@
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from pipeline import cli
+from pipeline import cli, outlining
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.decide_export import add_decision
 from pipeline.deciding import FACTS, GRAPH, MAPS, PLACES, Candidate, open_decider
@@ -24,6 +25,7 @@ ENGINES = ("onnxruntime", "openvino")
 EXPERIMENT = {
     "name": "tiny-decide",
     "width": 8,
+    "outline": {"width": 8, "frames": 4, "steps": 20, "batch": 4, "lr": 0.01, "weight_decay": 0.01},
     "streets": [{"seed": 3, "frames": 6, "fps": 12.0, "light": 1.0}],
     "samples": {"keys": 3, "longest_age": 4, "share": 1.0, "steps": 1, "fresh": 1, "cheaper": 0.3},
     "schedule": {"seed": 1, "epochs": 2, "batch": 8, "lr": 0.01, "weight_decay": 0.01},
@@ -37,7 +39,7 @@ def network() -> DecisionNetwork:
     made = DecisionNetwork(MAPS, FACTS, width=8)
     settle(made, torch.rand(64, MAPS, *PLACES), torch.rand(64, FACTS))
     with torch.no_grad():
-        made.answer.weight.mul_(20)
+        made.answer.weight.mul_(5)
     return made.eval()
 
 
@@ -130,18 +132,25 @@ def test_one_command_trains_the_graph_into_a_bundle(
     write_clip(tmp_path / "road.mp4", 5, width=96, height=64, frames=6)
     write_clip(tmp_path / "park.mp4", 6, width=96, height=64, frames=6)
     words = ["train-decide", "--config", tmp_path / "decide.yaml", "--bundle", tiny_bundle.path]
-    words += ["--source", tmp_path / "road.mp4", "--held", tmp_path / "park.mp4"]
+    words += ["--source", tmp_path / "road.mp4", "--held", tmp_path / "park.mp4", "--pictures", tmp_path / "pictures"]
     words += ["--run", tmp_path / "run", "--output", tmp_path / "out"]
+    (tmp_path / "pictures").mkdir()
+    for number, frame in enumerate(render_street(7, width=96, height=64, frames=7)):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{number}.png"), frame.image)
     with pytest.raises(SystemExit) as ended:
         cli.main([str(word) for word in words])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
+    assert "edges: 10 frames to learn from" in printed
+    assert "park, held out: edges" in printed
     assert "road, learned from" in printed
     assert "park, held out" in printed
     made = load_bundle(tmp_path / "out")
     assert made.manifest.hash in printed
     assert made.has_graph(GRAPH)
+    assert made.has_graph(outlining.GRAPH)
     assert (tmp_path / "run" / "decide.safetensors").is_file()
+    assert (tmp_path / "run" / "outline.safetensors").is_file()
 
 
 def test_a_source_that_is_not_there_is_one_sentence_at_once(

@@ -10,12 +10,13 @@ from pipeline.decide_samples import Samples
 from pipeline.decide_training import Gathered, decision_loss, describe_decision, load_decision, train_decision
 from pipeline.deciding import FACTS, MAPS, PLACES
 from pipeline.errors import ConfigError
-from pipeline.experiment import DecideExperiment, DecideSamples, DecideSchedule
+from pipeline.experiment import DecideExperiment, DecideSamples, DecideSchedule, OutlineSettings
 from pipeline.models.temporal import DecisionNetwork
 
 SETTINGS = DecideExperiment(
     name="tiny-decide",
     width=8,
+    outline=OutlineSettings(width=8, frames=4, steps=1, batch=1, lr=0.01, weight_decay=0.0),
     streets=(),
     samples=DecideSamples(keys=1, longest_age=5, share=1.0, steps=1, fresh=0, cheaper=0.0),
     schedule=DecideSchedule(seed=1, epochs=40, batch=32, lr=0.01, weight_decay=0.01),

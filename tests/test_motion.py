@@ -116,6 +116,38 @@ def test_a_new_key_forgets_the_old_one(street: list[StreetFrame]) -> None:
     np.testing.assert_array_equal(again.coefficients, tracked([street[2].image, street[3].image]).coefficients)
 
 
+def test_motion_is_more_exact_where_the_mask_has_edges(street: list[StreetFrame]) -> None:
+    left = np.zeros((15, 20), np.float32)
+    left[:, :10] = 0.5
+    errors = []
+    for outline in (None, left, left[:, ::-1].copy()):
+        tracker = MotionTracker(240, 320)
+        tracker.start(street[0].image, outline)
+        found = tracker.track(street[1].image, 1)
+        off = np.linalg.norm(at_pixels(found.flow, 240, 320) - street[1].flow, axis=2)
+        errors.append([np.median(half[seen]) for half, seen in _halves(off, street[1].visible)])
+        assert (found.outline is None) == (outline is None)
+    assert errors[1][0] < errors[2][0]
+    assert errors[2][1] < errors[1][1]
+
+
+def _halves(off: NDArray[np.float32], seen: NDArray[np.bool_]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    return [(off[:, part], seen[:, part]) for part in (slice(None, 160), slice(160, None))]
+
+
+def test_the_outline_moves_with_the_picture() -> None:
+    large = textured(200, 260)
+    key, picture = large[20:180, 20:228], large[20:180, 36:244]
+    outline = np.zeros((10, 13), np.float32)
+    outline[:, 8] = 1.0  # its middle 136 px from the left, and in the picture 16 px less
+    tracker = MotionTracker(160, 208)
+    tracker.start(key, outline)
+    found = tracker.track(picture, 1).outline
+    assert found is not None
+    middles = (np.arange(found.shape[1]) + 0.5) * 208 / found.shape[1]
+    assert (found.mean(0) * middles).sum() / found.mean(0).sum() == pytest.approx(120, abs=3)
+
+
 def test_a_higher_rate_weight_gives_smaller_bodies(street: list[StreetFrame]) -> None:
     sizes = []
     for rate_weight in (0.1, 20.0):

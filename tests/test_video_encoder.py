@@ -35,6 +35,7 @@ class FixedEncoder(Encoder):
 
     def __init__(self, body_bytes: int = 800) -> None:
         self.quality, self.body_bytes, self.encoded = 3, body_bytes, 0
+        self.outline: np.ndarray | None = None
 
     def encode(self, frame: Frame) -> Packet:
         self.encoded += 1
@@ -382,3 +383,21 @@ def test_a_threshold_makes_a_key_of_the_region_that_changes(images: list[np.ndar
     coded = halves(policy, RegionsEncoder())
     pictures = [images[0], images[0], changed, changed]
     assert shown([coded.encode(frame) for frame in frames_of(pictures)]) == ["K0 K0", "W1 W1", "W2 K0", "W3 W1"]
+
+
+def test_each_region_knows_the_edges_of_its_own_window(images: list[np.ndarray]) -> None:
+    encoder, seen = RegionsEncoder(), list[np.ndarray | None]()
+    encoder.outline = np.zeros((HEIGHT // 16, WIDTH // 16), np.float32)
+    encoder.outline[:, 6:] = 0.5  # from 96 px on, where the left window ends
+
+    def predict(one: Candidate) -> float:
+        seen.append(one.motion.outline)
+        return 90.0
+
+    coded = halves(at_threshold(50, predict=predict), encoder)
+    for frame in frames_of(images[:1] * 2):
+        coded.encode(frame)
+    left, right = seen
+    assert left is not None and right is not None
+    assert left.max() == 0
+    assert right.max() == pytest.approx(0.5)
