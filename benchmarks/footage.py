@@ -61,7 +61,7 @@ class Footage:
         self._levels = coders.bundle.tables.levels
         self.top = self._levels - 1
         self._keys: dict[tuple[int, int], tuple[int, NDArray[np.float16]]] = {}  # body bytes, logits (K, h, w)
-        self._outlines: dict[int, NDArray[np.float32] | None] = {}  # what any level of a frame says of its edges
+        self._outlines: dict[int, NDArray[np.float32] | None] = {}  # of each frame as a KEY of the highest level
         self._chains: dict[int, tuple[Iterator[Motion], list[Motion]]] = {}
         self._moved: dict[tuple[int, int, int], Moved] = {}
         self._masks: dict[tuple[int, int, int], Image] = {}
@@ -103,7 +103,8 @@ class Footage:
         if (frame, level) not in self._keys:
             self._coders.encoder.quality = level
             packet = self._coders.encoder.encode(Frame(FrameId(0, frame), 0, self._images[frame]))
-            self._outlines[frame] = self._coders.encoder.outline
+            if level == self.top:
+                self._outlines[frame] = self._coders.encoder.outline
             y_hat = self._coders.decoder.y_hat(packet)[None]
             (logits,) = self._coders.masks.run(y_hat, np.array([level]))
             self._keys[frame, level] = len(packet.regions[0].body), logits[0].astype(np.float16)

@@ -29,11 +29,6 @@ from pipeline.teachers import load_teachers
 
 _SAY_EVERY_S = 5.0
 _NOISE, _DEARER = 0.002, 0.02  # of the pixels that agree; of the rate, as a share of it
-_OF_OTHER_LATENTS = {
-    "labels": "maskcast train-labels",
-    "outline": "maskcast train-decide",
-    "decide": "maskcast train-decide",
-}
 _TABLES = Effort(steps=100, batch=8, learning_rate=0.001, penalty=0.05)
 
 
@@ -127,9 +122,10 @@ def adapt(
         raise ConfigError(f"output {site.output}: that is the bundle itself; name another folder")
     restored, device = restore(bundle), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     material = _material(site, bundle, device, teller)
-    for graph, command in _OF_OTHER_LATENTS.items():
-        if bundle.has_graph(graph):
-            teller.tell(f"its graph {graph} is left out, which was trained on other latents; {command} makes one")
+    if bundle.has_graph("labels"):
+        teller.tell("the labels graph is left out: it was trained on other latents")
+    if bundle.has_graph("decide"):
+        teller.tell("what a camera decides by is left out, as it is of other latents; maskcast train-decide makes it")
     learned = material.taught.images
     experiment = experiment_of(bundle, frames=len(learned))
     site.output.mkdir(parents=True, exist_ok=True)

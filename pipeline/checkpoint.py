@@ -44,7 +44,10 @@ def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: in
 
 
 def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
-    """Load the run's checkpoint, if there is one; the epochs it has done. ConfigError on another experiment's."""
+    """Load the run's checkpoint, if there is one; the epochs it has done.
+
+    ConfigError on another experiment's, or on one of a network that is another now.
+    """
     if not (run / FILE).is_file():
         return 0
     # On the network's device: a learning rate on the CPU would be recorded into the GPU's graph as a constant.
@@ -52,8 +55,11 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
     state = torch.load(run / FILE, map_location=device, weights_only=True)
     if _experiment_of(run, state) != experiment:
         raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
-    trainee.network.load_state_dict(state["network"])
-    trainee.average.load_state_dict(state["average"])
+    try:
+        trainee.network.load_state_dict(state["network"])
+        trainee.average.load_state_dict(state["average"])
+    except RuntimeError as error:
+        raise ConfigError(f"run {run}: its checkpoint is of another version; name an empty folder") from error
     trainee.optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"].cpu())
     torch.cuda.set_rng_state_all([one.cpu() for one in state["random_cuda"]])
@@ -72,7 +78,9 @@ def load_average(run: Path, network: nn.Module, rate: Sequence[float] | None = N
     try:
         network.load_state_dict(found)
     except RuntimeError as error:
-        raise ConfigError(f"run {run}: its checkpoint is not of this experiment; name another run") from error
+        raise ConfigError(
+            f"run {run}: its checkpoint is not of this experiment, or of another version; name another run"
+        ) from error
 
 
 def check_learned(run: Path, experiment: Experiment) -> None:

@@ -16,7 +16,7 @@ from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.codec import Encoder
 from pipeline.deciding import FACTS, MAPS, PLACES, Candidate, Sight, describe
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.experiment import DecideSamples, Street
 from pipeline.flow_coding import encode_flow, grid_of
 from pipeline.latent_coding import Latents, dequantise, encode_latents, quantise
@@ -75,7 +75,10 @@ def _opened(source: Path) -> AbstractContextManager[Opened]:
 def read_video(source: Path, size: tuple[int, int]) -> Video:
     """A clip or a folder of images for a bundle of `size` (width, height); SourceError where it cannot be read."""
     with _opened(source) as opened:
-        return Video(source.stem, [fit(one.image, size) for one in islice(opened.pictures, _MOST_FRAMES)])
+        images = [fit(one.image, size) for one in islice(opened.pictures, _MOST_FRAMES)]
+    if not images:
+        raise SourceError(f"source {source}: there is no picture in it; name another")
+    return Video(source.stem, images)
 
 
 def render_video(street: Street, size: tuple[int, int]) -> Video:

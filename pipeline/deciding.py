@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import outlining
 from pipeline.bundle import Bundle, Manifest
 from pipeline.errors import ConfigError
 from pipeline.motion import Motion
@@ -90,7 +91,9 @@ def _maps(candidate: Candidate) -> NDArray[np.float32]:
     x = middle[0] + (np.arange(columns, dtype=np.float32) + 0.5) * (width / columns)
     y = middle[1] + (np.arange(rows, dtype=np.float32)[:, None] + 0.5) * (height / rows)
     outside = (x < 0) | (y < 0) | (x > width) | (y > height)
-    edges = np.zeros_like(found.residual) if found.outline is None else found.outline
+    edges = found.outline
+    if edges is None:  # nothing of it is known, which is not the same as none
+        raise ValueError("the decision network is to be told where the key's mask has edges")
     cells = [
         found.residual / _GREY,
         found.detail / _GREY,
@@ -147,9 +150,14 @@ class Decider:
 
 
 def open_decider(bundle: Bundle) -> Decider | None:
-    """What the bundle's graph says, ready and warm, or None without one; ConfigError where it is of another kind."""
+    """What the bundle's graph says, ready and warm, or None without one.
+
+    ConfigError where it is of another kind, or without the graph whose outlines it goes by.
+    """
     if not bundle.has_graph(GRAPH):
         return None
+    if not bundle.has_graph(outlining.GRAPH):
+        raise ConfigError(f"bundle {bundle.path}: graph {GRAPH} needs one called {outlining.GRAPH}; train it again")
     # So small a graph runs on one thread, by the engine that every camera has.
     session = open_session(bundle.graph(GRAPH), engine="onnxruntime", threads=1)
     blank = np.zeros((1, MAPS, *PLACES), np.float32), np.zeros((1, FACTS), np.float32)

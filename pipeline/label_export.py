@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.bundle import Bundle, copy_content, load_bundle, seal
+from pipeline.bundle import Bundle, load_bundle
+from pipeline.bundle_graphs import add_graph
 from pipeline.codec import open_encoder
 from pipeline.errors import ConfigError
 from pipeline.experiment import load_experiment, load_label_experiment
@@ -18,10 +19,8 @@ from pipeline.material import Folders
 from pipeline.models.entropy_model import MeanScaleHyperprior, NoBottleneck
 from pipeline.models.label_decoder import LabelDecoder
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like
-from pipeline.tracing import trace
 
 GRAPH = "labels"
-_FILE = "labels.onnx"
 _PATCH = 24  # pixels, so that edges lie anywhere between latents
 _AGREEMENT = 0.98  # of latents; encoders in float16 and in float32 round a few in another way
 
@@ -42,19 +41,15 @@ class LabelGraph(nn.Module):
 def add_labels(
     bundle: Bundle, network: SplitSegmenter, decoder: LabelDecoder, folder: Path, *, least_share: float
 ) -> Bundle:
-    """Write the bundle with a graph for labels to a folder, which may be its own, and load it again.
-
-    Packets of the old bundle are not the new one's: the hash covers all graphs. Raises ConfigError when the bundle is
-    of another network.
-    """
+    """Write the bundle with a graph for labels; see add_graph. ConfigError when the bundle is of another network."""
     check_same_network(bundle, network)
-    copy_content(bundle, folder)
     rows, columns = bundle.latent_size
     y_hat = torch.zeros(1, bundle.tables.latents, rows, columns)
     graph = LabelGraph(network.prior, decoder).cpu().eval()
-    trace(graph, (y_hat, levels_like(y_hat, 0)), folder / _FILE, inputs=["y_hat", "quality"], outputs=["scores"])
-    graphs = {**bundle.manifest.graphs, GRAPH: _FILE}
-    return seal(bundle.manifest.model_copy(update={"graphs": graphs, "presence_share": least_share}), folder)
+    examples, inputs = (y_hat, levels_like(y_hat, 0)), ["y_hat", "quality"]
+    return add_graph(
+        bundle, GRAPH, graph, examples, folder, inputs=inputs, outputs=["scores"], presence_share=least_share
+    )
 
 
 @torch.no_grad()

@@ -70,11 +70,14 @@ class MotionTracker:
         self._age = 0
 
     def start(self, image: NDArray[np.uint8], outline: NDArray[np.float32] | None = None) -> None:
-        """Take RGB (H, W, 3) as the key.
+        """Take RGB (H, W, 3) as the key; ValueError on another size.
 
-        `outline` (h, w) is the share of each place of 16 x 16 pixels at an edge of the key's mask. Where it is known,
-        motion is exact there and costs no bits elsewhere; without it all places count alike.
+        `outline` (ceil(H / 16), ceil(W / 16)) is the share of each 16 x 16 pixels at an edge of its mask. With it,
+        motion is exact there and costs few bits elsewhere; without it all places count alike.
         """
+        size = -(-self._grid.height // CELL_PX), -(-self._grid.width // CELL_PX)
+        if outline is not None and outline.shape != size:
+            raise ValueError(f"outline {outline.shape}; expected {size}")
         self._key, self._flow, self._age = self._small(image), None, 0
         self._outline = outline
 

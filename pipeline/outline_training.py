@@ -3,7 +3,7 @@
 Frames are looked at once, each at a level drawn for it; their latents fit into memory, so that training takes minutes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -12,16 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.decide_samples import Worker
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.experiment import OutlineSettings
 from pipeline.models.outline import OutlineNetwork, settle_outline
 
 FILE = "outline.safetensors"
+_TOLD_EVERY = 1000  # steps
 _WARM_UP = 0.1  # share of the steps in which the learning rate rises
 
 
@@ -49,11 +49,11 @@ def outlined(worker: Worker, images: Sequence[NDArray[np.uint8]], *, most: int, 
 
 def train_outline(
     settings: OutlineSettings, parts: Sequence[Outlined], run: Path, *, levels: int, seed: int
-) -> OutlineNetwork:
-    """Learn from all frames alike, and save; PipelineError when the loss is not finite."""
-    y, quality, edges = (
-        torch.from_numpy(np.concatenate([getattr(part, name) for part in parts])) for name in ("y", "quality", "edges")
-    )
+) -> Generator[str, None, OutlineNetwork]:
+    """Learn from all frames alike, and save; yields how far it is. PipelineError when the loss is not finite."""
+    y = torch.from_numpy(np.concatenate([part.y for part in parts]))
+    quality = torch.from_numpy(np.concatenate([part.quality for part in parts]))
+    edges = torch.from_numpy(np.concatenate([part.edges for part in parts]))
     torch.manual_seed(seed)
     network = OutlineNetwork(y.shape[1], levels, width=settings.width)
     settle_outline(network, y, quality)
@@ -65,8 +65,11 @@ def train_outline(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-    if not loss.isfinite():
-        raise PipelineError("the loss of the outline network is not finite; lower outline.lr")
+        if (step + 1) % _TOLD_EVERY and step + 1 < settings.steps:
+            continue
+        if not loss.isfinite():
+            raise PipelineError("the loss of the outline network is not finite; lower outline.lr")
+        yield f"edges: step {step + 1} of {settings.steps}, loss {loss.item():.3f}"
     network.eval()
     run.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), run / FILE)
@@ -80,15 +83,13 @@ def _rate(done: float) -> float:
 
 @torch.no_grad()
 def correlation(network: OutlineNetwork, part: Outlined) -> float:
-    """Between what the network says of the places of frames and what they are."""
+    """Between what the network says of the places of frames and what they are; 0 where there is no edge at all."""
     said: Tensor = network(torch.from_numpy(part.y), torch.from_numpy(part.quality))
+    if part.edges.std() == 0:
+        return 0.0
     return float(np.corrcoef(said.numpy().ravel(), part.edges.ravel())[0, 1])
 
 
-def load_outline(run: Path, network: OutlineNetwork) -> OutlineNetwork:
-    """The same network with the weights of a run, in eval mode; ConfigError when there are none, or another's."""
-    try:
-        network.load_state_dict(load_file(run / FILE))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ConfigError(f"run {run}: no {FILE} of this experiment in it; name another run") from error
-    return network.eval()
+def describe_outline(network: OutlineNetwork, video: str, part: Outlined) -> str:
+    """One line for the log, of frames that were not learned from."""
+    return f"{video}, held out: edges where they are with a correlation of {correlation(network, part):.2f}"

@@ -36,7 +36,7 @@ def open_outliner(bundle: Bundle) -> Outliner | None:
     outliner = Outliner(open_session(bundle.graph(GRAPH), engine="onnxruntime", threads=1))
     blank = np.zeros((bundle.tables.latents, *bundle.latent_size), np.float32)
     try:
-        found = outliner(blank, 0)
+        found = outliner(blank, bundle.tables.levels - 1)
     except ValueError as error:
         raise ConfigError(f"bundle {bundle.path}: graph {GRAPH} was given {error}; train it again") from error
     if found.shape != bundle.latent_size:

@@ -134,11 +134,12 @@ def train_labels(
 def train_decide(
     config_file: ConfigFile,
     source: Annotated[list[Path], typer.Option(help="clip, or folder of images in the order of time; repeatable")],
-    bundle: Annotated[Path, typer.Option(help="bundle whose masks the videos get; gets a graph that decides")],
-    run: Annotated[Path, typer.Option(help="folder for the decision network's weights")],
+    bundle: Annotated[Path, typer.Option(help="bundle whose masks the videos get; gets the two graphs")],
+    run: Annotated[Path, typer.Option(help="folder for the networks' weights")],
     held: Annotated[list[Path] | None, typer.Option(help="clip or folder that is only measured on; repeatable")] = None,
     pictures: Annotated[
-        list[Path] | None, typer.Option(help="folder of more images, in any order, to learn edges from; repeatable")
+        list[Path] | None,
+        typer.Option(help="folder of more images, in any order, to learn edges from, the first 1200; repeatable"),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
 ) -> None:

@@ -11,9 +11,10 @@ import yaml
 
 from pipeline import cli, outlining
 from pipeline.bundle import Bundle, load_bundle
-from pipeline.decide_export import add_decision
+from pipeline.decide_export import add_decision, add_outline
 from pipeline.deciding import FACTS, GRAPH, MAPS, PLACES, Candidate, open_decider
 from pipeline.errors import ConfigError
+from pipeline.models.outline import OutlineNetwork
 from pipeline.models.temporal import DecisionNetwork, settle
 from pipeline.motion import MotionTracker
 from pipeline.runtime import open_session
@@ -46,7 +47,10 @@ def network() -> DecisionNetwork:
 @pytest.fixture(scope="module")
 def deciding(tiny_bundle: Bundle, network: DecisionNetwork, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny bundle with a graph that decides."""
-    return add_decision(tiny_bundle, network, tmp_path_factory.mktemp("deciding") / "bundle")
+    torch.manual_seed(3)
+    outline = OutlineNetwork(tiny_bundle.tables.latents, tiny_bundle.tables.levels, width=8)
+    home = tmp_path_factory.mktemp("deciding")
+    return add_decision(add_outline(tiny_bundle, outline, home / "outlining"), network, home / "bundle")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -83,7 +87,7 @@ def test_a_camera_asks_the_graph_of_its_bundle(deciding: Bundle) -> None:
     first, *_, last = render_street(3, width=manifest.width, height=manifest.height, frames=4, fps=12)
     size = manifest.height, manifest.width
     tracker = MotionTracker(*size)
-    tracker.start(first.image)
+    tracker.start(first.image, np.full(deciding.latent_size, 0.1, np.float32))
     decider, found = open_decider(deciding), tracker.track(last.image, 3)
     assert decider is not None
     said = [decider(Candidate(found, age, 40, 300, 1, 1, size)) for age in (1, 30)]
@@ -99,26 +103,31 @@ def test_a_price_works_with_every_longest_age_where_the_bundle_decides(tiny_bund
             open_video_encoder(tiny_bundle, engine="onnxruntime", threads=1, policy=policy)
 
 
-def test_a_graph_of_another_kind_is_refused(tiny_bundle: Bundle, network: DecisionNetwork, tmp_path: Path) -> None:
+def test_a_graph_without_the_outlines_that_it_goes_by_is_refused(
+    tiny_bundle: Bundle, network: DecisionNetwork, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="graph decide needs one called outline"):
+        open_decider(add_decision(tiny_bundle, network, tmp_path / "bundle"))
+
+
+def test_a_graph_of_another_kind_is_refused(deciding: Bundle, network: DecisionNetwork, tmp_path: Path) -> None:
     class Two(torch.nn.Module):
         def forward(self, maps: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
             return network(maps, facts).repeat(1, 2)
 
-    made = add_decision(tiny_bundle, network, tmp_path / "bundle")
+    made = add_decision(deciding, network, tmp_path / "bundle")
     examples = torch.zeros(1, MAPS, *PLACES), torch.zeros(1, FACTS)
     trace(Two(), examples, made.graph(GRAPH), inputs=["maps", "facts"], outputs=["agreement"])
     with pytest.raises(ConfigError, match="not one number"):
         open_decider(made)
 
 
-def test_a_graph_that_takes_other_inputs_is_refused(
-    tiny_bundle: Bundle, network: DecisionNetwork, tmp_path: Path
-) -> None:
+def test_a_graph_that_takes_other_inputs_is_refused(deciding: Bundle, network: DecisionNetwork, tmp_path: Path) -> None:
     class Sum(torch.nn.Module):
         def forward(self, maps: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
             return maps.sum((1, 2, 3)).unsqueeze(1) + facts.sum(1, keepdim=True)
 
-    made = add_decision(tiny_bundle, network, tmp_path / "bundle")
+    made = add_decision(deciding, network, tmp_path / "bundle")
     examples = torch.zeros(1, MAPS, 3, 4), torch.zeros(1, FACTS + 1)
     trace(Sum(), examples, made.graph(GRAPH), inputs=["maps", "facts"], outputs=["agreement"])
     with pytest.raises(ConfigError, match="which the graph does not take; train it again"):
@@ -141,7 +150,8 @@ def test_one_command_trains_the_graph_into_a_bundle(
         cli.main([str(word) for word in words])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "edges: 10 frames to learn from" in printed
+    assert "road: the edges of 3 frames" in printed  # four at most, so every second one of six
+    assert "pictures: the edges of 7 frames" in printed
     assert "park, held out: edges" in printed
     assert "road, learned from" in printed
     assert "park, held out" in printed
@@ -169,3 +179,22 @@ def test_a_source_that_is_not_there_is_one_sentence_at_once(
     (sentence,) = printed.err.strip().splitlines()
     assert "none.mp4" in sentence
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("named", ["held", "source", "twice"])
+def test_what_fails_on_the_way_leaves_the_bundle_as_it_was(
+    named: str, deciding: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(deciding.path, tmp_path / "own")
+    (tmp_path / "decide.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    write_clip(tmp_path / "road.mp4", 5, width=96, height=64, frames=6)
+    write_clip(tmp_path / "one.mp4", 5, width=96, height=64, frames=1)
+    words = ["train-decide", "--config", tmp_path / "decide.yaml", "--bundle", tmp_path / "own"]
+    words += ["--source", tmp_path / "road.mp4", "--run", tmp_path / "run"]
+    words += ["--pictures", tmp_path / "road.mp4"] if named == "twice" else [f"--{named}", tmp_path / "one.mp4"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    assert ended.value.code == 2
+    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    assert ("named twice" if named == "twice" else "one frame is no video") in sentence
+    assert load_bundle(tmp_path / "own").manifest == deciding.manifest

@@ -120,15 +120,15 @@ def test_motion_is_more_exact_where_the_mask_has_edges(street: list[StreetFrame]
     left = np.zeros((15, 20), np.float32)
     left[:, :10] = 0.5
     errors = []
-    for outline in (None, left, left[:, ::-1].copy()):
+    for outline in (left, left[:, ::-1].copy()):
         tracker = MotionTracker(240, 320)
         tracker.start(street[0].image, outline)
         found = tracker.track(street[1].image, 1)
         off = np.linalg.norm(at_pixels(found.flow, 240, 320) - street[1].flow, axis=2)
         errors.append([np.median(half[seen]) for half, seen in _halves(off, street[1].visible)])
-        assert (found.outline is None) == (outline is None)
-    assert errors[1][0] < errors[2][0]
-    assert errors[2][1] < errors[1][1]
+    at_left, at_right = errors
+    assert at_left[0] < at_right[0]
+    assert at_right[1] < at_left[1]
 
 
 def _halves(off: NDArray[np.float32], seen: NDArray[np.bool_]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
@@ -146,6 +146,19 @@ def test_the_outline_moves_with_the_picture() -> None:
     assert found is not None
     middles = (np.arange(found.shape[1]) + 0.5) * 208 / found.shape[1]
     assert (found.mean(0) * middles).sum() / found.mean(0).sum() == pytest.approx(120, abs=3)
+
+
+@pytest.mark.parametrize("size", [(97, 131), (180, 243), (17, 300)])
+def test_an_outline_covers_pictures_of_any_size_and_no_other(size: tuple[int, int]) -> None:
+    first, second = (textured(*size, seed) for seed in (0, 1))
+    tracker, shape = MotionTracker(*size), (-(-size[0] // 16), -(-size[1] // 16))
+    tracker.start(first, np.full(shape, 0.25, np.float32))
+    found = tracker.track(second, 1)
+    assert found.outline is not None
+    assert found.outline.shape == found.residual.shape
+    np.testing.assert_allclose(found.outline, 0.25, atol=1e-6)
+    with pytest.raises(ValueError, match="outline"):
+        tracker.start(first, np.zeros((shape[0] + 1, shape[1]), np.float32))
 
 
 def test_a_higher_rate_weight_gives_smaller_bodies(street: list[StreetFrame]) -> None:

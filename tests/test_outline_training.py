@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.bundle import Bundle
 from pipeline.codec import open_encoder
 from pipeline.decide_samples import Worker, render_video
-from pipeline.errors import ConfigError
+from pipeline.errors import PipelineError
 from pipeline.experiment import OutlineSettings, Street
 from pipeline.models.outline import OutlineNetwork
-from pipeline.outline_training import Outlined, correlation, load_outline, outlined, train_outline
+from pipeline.outline_training import FILE, Outlined, correlation, describe_outline, outlined, train_outline
 from pipeline.outlining import edges_of
 from pipeline.runtime import open_session
 
@@ -30,8 +31,19 @@ def made(seed: int, count: int = 40) -> Outlined:
     return Outlined(y * GAINS[quality][:, None, None, None], quality, edges.astype(np.float32))
 
 
+def trained(parts: list[Outlined], run: Path) -> tuple[OutlineNetwork, list[str]]:
+    """The network, and what was said meanwhile."""
+    training, said = train_outline(SETTINGS, parts, run, levels=LEVELS, seed=1), list[str]()
+    while True:
+        try:
+            said.append(next(training))
+        except StopIteration as end:
+            return end.value, said
+
+
 def test_it_learns_where_edges_are_at_levels_of_any_gain(tmp_path: Path) -> None:
-    network = train_outline(SETTINGS, [made(0), made(1)], tmp_path, levels=LEVELS, seed=1)
+    network, said = trained([made(0), made(1)], tmp_path)
+    assert said == ["edges: step 150 of 150, loss " + said[0][-5:]]
     other = made(2)
     assert correlation(network, other) > 0.9
     for level in range(LEVELS):
@@ -40,17 +52,28 @@ def test_it_learns_where_edges_are_at_levels_of_any_gain(tmp_path: Path) -> None
         assert correlation(network, part) > 0.85
 
 
-def test_the_same_seed_gives_the_same_network_and_a_run_gives_it_again(tmp_path: Path) -> None:
-    first, again = (
-        train_outline(SETTINGS, [made(0)], tmp_path / name, levels=LEVELS, seed=1) for name in ("first", "again")
-    )
-    loaded = load_outline(tmp_path / "first", OutlineNetwork(LATENTS, LEVELS, width=8))
+def test_the_same_seed_gives_the_same_network_and_a_run_keeps_it(tmp_path: Path) -> None:
+    (first, _), (again, _) = (trained([made(0)], tmp_path / name) for name in ("first", "again"))
+    kept = OutlineNetwork(LATENTS, LEVELS, width=8)
+    kept.load_state_dict(load_file(tmp_path / "first" / FILE))
     y, quality = torch.randn(2, LATENTS, *SIZE), torch.tensor([0, 2])
     torch.testing.assert_close(first(y, quality), again(y, quality))
-    torch.testing.assert_close(loaded(y, quality), first(y, quality))
-    for wrong, width in ((tmp_path / "first", 4), (tmp_path / "none", 8)):
-        with pytest.raises(ConfigError, match=r"no outline\.safetensors of this experiment"):
-            load_outline(wrong, OutlineNetwork(LATENTS, LEVELS, width=width))
+    torch.testing.assert_close(kept(y, quality), first(y, quality))
+
+
+def test_a_loss_that_is_not_finite_is_said(tmp_path: Path) -> None:
+    broken = made(0)
+    broken.y[:] = np.inf
+    with pytest.raises(PipelineError, match=r"not finite; lower outline\.lr"):
+        trained([broken], tmp_path)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_frames_without_any_edge_have_no_correlation(tmp_path: Path) -> None:
+    network, _ = trained([made(0)], tmp_path)
+    plain = made(1)
+    plain.edges[:] = 0
+    assert describe_outline(network, "wall", plain) == "wall, held out: edges where they are with a correlation of 0.00"
 
 
 def test_frames_are_looked_at_as_a_camera_codes_them(tiny_bundle: Bundle) -> None:

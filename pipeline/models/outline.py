@@ -41,9 +41,10 @@ class OutlineNetwork(nn.Module):
 def settle_outline(network: OutlineNetwork, y: Tensor, quality: Tensor) -> None:
     """Take mean and spread, level by level, of latents (N, C, h, w) of levels (N,); where there are none of a level, of
     the nearest that has some."""
-    least = 1e-3  # of a spread: what never varied in training must not become large later
+    least = 1e-3  # of a spread: what never varied in training counts as it is
     known = quality.unique()
     for level in range(len(network.mean)):
         nearest = known[(known - level).abs().argmin()]
         places = y[quality == nearest].transpose(0, 1).flatten(1)  # (C, n h w)
-        network.mean[level], network.spread[level] = places.mean(1), places.std(1).clamp_min(least)
+        network.mean[level], network.spread[level] = places.mean(1), places.std(1)
+        network.spread[level][network.spread[level] < least] = 1

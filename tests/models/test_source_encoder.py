@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.backbone import FeatureSpec
@@ -25,6 +26,13 @@ def features(rows: int, columns: int) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (23, 30)])
 def test_latents_are_at_stride_16(size: tuple[int, int]) -> None:
     assert encoder()(features(*size)).shape == (2, 6, *size)
+
+
+@pytest.mark.parametrize("at", range(len(SPECS)))
+def test_finer_features_are_rearranged_and_weighed(at: int) -> None:
+    conv, x = encoder().reduce[at][0], features(2, 3)[at]  # type: ignore[index]
+    moved = F.pixel_unshuffle(x, 16 // SPECS[at].stride)
+    torch.testing.assert_close(conv(x), F.conv2d(moved, conv.weight.flatten(1)[:, :, None, None]))
 
 
 @pytest.mark.parametrize("place", range(len(SPECS)))
