@@ -70,6 +70,11 @@ class Footage:
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def bundle(self) -> Bundle:
+        """What it was made by."""
+        return self._coders.bundle
+
     def image(self, frame: int) -> Image:
         return self._images[frame % len(self)]
 

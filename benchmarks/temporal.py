@@ -40,7 +40,7 @@ from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_inte
 TARGETS = ((0.40, 0.5), (0.27, 1.0), (0.15, 2.5))  # share of the bits, loss in percent
 INTERVALS = (2, 3, 4, 6, 10)
 THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
-PRICES = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 20.0)
+PRICES = (1.0, 2.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 30.0)
 EVERY, INTERVAL, THRESHOLD, MOVING, PRICE = "every frame", "interval", "threshold", "moving threshold", "price"
 _KINDS = (Kind.KEY, Kind.WARP)
 Image = NDArray[np.uint8]
