@@ -11,14 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import outlining
 from pipeline.bundle import Bundle, Manifest
 from pipeline.errors import ConfigError
 from pipeline.motion import Motion
 from pipeline.runtime import Session, open_session
 
 GRAPH = "decide"
-MAPS = 8  # residual, detail, misfit, strain, what was not seen, speed, edges of the mask, residual there
+MAPS = 6  # residual, detail, misfit, strain, what was not seen, speed
 FACTS = 6  # age, twice; bytes of the flow; how busy the key is; rates of its level and of ours
 PLACES = (6, 8)  # rows and columns of the maps, whatever the region's size
 
@@ -91,9 +90,6 @@ def _maps(candidate: Candidate) -> NDArray[np.float32]:
     x = middle[0] + (np.arange(columns, dtype=np.float32) + 0.5) * (width / columns)
     y = middle[1] + (np.arange(rows, dtype=np.float32)[:, None] + 0.5) * (height / rows)
     outside = (x < 0) | (y < 0) | (x > width) | (y > height)
-    edges = found.outline
-    if edges is None:  # nothing of it is known, which is not the same as none
-        raise ValueError("the decision network is to be told where the key's mask has edges")
     cells = [
         found.residual / _GREY,
         found.detail / _GREY,
@@ -101,8 +97,6 @@ def _maps(candidate: Candidate) -> NDArray[np.float32]:
         np.sqrt((down**2 + across**2).sum(0)),
         np.where(outside, 1, np.clip(1 - area, 0, 1)),
         np.hypot(*middle) / _SPEED_PX,
-        edges,
-        edges * found.residual / _GREY,
     ]
     maps = [cv2.resize(cell.astype(np.float32), PLACES[::-1], interpolation=cv2.INTER_AREA) for cell in cells]
     return np.asarray(np.minimum(np.stack(maps), np.float32(_LARGEST)))
@@ -150,14 +144,9 @@ class Decider:
 
 
 def open_decider(bundle: Bundle) -> Decider | None:
-    """What the bundle's graph says, ready and warm, or None without one.
-
-    ConfigError where it is of another kind, or without the graph whose outlines it goes by.
-    """
+    """What the bundle's graph says, ready and warm, or None without one; ConfigError where it is of another kind."""
     if not bundle.has_graph(GRAPH):
         return None
-    if not bundle.has_graph(outlining.GRAPH):
-        raise ConfigError(f"bundle {bundle.path}: graph {GRAPH} needs one called {outlining.GRAPH}; train it again")
     # So small a graph runs on one thread, by the engine that every camera has.
     session = open_session(bundle.graph(GRAPH), engine="onnxruntime", threads=1)
     blank = np.zeros((1, MAPS, *PLACES), np.float32), np.zeros((1, FACTS), np.float32)

@@ -103,13 +103,6 @@ def test_a_price_works_with_every_longest_age_where_the_bundle_decides(tiny_bund
             open_video_encoder(tiny_bundle, engine="onnxruntime", threads=1, policy=policy)
 
 
-def test_a_graph_without_the_outlines_that_it_goes_by_is_refused(
-    tiny_bundle: Bundle, network: DecisionNetwork, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="graph decide needs one called outline"):
-        open_decider(add_decision(tiny_bundle, network, tmp_path / "bundle"))
-
-
 def test_a_graph_of_another_kind_is_refused(deciding: Bundle, network: DecisionNetwork, tmp_path: Path) -> None:
     class Two(torch.nn.Module):
         def forward(self, maps: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:

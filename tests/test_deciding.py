@@ -1,6 +1,5 @@
 """What the camera tells the decision network: sizes, meaning, and a guess where a bundle has none."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,18 +20,18 @@ from pipeline.motion import Motion, MotionTracker
 from pipeline.streets import render_street
 
 LEVELS = [SimpleNamespace(index=0, rate_bpp=0.01), SimpleNamespace(index=3, rate_bpp=0.08)]
-RESIDUAL, DETAIL, MISFIT, STRAIN, UNSEEN, SPEED, EDGES, RESIDUAL_AT_EDGES = range(MAPS)
+RESIDUAL, DETAIL, MISFIT, STRAIN, UNSEEN, SPEED = range(MAPS)
 
 
 def manifest(height: int = 120, width: int = 160) -> SimpleNamespace:
     return SimpleNamespace(height=height, width=width, quality_levels=LEVELS)
 
 
-def motion(flow: np.ndarray | None = None, *, residual: float = 0.0, detail: float = 5.0, edges: float = 0.0) -> Motion:
+def motion(flow: np.ndarray | None = None, *, residual: float = 0.0, detail: float = 5.0) -> Motion:
     """Of 8 x 10 cells, 15 and 16 px large; the flow is 0 or as given, (2, 9, 11)."""
     flow = np.zeros((2, 9, 11)) if flow is None else flow
     cells = np.ones((8, 10), np.float32)
-    return Motion(np.zeros((2, 1), np.int16), flow.astype(np.float32), residual * cells, detail * cells, edges * cells)
+    return Motion(np.zeros((2, 1), np.int16), flow.astype(np.float32), residual * cells, detail * cells)
 
 
 def candidate(found: Motion, **changed: object) -> Candidate:
@@ -52,7 +51,7 @@ def facts_of(**changed: object) -> np.ndarray:
 def test_a_region_of_any_size_is_described_in_one_size(size: tuple[int, int]) -> None:
     first, *_, last = render_street(3, width=size[1], height=size[0], frames=3)
     tracker = MotionTracker(*size)
-    tracker.start(first.image, np.full((-(-size[0] // 16), -(-size[1] // 16)), 0.1, np.float32))
+    tracker.start(first.image)
     sight = describe(candidate(tracker.track(last.image, 2), size=size), manifest(*size))  # type: ignore[arg-type]
     assert sight.maps.shape == (MAPS, *PLACES)
     assert sight.facts.shape == (FACTS,)
@@ -62,7 +61,7 @@ def test_a_region_of_any_size_is_described_in_one_size(size: tuple[int, int]) ->
 
 def test_where_nothing_moves_only_detail_is_seen() -> None:
     maps = maps_of(motion())
-    assert (maps[[RESIDUAL, MISFIT, STRAIN, UNSEEN, SPEED, EDGES, RESIDUAL_AT_EDGES]] == 0).all()
+    assert (maps[[RESIDUAL, MISFIT, STRAIN, UNSEEN, SPEED]] == 0).all()
     assert (maps[DETAIL] > 0).all()
 
 
@@ -70,15 +69,6 @@ def test_a_residual_counts_for_more_where_there_is_no_detail() -> None:
     rough, smooth = maps_of(motion(residual=4, detail=20)), maps_of(motion(residual=4, detail=0))
     np.testing.assert_allclose(rough[RESIDUAL], smooth[RESIDUAL])
     assert (rough[MISFIT] < smooth[MISFIT] / 5).all()
-
-
-def test_what_differs_is_seen_apart_where_the_mask_has_edges() -> None:
-    with_edges, without = maps_of(motion(residual=4, edges=0.5)), maps_of(motion(residual=4, edges=0.0))
-    np.testing.assert_allclose(with_edges[EDGES], 0.5, atol=1e-6)
-    np.testing.assert_allclose(with_edges[RESIDUAL_AT_EDGES], with_edges[RESIDUAL] / 2, atol=1e-6)
-    assert (without[[EDGES, RESIDUAL_AT_EDGES]] == 0).all()
-    with pytest.raises(ValueError, match="is to be told where"):  # not known is not the same as none
-        maps_of(replace(motion(residual=4), outline=None))
 
 
 def test_a_pan_has_speed_everywhere_no_strain_and_one_border_that_was_not_seen() -> None:

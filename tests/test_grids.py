@@ -51,7 +51,7 @@ def test_figures_are_of_the_packets_that_were_sent(bundle: Bundle, images: list[
     )
     sizes = []
     for grid, policy in ((Grid(1, 1, *size), EVERY_FRAME), (Grid(2, 2, *size, 0), at_interval(2))):
-        encoder = open_encoder(bundle, engine="onnxruntime", threads=1, quality=LEVEL, grid=grid)
+        encoder = open_encoder(bundle, engine="onnxruntime", threads=1, quality=LEVEL, grid=grid, outlines=True)
         camera = VideoEncoder(encoder, bundle, policy=policy, grid=grid)
         sizes.append(sum(len(pack(camera.encode(Frame(FrameId(0, at), 0, one)))) for at, one in enumerate(images)))
     assert second.share == sizes[1] / sizes[0]
