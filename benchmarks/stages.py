@@ -176,9 +176,7 @@ def main(
         mark = ", the default" if quality == loaded.manifest.default_quality else ""
         Console(width=110).print(table_of(medians, f"level {quality}{mark}: median ms, {size}"))
         found[str(quality)] = medians
-    print(
-        "(n x): times faster than plain torch float32 in this run; limits: by the engine that auto takes, on two cores"
-    )
+    print("(n x): times faster than plain torch float32 in this run; the limits are for openvino on two cores")
     if json_file is not None:
         json_file.write_text(json.dumps({"bundle": loaded.manifest.hash, "levels": found}, indent=2) + "\n")
 

@@ -86,23 +86,21 @@ def open_session(graph: Path, *, engine: str = "auto", threads: int = 0, float32
 
     With `float32` no engine takes a shorter type, whatever the processor has.
     """
-    chosen = _choose(engine, float32)
+    chosen = _choose(engine)
     try:
         return _open_openvino(graph, threads, float32) if chosen == "openvino" else _open_onnxruntime(graph, threads)
     except (RuntimeError, ValueError) as error:  # what both libraries raise on a file that is not a graph
         raise ConfigError(f"graph {graph}: {chosen} cannot load it; export the bundle again") from error
 
 
-def _choose(engine: str, float32: bool) -> str:
-    """The engine meant; "auto" is OpenVINO where it is installed and may take shorter types, by which it is quicker."""
+def _choose(engine: str) -> str:
+    """The engine meant; "auto" is OpenVINO where it is installed."""
     if engine not in ENGINES:
         raise ConfigError(f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}")
     has_openvino = importlib.util.find_spec("openvino") is not None
     if engine == "openvino" and not has_openvino:
         raise ConfigError("engine openvino is not installed; pip install 'maskcast[openvino]', or use onnxruntime")
-    if engine == "auto":
-        return "openvino" if has_openvino and not float32 else "onnxruntime"
-    return engine
+    return "openvino" if has_openvino and engine != "onnxruntime" else "onnxruntime"
 
 
 def _open_onnxruntime(graph: Path, threads: int) -> Session:

@@ -117,9 +117,7 @@ class CameraSection(Section):
 
 
 class _EngineSection(Section):
-    engine: Engine = Field(
-        "auto", description="auto: onnxruntime to encode; to decode openvino where it is installed, else onnxruntime"
-    )
+    engine: Engine = Field("auto", description="auto: openvino where it is installed, else onnxruntime")
     threads: int = Field(0, ge=0, le=256, description="threads of the engine; 0: as many as it likes")
 
 
