@@ -124,7 +124,7 @@ def adapt(
     material = _material(site, bundle, device, teller)
     if bundle.has_graph("labels"):
         teller.tell("the labels graph is left out: it was trained on other latents")
-    if bundle.has_graph("decide"):
+    if bundle.has_graph("outline") or bundle.has_graph("decide"):
         teller.tell("what a camera decides by is left out, as it is of other latents; maskcast train-decide makes it")
     learned = material.taught.images
     experiment = experiment_of(bundle, frames=len(learned))
