@@ -7,7 +7,7 @@ one that made more goes on publishing, the other is silent. So `<camera>/stats` 
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError, TransportError
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import REGIONS, pack_mask, pack_mask_rle, regions_of
 from pipeline.messages import Decoded, FrameId
-from pipeline.transport import Channel, Delivery
+from pipeline.transport import CONTROL, Channel, Delivery
 
 _LIVE_EXPIRY_S = 2
 _STATS = Delivery(expiry_s=5, content_type="application/json")
@@ -75,6 +75,14 @@ def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineEr
     return Rendered(tuple(parts), share, regions)
 
 
+Due = Callable[[], Awaitable[bool]]  # asked before a frame is sent
+
+
+async def always() -> bool:
+    """Of what has no turn: it is due however late."""
+    return True
+
+
 class FramePublisher:
     """Puts masks and scores on their cameras' topics.
 
@@ -96,10 +104,15 @@ class FramePublisher:
         await until_connected(self._channel)
 
     async def publish(
-        self, camera: str, id: FrameId, decoded: Decoded, *, recorded: bool = False
-    ) -> Rendered | PipelineError:
-        """Publish what a frame was decoded to; returns what was published, or the error that stood in the way."""
+        self, camera: str, id: FrameId, decoded: Decoded, *, recorded: bool = False, due: Due = always
+    ) -> Rendered | PipelineError | None:
+        """Publish what a frame was decoded to; returns what was published, or the error that stood in the way.
+
+        Between rendering and sending it is asked whether the frame is `due` still; None if it is not.
+        """
         rendered = await self._lane.run(render, decoded, camera, self._looks)
+        if not await due():
+            return None
         while not isinstance(rendered, PipelineError):
             try:
                 await self._send(camera, id, rendered, recorded=recorded)
@@ -110,6 +123,15 @@ class FramePublisher:
             else:
                 break
         return rendered
+
+    async def settle(self, worker: str) -> None:
+        """Wait until the broker has all that was published, for a bounded time.
+
+        Of two connections a broker that is behind may read the later messages first. It answers this one, which nobody
+        needs, only after those before it.
+        """
+        with suppress(TransportError):
+            await self._channel.publish(f"worker/{worker}/turn", b"", CONTROL)
 
     async def _send(self, camera: str, id: FrameId, rendered: Rendered, *, recorded: bool) -> None:
         frame = {"epoch": str(id.epoch), "sequence": str(id.sequence)}

@@ -21,7 +21,7 @@ from nodes.answers import Answers
 from nodes.buffer import Losses
 from nodes.intake import Intake
 from nodes.key_fetching import FetchingDecoder, KeyRequests
-from nodes.publisher import FramePublisher, Looks, StatsPublisher
+from nodes.publisher import Due, FramePublisher, Looks, StatsPublisher, always
 from nodes.recordings import REPEATED, Recordings, Ticket
 from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell
 from nodes.stats import Cameras, MaskFacts
@@ -30,7 +30,7 @@ from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, open_decoder
 from pipeline.config import DecoderSection, WorkerSection, WorkerSettings
 from pipeline.errors import BitstreamError, BundleMismatch, MissingKey, PipelineError, TransportError
-from pipeline.mask_order import Turn
+from pipeline.mask_order import TURN_S, Turn
 from pipeline.messages import Decoded
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Channel, open_channel
@@ -73,7 +73,7 @@ class Worker:
         wall_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._queue, self._cameras, self._frames = queue, cameras, frames
-        self._live, self._wall_ms = deadline_ms > 0, wall_ms
+        self._name, self._live, self._clock, self._wall_ms = name, deadline_ms > 0, clock, wall_ms
         self._answers = Answers(name, queue=queue, cameras=cameras)
         self._recordings = Recordings(queue=queue, answers=self._answers, clock=clock)
         self._intake = Intake(
@@ -171,17 +171,20 @@ class Worker:
 
     async def _publish_those_in_turn(self, made: Sequence[Made]) -> list[Made]:
         """Publish what is next of its camera, settle what is too old; returns, a little later, those that wait."""
+        asked_s = self._clock()
         turns = await self._turns(made)
         settled = []
         for each, turn in zip(made, turns, strict=True):
-            job = each.ticket.job
-            error = await self._finish(each.ticket, each.result) if turn is Turn.MINE else None
+            job, due = each.ticket.job, partial(self._still_in_turn, each.ticket, asked_s)
+            error = await self._finish(each.ticket, each.result, due) if turn is Turn.MINE else None
             if turn is Turn.OVER:
                 self._answers.lose(job.camera, "stale")
             if isinstance(error, BitstreamError):
                 await self._answers.bury(job, str(error))
             elif turn is not Turn.WAIT:
                 settled.append(job)
+        if settled and self._live and not self._queue.alone:
+            await self._frames.settle(self._name)  # the next turn may be another worker's
         # Before the rest is asked for again: others may wait for these turns to end, as we do for theirs.
         await self._answers.acknowledge(settled)
         waiting = [each for each, turn in zip(made, turns, strict=True) if turn is Turn.WAIT]
@@ -200,13 +203,27 @@ class Worker:
         given = iter(turns)
         return [next(given) if isinstance(each.result, Decoded) else Turn.MINE for each in made]
 
-    async def _finish(self, ticket: Ticket, result: Decoded | PipelineError) -> PipelineError | None:
-        """Publish one result; returns the error that stood in the way."""
+    async def _still_in_turn(self, ticket: Ticket, asked_s: float) -> bool:
+        """Whether a turn has not passed to another worker, which waits no longer than TURN_S for its end."""
+        if not self._live or self._queue.alone or self._clock() - asked_s < TURN_S / 2:
+            return True
+        try:
+            turns = await self._queue.take_turns([Place(ticket.job, ticket.packet.id)])
+        except TransportError as error:
+            self._answers.lost_queue(error)
+            return True
+        return turns == [Turn.MINE]
+
+    async def _finish(self, ticket: Ticket, result: Decoded | PipelineError, due: Due = always) -> PipelineError | None:
+        """Publish one result, if it is still due; returns the error that stood in the way."""
         name, packet = ticket.job.camera, ticket.packet
         if isinstance(result, PipelineError):
             return self._failed(name, result)
         with metrics.STAGE_SECONDS.labels("publish").time():
-            rendered = await self._frames.publish(name, packet.id, result, recorded=packet.recorded)
+            rendered = await self._frames.publish(name, packet.id, result, recorded=packet.recorded, due=due)
+        if rendered is None:
+            self._answers.lose(name, "stale")
+            return None
         if isinstance(rendered, PipelineError):
             tried_again = packet.recorded and isinstance(rendered, TransportError)
             return rendered if tried_again else self._failed(name, rendered)

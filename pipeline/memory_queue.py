@@ -131,6 +131,11 @@ class MemoryWorkQueue:
         return self._entered
 
     @property
+    def alone(self) -> bool:
+        """Whether no other worker claims from the same state."""
+        return self._state.workers <= {self._worker}
+
+    @property
     def dropped(self) -> int:
         """How many entries were cut from full shards by what was put here."""
         return self._dropped

@@ -104,6 +104,11 @@ class RedisWorkQueue:
         return self._connected
 
     @property
+    def alone(self) -> bool:
+        """Whether at the last heartbeat no other worker lived."""
+        return self._live <= {self._worker}
+
+    @property
     def dropped(self) -> int:
         """How many entries were cut from full streams by what was put here."""
         return self._dropped

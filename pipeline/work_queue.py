@@ -74,6 +74,11 @@ class WorkQueue(Protocol):
         ...
 
     @property
+    def alone(self) -> bool:
+        """Whether no other worker lives, as far as this one knows."""
+        ...
+
+    @property
     def dropped(self) -> int:
         """How many entries were cut from full shards by what was put here."""
         ...

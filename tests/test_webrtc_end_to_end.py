@@ -159,7 +159,8 @@ def test_masks_come_of_a_camera_that_speaks_to_the_gateway_only(lab: Lab) -> Non
     before = len(lab.masks("front"))
     lab.wait_for_masks("front", 50)
     seen = [each.sequence for each in lab.masks("front")[before : before + 50]]
-    assert seen == list(range(seen[0], seen[0] + 50)), lab.site.logs()
+    assert seen == sorted(set(seen)), lab.site.logs()
+    assert seen[-1] - seen[0] < 75, lab.site.logs()  # a worker that cannot keep pace leaves frames out
     state = lab.state("front")
     assert (state["state"], state["transport"]) == ("online", "webrtc")
     assert str(state["path"]).startswith("host ")

@@ -235,6 +235,19 @@ async def test_a_worker_that_has_not_claimed_yet_has_no_shards(bench: Bench) -> 
         assert {job.shard for job in await worker.claim(batch=64, wait_s=0, steal=False)} == set(range(16))
 
 
+async def test_a_worker_knows_whether_it_is_alone(bench: Bench) -> None:
+    async with bench.queue("w1") as first, bench.queue("w2") as second:
+        await first.claim(batch=1, wait_s=0)
+        assert first.alone
+        await second.claim(batch=1, wait_s=0)
+        await asyncio.sleep(RECLAIM_S)  # until each heard of the other
+        assert not first.alone
+        assert not second.alone
+        await second.rest()
+        await asyncio.sleep(2 * RECLAIM_S)
+        assert first.alone
+
+
 async def test_a_worker_with_room_takes_from_one_that_is_behind(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as silent, bench.queue("w2") as worker:
         for each in (silent, worker, silent):
