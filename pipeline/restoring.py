@@ -5,8 +5,9 @@ tables.safetensors         the integer hyper decoder                            
 nowhere                    the density of z, needed in training alone           -+
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.bundle import MANIFEST, Bundle, Network
 from pipeline.errors import ConfigError
@@ -22,6 +23,7 @@ from pipeline.experiment import ModelSettings
 from pipeline.export import fold_batch_norms
 from pipeline.integer_prior import ACTIVATION_UNITS, IntegerPrior
 from pipeline.models.assembly import assemble
+from pipeline.models.backbone import mean_of, unfold_batch_norm, variance_of
 from pipeline.models.entropy_model import WEIGHT_UNITS, MeanScaleHyperprior
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.tracing import stored_weights
@@ -91,6 +93,66 @@ def fit_fresh(restored: Restored, images: Sequence[NDArray[np.uint8]], *, steps:
         optimiser.step()
     network.zero_grad(set_to_none=True)
     prior.eval()
+
+
+def trainable(bundle: Bundle, settings: ModelSettings, rate: Sequence[float], images: Tensor) -> SplitSegmenter:
+    """The network of a bundle, its batch norms back in it, as one that is trained from the beginning has them.
+
+    They get the statistics of images (N, 3, h, w) in 0..255, sizes divisible by 16; in eval mode the network is that of
+    the bundle. What the bundle did not hold is fitted to the same images. Raises ConfigError where the bundle is not of
+    these settings and of so many levels as there are weights in `rate`, or its branches were merged.
+    """
+    theirs = model_settings(bundle)
+    other = [name for name, value in theirs if getattr(settings, name) != value]
+    if other:
+        raise ConfigError(f"bundle {bundle.path}: it has another model.{other[0]} than the experiment; name another")
+    if len(network_of(bundle).rate) != len(rate):
+        raise ConfigError(f"bundle {bundle.path}: it has other levels than the experiment's loss.rate; name another")
+    if settings.over_parameters > 0:
+        raise ConfigError(
+            f"bundle {bundle.path}: its branches were merged; start with a run, or model.over_parameters 0"
+        )
+    restored = restore(bundle)
+    fit_fresh(restored, [image.byte().permute(1, 2, 0).numpy() for image in images])
+    network, folded = _assembled(bundle), restored.network.state_dict()
+    with torch.no_grad():
+        for name, _, norm in units(network):
+            norm.bias.copy_(folded[f"{name}.bias"])
+            nn.init.constant_(variance_of(norm), 1 - norm.eps)  # x + bias
+    own = network.state_dict()
+    network.load_state_dict({**own, **{name: value for name, value in folded.items() if name in own}})
+    unfold_batch_norm(network.analysis, images)
+    with torch.no_grad():
+        some = network.eval().encode(images)
+        unfold_batch_norm(network.decoder, network.prior(some, torch.arange(len(some)) % network.levels).y_hat)
+        for _, conv, norm in units(network):
+            _normalise(conv, norm)
+    return network
+
+
+def units(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions that have a batch norm behind them, by name, and that."""
+    for name, layers in network.named_modules():
+        for i, (conv, norm) in enumerate(pairwise(layers if isinstance(layers, nn.Sequential) else ())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                yield f"{name}.{i}", conv, norm
+
+
+def _normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Give each filter the size that fresh ones have (He et al., ICCV 2015), which the batch norm takes back.
+
+    Folding multiplied it by what the batch norm did, often to a hundredth: steps of Adam, which are of one size for
+    all weights, would tear such a filter apart.
+    """
+    wanted = (2 / conv.weight[0].numel()) ** 0.5
+    factor = wanted / conv.weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-8)  # (C,)
+    conv.weight.mul_(factor[:, None, None, None])
+    mean_of(norm).mul_(factor)
+    # gamma / sqrt(var + eps) is to shrink by the factor. A variance far below eps would make that inexact.
+    variance = variance_of(norm)
+    before = (variance + norm.eps).sqrt()
+    variance.mul_(factor.square())
+    norm.weight.mul_((variance + norm.eps).sqrt() / before / factor)
 
 
 def network_of(bundle: Bundle) -> Network:

@@ -15,7 +15,7 @@ from pipeline.checkpoint import Trainee
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
 from pipeline.models.assembly import pretrained
-from pipeline.models.split_segmenter import SplitSegmenter, upsample
+from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 from pipeline.views import Batch
 
 _CHECK_LATER = 8  # steps
@@ -111,6 +111,7 @@ class Step:
             + settings.loss.lovasz * terms.lovasz
             + settings.teacher.weight * terms.distillation
             + settings.teacher.lovasz * terms.taught_lovasz
+            + settings.loss.inplace * terms.inplace
             + self._rise * terms.rate
         )
         optimiser.zero_grad(set_to_none=True)
@@ -128,11 +129,16 @@ class Step:
 
     def _losses(self, batch: Batch) -> losses.Losses:
         images = batch.images.contiguous(memory_format=torch.channels_last)
+        network, settings = self._trainee.network, self._experiment.loss
         with torch.autocast(images.device.type, torch.bfloat16):
-            seen = self._trainee.network(images, batch.quality)
+            latents = network.encode(images)
+            seen = network.decode(latents, batch.quality)
+            best = highest_level(network, latents.detach()) if settings.inplace > 0 else None
         # Plane by plane: what follows would else be copied into that order, at the size of the picture.
-        logits, settings = seen.logits.float().contiguous(), self._experiment.loss
-        segmentation = lovasz = soft_term = taught_lovasz = logits.new_zeros(())
+        logits = seen.logits.float().contiguous()
+        segmentation = lovasz = soft_term = taught_lovasz = inplace = logits.new_zeros(())
+        if best is not None:
+            inplace = losses.distillation(logits, best.float().softmax(1), self._class_weights)
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]
             full = upsample(logits, height, width)
@@ -149,7 +155,9 @@ class Step:
                 taught_lovasz = losses.lovasz_softmax(logits, guessed)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
         weighted = (self._rate_weights[batch.quality] * bpp).mean()
-        return losses.Losses(segmentation, lovasz, soft_term, taught_lovasz, rate=weighted, rate_bpp=bpp.mean())
+        return losses.Losses(
+            segmentation, lovasz, soft_term, taught_lovasz, inplace, rate=weighted, rate_bpp=bpp.mean()
+        )
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -166,6 +174,23 @@ class Step:
             named = self._trainee.network.named_parameters()
             bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
             raise TrainingDiverged(f"the gradient of {(bad or ['the norm'])[0]} is not finite; lower the learning rate")
+
+
+@torch.no_grad()
+def highest_level(network: SplitSegmenter, latents: Tensor) -> Tensor:
+    """Logits (B, K, h, w) of latents at the highest level: what the lower ones learn from the same view.
+
+    In-place distillation (Yu and Huang, ICCV 2019), there over widths of a network. Statistics of batch norms stay as
+    they are.
+    """
+    parts = (network.prior, network.decoder)
+    training = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    logits = network.decode(latents, levels_like(latents, network.levels - 1)).logits
+    for part, was in zip(parts, training, strict=True):
+        part.train(was)
+    return logits
 
 
 def _clone(soft: Tensor | None) -> Tensor | None:

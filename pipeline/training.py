@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import checkpoint
+from pipeline.bundle import MANIFEST, Bundle, load_bundle
 from pipeline.checkpoint import Trainee
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment, ScheduleSettings
@@ -22,6 +24,7 @@ from pipeline.material import Folders, Material, prepare
 from pipeline.measuring import Measured, measure
 from pipeline.models.assembly import assemble, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.restoring import trainable
 from pipeline.stepping import Step, optimiser_of
 
 _SAVE_EVERY_S = 60
@@ -124,7 +127,9 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
         _check_begun(network, experiment, folders)
     if folders.backbone is not None:
         load_pretrained(network, experiment.model.backbone, _read_weights(folders.backbone), images)
-    if folders.start is not None:
+    if folders.start is not None and (folders.start / MANIFEST).is_file():
+        _begin_with(load_bundle(folders.start), network, experiment, images)
+    elif folders.start is not None:
         checkpoint.load_average(folders.start, network, experiment.loss.rate)
     if folders.camera is not None:
         lacking = checkpoint.load_camera(folders.camera, network, experiment.loss.rate)
@@ -132,6 +137,16 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
             raise ConfigError(
                 f"run {folders.camera}: it has no {min(lacking)}, and schedule.trained is decoder; name another run"
             )
+
+
+def _begin_with(bundle: Bundle, network: SplitSegmenter, experiment: Experiment, images: Tensor) -> None:
+    found = trainable(bundle, experiment.model, experiment.loss.rate, _at_size(images.cpu(), experiment.data.size))
+    network.load_state_dict(found.state_dict())
+
+
+def _at_size(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Images (N, 3, h, w) at the size that the network sees them at."""
+    return images if size is None else F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def _check_begun(network: SplitSegmenter, experiment: Experiment, folders: Folders) -> None:

@@ -19,7 +19,7 @@ from pipeline.export import export
 from pipeline.latent_coding import dequantise, encode_latents
 from pipeline.models.entropy_model import freeze
 from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.restoring import Restored, fit_fresh, restore
+from pipeline.restoring import Restored, fit_fresh, restore, trainable, units
 from pipeline.runtime import open_session
 
 FRAMES = [one.image for one in tiny.scenes(6, seed=3)]
@@ -155,6 +155,59 @@ def bits(network: SplitSegmenter) -> float:
     images = torch.from_numpy(np.stack(FRAMES)).permute(0, 3, 1, 2).float()
     coded = network(images, torch.ones(len(images), dtype=torch.int64)).coded
     return float((coded.y_bits + coded.z_bits).sum())
+
+
+IMAGES = torch.from_numpy(np.stack(FRAMES)).permute(0, 3, 1, 2).float()
+
+
+@pytest.fixture(scope="module")
+def unfolded(bundle: Bundle) -> SplitSegmenter:
+    return trainable(bundle, tiny.experiment().model, tiny.RATE, IMAGES)
+
+
+@torch.no_grad()
+def test_with_its_batch_norms_back_a_network_is_that_of_the_bundle(
+    restored: Restored, unfolded: SplitSegmenter
+) -> None:
+    quality = torch.arange(len(IMAGES)) % tiny.LEVELS
+    ours, theirs = unfolded(IMAGES, quality), restored.network(IMAGES, quality)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-3 * float(theirs.logits.std()), rtol=0)
+    torch.testing.assert_close(ours.coded.y_bits, theirs.coded.y_bits, atol=0, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_filters_are_as_large_as_fresh_ones_and_batch_norms_know_the_frames(unfolded: SplitSegmenter) -> None:
+    """So a network in training mode, which takes statistics of the frames at hand, begins nearly as it is."""
+    convolutions = [conv for _, conv, _ in units(unfolded)]
+    assert len(convolutions) > 20
+    for conv in convolutions:
+        sizes = conv.weight.square().mean((1, 2, 3)) * conv.weight[0].numel()
+        torch.testing.assert_close(sizes, torch.full_like(sizes, 2.0), atol=1e-3, rtol=0)
+    quality = torch.arange(len(IMAGES)) % tiny.LEVELS
+    still, training = unfolded(IMAGES, quality), deepcopy(unfolded).train()(IMAGES, quality)
+    apart = (training.logits - still.logits).abs().mean()
+    assert apart < 0.2 * still.logits.std()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model": {"latents": 24}}, "it has another model.latents"),
+        ({"loss": {"rate": (2.0, 1.0)}}, "it has other levels than the experiment's loss.rate"),
+    ],
+)
+def test_a_bundle_of_another_experiment_is_not_trained_on(
+    bundle: Bundle, changed: dict[str, dict[str, object]], said: str
+) -> None:
+    experiment = tiny.experiment(**changed)
+    with pytest.raises(ConfigError, match=said):
+        trainable(bundle, experiment.model, experiment.loss.rate, IMAGES)
+
+
+def test_a_bundle_whose_branches_were_merged_is_not_trained_on(bundle: Bundle, tmp_path: Path) -> None:
+    branched = load_bundle(described(bundle, tmp_path / "K", model={**tiny.MODEL, "over_parameters": 3}))
+    with pytest.raises(ConfigError, match="its branches were merged; start with a run"):
+        trainable(branched, tiny.experiment(model={"over_parameters": 3}).model, tiny.RATE, IMAGES)
 
 
 def test_a_bundle_that_does_not_say_its_network_is_refused(tiny_bundle: Bundle) -> None:

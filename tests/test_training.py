@@ -11,14 +11,17 @@ import pytest
 import tiny
 import torch
 from graphs import light_meter
+from test_restoring import described
 from torch import Tensor
 
 from pipeline import checkpoint, training
+from pipeline.bundle import Bundle, load_bundle
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.material import Folders
 from pipeline.measuring import Measured
 from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.restoring import trainable
 from pipeline.stepping import TrainingDiverged
 from pipeline.training import Progress, build, describe, load_trained, train
 
@@ -221,6 +224,30 @@ def test_frames_without_labels_that_are_not_named_are_asked_for(everything: tupl
     experiment, folders = everything
     with pytest.raises(ConfigError, match="--unlabelled"):
         epochs(experiment, replace(folders, unlabelled=()))
+
+
+def test_frames_without_labels_may_be_learned_from_the_highest_level_alone(
+    everything: tuple[Experiment, Folders],
+) -> None:
+    _, folders = everything
+    alone = tiny.experiment(data={"unlabelled": 0.5}, loss={"inplace": 1.0})
+    assert len(epochs(alone, replace(folders, teachers=()))) == 2
+    with pytest.raises(ConfigError, match=r"teacher\.weight and loss\.inplace are 0"):
+        epochs(tiny.experiment(data={"unlabelled": 0.5}), replace(folders, teachers=(), run=folders.run / "other"))
+
+
+def test_a_run_may_begin_with_a_bundle(tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = load_bundle(described(tiny_bundle, tmp_path / "bundle"))
+    experiment = tiny.experiment(schedule={**FROZEN, "epochs": 1})
+    folders = replace(tiny.folders(tiny_camvid, tmp_path / "run"), start=bundle.path, backbone=None)
+    assert len(epochs(experiment, folders)) == 1
+    shown = tiny.images(tiny.scenes(2))
+    begun = trainable(bundle, experiment.model, experiment.loss.rate, shown)
+    found = weights_of(folders.run, experiment)
+    kernels = {name for name, value in begun.named_parameters() if value.ndim == 4}
+    assert len(kernels) > 20
+    for name in kernels:
+        torch.testing.assert_close(found[name], begun.state_dict()[name])
 
 
 @pytest.mark.parametrize("levels", [(5.0,), (9.0, 6.0, 3.0, 1.0, 0.5)], ids=len)

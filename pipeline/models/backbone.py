@@ -181,7 +181,7 @@ def load_folded(network: Folded, weights: Mapping[str, Tensor]) -> None:
         for name, (conv, norm) in named.items():
             conv.weight.copy_(weights[f"{name}.weight"].float())
             norm.bias.copy_(weights[f"{name}.bias"].float())
-            torch.nn.init.constant_(_variance(norm), 1 - norm.eps)
+            torch.nn.init.constant_(variance_of(norm), 1 - norm.eps)
 
 
 def _check(weights: Mapping[str, Tensor], name: str, shape: torch.Size) -> None:
@@ -193,10 +193,18 @@ def _check(weights: Mapping[str, Tensor], name: str, shape: torch.Size) -> None:
         raise ConfigError(f"backbone weights: need {wanted}, found {found}; name the weights file of that network")
 
 
-def _variance(norm: nn.BatchNorm2d) -> Tensor:
+def variance_of(norm: nn.BatchNorm2d) -> Tensor:
+    """The running variance of a batch norm; ValueError where it keeps none."""
     if norm.running_var is None:
         raise ValueError("a batch norm without running statistics holds no folded weights")
     return norm.running_var
+
+
+def mean_of(norm: nn.BatchNorm2d) -> Tensor:
+    """The running mean of a batch norm; ValueError where it keeps none."""
+    if norm.running_mean is None:
+        raise ValueError("a batch norm without running statistics holds no folded weights")
+    return norm.running_mean
 
 
 def unfold_batch_norm(network: nn.Module, images: Tensor) -> None:
