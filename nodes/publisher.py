@@ -27,6 +27,14 @@ _STATS = Delivery(expiry_s=5, content_type="application/json")
 _RIVAL_S = 2.5  # a rival that is silent for longer is gone
 
 
+Due = Callable[[], Awaitable[bool]]  # asked before a frame is sent
+
+
+async def always() -> bool:
+    """Of what has no turn: it is due however late."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One of the things that are published of a frame: what follows the camera's name in its topic, and the bytes."""
@@ -75,14 +83,6 @@ def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineEr
     return Rendered(tuple(parts), share, regions)
 
 
-Due = Callable[[], Awaitable[bool]]  # asked before a frame is sent
-
-
-async def always() -> bool:
-    """Of what has no turn: it is due however late."""
-    return True
-
-
 class FramePublisher:
     """Puts masks and scores on their cameras' topics.
 
@@ -111,9 +111,11 @@ class FramePublisher:
         Between rendering and sending it is asked whether the frame is `due` still; None if it is not.
         """
         rendered = await self._lane.run(render, decoded, camera, self._looks)
+        if isinstance(rendered, PipelineError):
+            return rendered
         if not await due():
             return None
-        while not isinstance(rendered, PipelineError):
+        while True:
             try:
                 await self._send(camera, id, rendered, recorded=recorded)
             except TransportError as error:
@@ -121,17 +123,17 @@ class FramePublisher:
                     return error
                 await until_connected(self._channel)
             else:
-                break
-        return rendered
+                return rendered
 
-    async def settle(self, worker: str) -> None:
-        """Wait until the broker has all that was published, for a bounded time.
+    async def settle(self, worker: str, *, limit_s: float) -> None:
+        """Wait until the broker has all that was published, or for so long.
 
         Of two connections a broker that is behind may read the later messages first. It answers this one, which nobody
         needs, only after those before it.
         """
-        with suppress(TransportError):
-            await self._channel.publish(f"worker/{worker}/turn", b"", CONTROL)
+        with suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._channel.publish(f"worker/{worker}/turn", b"", CONTROL)
 
     async def _send(self, camera: str, id: FrameId, rendered: Rendered, *, recorded: bool) -> None:
         frame = {"epoch": str(id.epoch), "sequence": str(id.sequence)}

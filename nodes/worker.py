@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
@@ -37,7 +37,7 @@ from pipeline.transport import Channel, open_channel
 from pipeline.work_queue import Place, WorkQueue
 
 _BATCHES = 2  # one is decoded while one is published
-_TURN_S = 0.005  # between two questions whether another worker's turn has ended
+_ASK_AGAIN_S = 0.005  # between two questions whether another worker's turn has ended
 _RETRY_S = 0.1  # before a mask of a recording is published again that the broker did not take
 _REASONS = {BundleMismatch: "bundle", MissingKey: "missing_key", TransportError: "uplink"}
 
@@ -50,6 +50,15 @@ class Made:
 
     ticket: Ticket
     result: Decoded | PipelineError
+
+
+@dataclass(slots=True, eq=False)
+class _Opened:
+    """Turns that were given to one batch: when they were asked for last, and what became of them since."""
+
+    asked_s: float
+    newest: dict[str, Place] = field(default_factory=dict)  # by camera: those before it in the batch share its turn
+    passed: dict[str, Turn] = field(default_factory=dict)  # by camera: what was said of those that are not ours now
 
 
 class Worker:
@@ -171,48 +180,63 @@ class Worker:
 
     async def _publish_those_in_turn(self, made: Sequence[Made]) -> list[Made]:
         """Publish what is next of its camera, settle what is too old; returns, a little later, those that wait."""
-        asked_s = self._clock()
-        turns = await self._turns(made)
-        settled = []
-        for each, turn in zip(made, turns, strict=True):
-            job, due = each.ticket.job, partial(self._still_in_turn, each.ticket, asked_s)
-            error = await self._finish(each.ticket, each.result, due) if turn is Turn.MINE else None
+        turns, opened = await self._turns(made)
+        settled, waiting, out = [], [], False
+        for each, asked in zip(made, turns, strict=True):
+            job, turn, error = each.ticket.job, asked, None
+            if turn is Turn.MINE:
+                turn, error = await self._publish_mine(each, opened)
+                out = out or (turn is Turn.MINE and error is None)
             if turn is Turn.OVER:
                 self._answers.lose(job.camera, "stale")
-            if isinstance(error, BitstreamError):
+            if turn is Turn.WAIT:
+                waiting.append(each)
+            elif isinstance(error, BitstreamError):
                 await self._answers.bury(job, str(error))
-            elif turn is not Turn.WAIT:
+            else:
                 settled.append(job)
-        if settled and self._live and not self._queue.alone:
-            await self._frames.settle(self._name)  # the next turn may be another worker's
+        if out and self._live and not self._queue.alone:
+            await self._frames.settle(self._name, limit_s=TURN_S)  # the next turn may be another worker's
         # Before the rest is asked for again: others may wait for these turns to end, as we do for theirs.
         await self._answers.acknowledge(settled)
-        waiting = [each for each, turn in zip(made, turns, strict=True) if turn is Turn.WAIT]
-        await asyncio.sleep(_TURN_S if waiting else 0)
+        await asyncio.sleep(_ASK_AGAIN_S if waiting else 0)
         return waiting
 
-    async def _turns(self, made: Sequence[Made]) -> list[Turn]:
+    async def _turns(self, made: Sequence[Made]) -> tuple[list[Turn], _Opened]:
         """Whether each mask may be published: all where nothing is late, or in our own order if the queue is away."""
         places = [Place(each.ticket.job, each.ticket.packet.id) for each in made if isinstance(each.result, Decoded)]
-        turns = [Turn.MINE] * len(places)
+        turns, opened = [Turn.MINE] * len(places), _Opened(self._clock())
         if self._live and places:
             try:
                 turns = await self._queue.take_turns(places)
             except TransportError as error:
                 self._answers.lost_queue(error)
+            else:
+                own = (place for place, turn in zip(places, turns, strict=True) if turn is Turn.MINE)
+                opened.newest.update((place.job.camera, place) for place in own)
         given = iter(turns)
-        return [next(given) if isinstance(each.result, Decoded) else Turn.MINE for each in made]
+        return [next(given) if isinstance(each.result, Decoded) else Turn.MINE for each in made], opened
 
-    async def _still_in_turn(self, ticket: Ticket, asked_s: float) -> bool:
-        """Whether a turn has not passed to another worker, which waits no longer than TURN_S for its end."""
-        if not self._live or self._queue.alone or self._clock() - asked_s < TURN_S / 2:
-            return True
-        try:
-            turns = await self._queue.take_turns([Place(ticket.job, ticket.packet.id)])
-        except TransportError as error:
-            self._answers.lost_queue(error)
-            return True
-        return turns == [Turn.MINE]
+    async def _publish_mine(self, made: Made, opened: _Opened) -> tuple[Turn, PipelineError | None]:
+        """Publish in our turn; the turn may have passed to another worker when the mask is ready to be sent."""
+        camera = made.ticket.job.camera
+        error = await self._finish(made.ticket, made.result, partial(self._still_ours, camera, opened))
+        return opened.passed.get(camera, Turn.MINE) if isinstance(made.result, Decoded) else Turn.MINE, error
+
+    async def _still_ours(self, camera: str, opened: _Opened) -> bool:
+        """Whether a turn is open still: others wait for its end no longer than TURN_S, so it is asked for again."""
+        if self._clock() - opened.asked_s >= TURN_S / 2 and opened.newest:
+            opened.asked_s = self._clock()
+            try:
+                turns = await self._queue.take_turns(list(opened.newest.values()))
+            except TransportError as error:
+                self._answers.lost_queue(error)
+                opened.newest.clear()  # as where it was away to begin with
+            else:
+                again = zip(list(opened.newest), turns, strict=True)
+                opened.passed |= {name: turn for name, turn in again if turn is not Turn.MINE}
+                opened.newest = {name: one for name, one in opened.newest.items() if name not in opened.passed}
+        return camera not in opened.passed
 
     async def _finish(self, ticket: Ticket, result: Decoded | PipelineError, due: Due = always) -> PipelineError | None:
         """Publish one result, if it is still due; returns the error that stood in the way."""
@@ -222,7 +246,6 @@ class Worker:
         with metrics.STAGE_SECONDS.labels("publish").time():
             rendered = await self._frames.publish(name, packet.id, result, recorded=packet.recorded, due=due)
         if rendered is None:
-            self._answers.lose(name, "stale")
             return None
         if isinstance(rendered, PipelineError):
             tried_again = packet.recorded and isinstance(rendered, TransportError)

@@ -11,7 +11,7 @@ from pipeline import outlining
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.bundle_graphs import add_graph
 from pipeline.codec import open_encoder
-from pipeline.decide_samples import Video, Worker, check_sources, read_video, render_video, watch
+from pipeline.decide_samples import Video, Worker, check_sources, read_video, render_video, watch, watch_approaches
 from pipeline.decide_training import Gathered, describe_decision, load_decision, train_decision
 from pipeline.deciding import FACTS, GRAPH, MAPS, PLACES
 from pipeline.errors import ConfigError
@@ -76,11 +76,26 @@ def train_into_bundle(config: Path, watched: Watched, *, run: Path, bundle: Path
         samples = watch(worker, video, settings.samples, rng)
         gathered.append(Gathered(video.name, out, samples))
         yield f"{video.name}: {len(samples)} warps in {len(video.images)} frames"
+    yield from _approached(settings, watched, worker, gathered)
     _, measured = train_decision(settings, gathered, run)
     yield from map(describe_decision, measured)
     network = load_decision(run, DecisionNetwork(MAPS, FACTS, width=settings.width))
     made = add_decision(with_outline, network, output or bundle)
     yield f"bundle {made.path}: {made.manifest.hash}, knows where masks have edges and decides between KEY and WARP"
+
+
+def _approached(
+    settings: DecideExperiment, watched: Watched, worker: Worker, gathered: list[Gathered]
+) -> Iterator[str]:
+    """Gather what is learned from pictures that a camera comes nearer to; yields what to tell a person."""
+    if settings.approaches is None:
+        return
+    for source in watched.pictures:
+        pictures = read_video(source, _size(worker.bundle))
+        rng = np.random.default_rng((settings.schedule.seed, len(gathered)))
+        samples = watch_approaches(worker, pictures, settings.approaches, settings.samples, rng)
+        gathered.append(Gathered(f"{pictures.name}, approached", False, samples))
+        yield f"{pictures.name}, approached: {len(samples)} warps"
 
 
 def _with_outline(

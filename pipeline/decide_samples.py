@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.class_map import class_map
 from pipeline.codec import Encoder
 from pipeline.deciding import FACTS, MAPS, PLACES, Candidate, Sight, describe
 from pipeline.errors import ConfigError, SourceError
-from pipeline.experiment import DecideSamples, Street
+from pipeline.experiment import Approaches, DecideSamples, Street
 from pipeline.flow_coding import encode_flow, grid_of
 from pipeline.latent_coding import Latents, dequantise, encode_latents, quantise
 from pipeline.motion import MotionTracker
@@ -88,6 +88,21 @@ def render_video(street: Street, size: tuple[int, int]) -> Video:
     return Video(f"street {street.seed}", images)
 
 
+def approach(image: Image, settings: Approaches, rng: np.random.Generator) -> Video:
+    """A picture (H, W, 3) as a camera would see it that comes nearer, or stands; each frame has noise of its own."""
+    height, width = image.shape[:2]
+    growth = 1 + rng.uniform(0, settings.fastest)
+    towards = np.array([width, height]) * rng.uniform(0.35, 0.65, 2)
+    noise, images = rng.uniform(0, settings.noise), []
+    for frame in range(settings.frames):
+        scale = growth**frame
+        moved = np.array([[scale, 0, (1 - scale) * towards[0]], [0, scale, (1 - scale) * towards[1]]])
+        seen = cv2.warpAffine(image, moved, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        noisy = seen + rng.normal(0, noise, seen.shape)
+        images.append(noisy.round().clip(0, 255).astype(np.uint8))
+    return Video("approach", images)
+
+
 class Worker:
     """A camera and a worker of one bundle: frames to logits, logits to how well they agree."""
 
@@ -132,6 +147,16 @@ def watch(worker: Worker, video: Video, settings: DecideSamples, rng: np.random.
         np.array([sight.facts for sight in sights], np.float32).reshape(-1, FACTS),
         np.array([agreement for _, agreement in found], np.float32),
     )
+
+
+def watch_approaches(
+    worker: Worker, pictures: Video, approaches: Approaches, settings: DecideSamples, rng: np.random.Generator
+) -> Samples:
+    """What `watch` gives of one key in a video of each of some pictures, together."""
+    chosen = rng.permutation(len(pictures.images))[: approaches.pictures]
+    once = settings.model_copy(update={"keys": 1})
+    parts = [watch(worker, approach(pictures.images[one], approaches, rng), once, rng) for one in chosen]
+    return Samples(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Samples)))
 
 
 class _Watcher:

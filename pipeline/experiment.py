@@ -105,6 +105,12 @@ class LossSettings(_Section):
         default=0.0, ge=0, description="weight of what every level learns from the highest one of the same view"
     )
 
+    @model_validator(mode="after")
+    def _above(self) -> "LossSettings":
+        if self.inplace > 0 and len(self.rate) == 1:
+            raise ValueError(f"inplace is {self.inplace}, but rate has one level: there is no higher one to learn from")
+        return self
+
     @property
     def levels(self) -> int:
         """Quality levels, level 0 first: the one with the highest weight of the rate."""
@@ -176,6 +182,15 @@ class Street(_Section):
     light: float = Field(gt=0, description="brightness, as a multiple of the usual")
 
 
+class Approaches(_Section):
+    """Videos made of single pictures, as of a camera that comes nearer: of streets that no video shows."""
+
+    pictures: int = Field(ge=1, description="of each folder, at most")
+    frames: int = Field(ge=2, description="of each video")
+    fastest: float = Field(ge=0, lt=0.2, description="growth from frame to frame, at most")
+    noise: float = Field(ge=0, description="grey levels of a frame's own noise, at most; that of a lens and its chip")
+
+
 class DecideSamples(_Section):
     """What a decision network is shown of each video: warps of keys at random frames."""
 
@@ -215,6 +230,7 @@ class DecideExperiment(_Section):
     outline: OutlineSettings
     width: int = Field(ge=1, description="channels of the decision network")
     streets: tuple[Street, ...] = Field(description="rendered videos, beside those that are named")
+    approaches: Approaches | None = Field(default=None, description="videos made of the pictures that are named")
     samples: DecideSamples
     schedule: DecideSchedule
 

@@ -26,7 +26,7 @@ from pipeline.context_fitting import DEFAULT_EFFORT, Effort, LevelLatents, fit_t
 from pipeline.errors import ConfigError
 from pipeline.integer_prior import load_prior
 from pipeline.models.entropy_model import HYPER_LIMIT, SCALE_LEVELS, FrozenPrior, MeanScaleHyperprior, freeze
-from pipeline.models.layers import fuse
+from pipeline.models.layers import fuse, normed
 from pipeline.models.over_parameterised import merge_branches
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like
 from pipeline.tracing import trace
@@ -100,20 +100,12 @@ class WholeGraph(nn.Module):
 def fold_batch_norms(network: SplitSegmenter) -> SplitSegmenter:
     """A copy in which branches, and convolutions with a batch norm behind, are one convolution; equal in eval mode."""
     folded = merge_branches(network).eval()
-    for module in folded.modules():
-        if isinstance(module, nn.Sequential):
-            _fold_pairs(module)
+    for name, conv, norm in list(normed(folded)):
+        weight, bias = fuse(conv, norm)
+        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        parent, _, place = name.rpartition(".")
+        setattr(folded.get_submodule(parent), str(int(place) + 1), nn.Identity())  # so that nothing else moves
     return folded
-
-
-def _fold_pairs(layers: nn.Sequential) -> None:
-    """Fold in place; the batch norm's place is taken by an identity, so that nothing else moves."""
-    for i in range(len(layers) - 1):
-        conv, norm = layers[i], layers[i + 1]
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            weight, bias = fuse(conv, norm)
-            conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-            layers[i + 1] = nn.Identity()
 
 
 def export(

@@ -1,14 +1,15 @@
 """The order in which the masks of one camera leave, whichever workers made them: each frame asks for its turn.
 
-decoded -> turn? --MINE--> publish -> end of the turn      WAIT: another worker is publishing, ask again
-                 --OVER--> drop                            OVER: a newer frame had its turn
+decoded -> turn? --MINE--> publish -> the broker has it -> end of the turn
+                 --OVER--> drop: a newer frame had its turn
+                 --WAIT--> ask again: another worker is publishing
 
-Two workers that serve one camera never publish its masks out of order, unless one of them needs longer than TURN_S for
-its batch: others wait for the end of a turn no longer than that, since the worker may have died. If it did, whoever is
-given its job again takes the turn over, so the mask is not lost; those before it in the same batch are, where masks of
-the batch that were published already would otherwise come twice and time run backwards. One mask is published twice
-only if its worker died, or lost the queue's server for as long as a job is held, after publishing it and before
-answering the job.
+Two workers that serve one camera never publish its masks out of order, unless the broker is behind for longer than
+TURN_S: others wait for the end of a turn no longer than that, since the worker may have died. One that only stalled
+asks again before it sends what it held. If it did die, whoever is given its job again takes the turn over, so the mask
+is not lost; those before it in the same batch are, where masks of the batch that were published already would otherwise
+come twice and time run backwards. One mask is published twice only if its worker died, or lost the queue's server for
+as long as a job is held, after publishing it and before answering the job.
 
 Recordings, whose frames are all waited for, take no turns. Of each the newest frame is known whose mask is out, the
 recording's position, and the next frame is the one after it.

@@ -7,6 +7,7 @@ come again.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ from pipeline.work_queue import (
 )
 
 _BEATS = 4  # while a job could be taken for one of a dead worker
+_ALONE_AFTER = 5  # such times without a sign of another worker
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +69,7 @@ class RedisWorkQueue:
         self._clock = clock
         self._own: list[int] | None = None  # shards; None before the first heartbeat
         self._live: frozenset[str] = frozenset()  # workers that these shards were shared out among
+        self._met = -math.inf  # when another worker was seen to live
         self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
         self._ready: list[Job] = []  # claimed, not handed out yet
         self._turns: set[Job] = set()  # whose frames had their turn
@@ -105,8 +108,8 @@ class RedisWorkQueue:
 
     @property
     def alone(self) -> bool:
-        """Whether at the last heartbeat no other worker lived."""
-        return self._live <= {self._worker}
+        """Whether no other worker lived lately: one whose heartbeat is late may go on, as this one may have."""
+        return self._clock() - self._met >= _ALONE_AFTER * self._reclaim_after_s
 
     @property
     def dropped(self) -> int:
@@ -270,6 +273,7 @@ class RedisWorkQueue:
         self._held = {job: since for job, since in self._held.items() if since > oldest}
         if self._worker and not self._resting:
             live = frozenset(await self._streams.beat(self._held, self._reclaim_after_s))
+            self._met = self._met if live <= {self._worker} else self._clock()
             if self._own is None or live != self._live:
                 self._live, self._own = live, preferred_shards(self._worker, live, self._shards)
         else:

@@ -5,9 +5,8 @@ tables.safetensors         the integer hyper decoder                            
 nowhere                    the density of z, needed in training alone           -+
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -25,6 +24,7 @@ from pipeline.integer_prior import ACTIVATION_UNITS, IntegerPrior
 from pipeline.models.assembly import assemble
 from pipeline.models.backbone import mean_of, unfold_batch_norm, variance_of
 from pipeline.models.entropy_model import WEIGHT_UNITS, MeanScaleHyperprior
+from pipeline.models.layers import normed
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.tracing import stored_weights
 
@@ -99,8 +99,9 @@ def trainable(bundle: Bundle, settings: ModelSettings, rate: Sequence[float], im
     """The network of a bundle, its batch norms back in it, as one that is trained from the beginning has them.
 
     They get the statistics of images (N, 3, h, w) in 0..255, sizes divisible by 16; in eval mode the network is that of
-    the bundle. What the bundle did not hold is fitted to the same images. Raises ConfigError where the bundle is not of
-    these settings and of so many levels as there are weights in `rate`, or its branches were merged.
+    the bundle, without the offsets of its classes. What the bundle did not hold is fitted to the same images. Raises
+    ConfigError where the bundle is not of these settings and of so many levels as there are weights in `rate`, or its
+    branches were merged.
     """
     theirs = model_settings(bundle)
     other = [name for name, value in theirs if getattr(settings, name) != value]
@@ -116,7 +117,7 @@ def trainable(bundle: Bundle, settings: ModelSettings, rate: Sequence[float], im
     fit_fresh(restored, [image.byte().permute(1, 2, 0).numpy() for image in images])
     network, folded = _assembled(bundle), restored.network.state_dict()
     with torch.no_grad():
-        for name, _, norm in units(network):
+        for name, _, norm in normed(network):
             norm.bias.copy_(folded[f"{name}.bias"])
             nn.init.constant_(variance_of(norm), 1 - norm.eps)  # x + bias
     own = network.state_dict()
@@ -125,17 +126,9 @@ def trainable(bundle: Bundle, settings: ModelSettings, rate: Sequence[float], im
     with torch.no_grad():
         some = network.eval().encode(images)
         unfold_batch_norm(network.decoder, network.prior(some, torch.arange(len(some)) % network.levels).y_hat)
-        for _, conv, norm in units(network):
+        for _, conv, norm in normed(network):
             _normalise(conv, norm)
     return network
-
-
-def units(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions that have a batch norm behind them, by name, and that."""
-    for name, layers in network.named_modules():
-        for i, (conv, norm) in enumerate(pairwise(layers if isinstance(layers, nn.Sequential) else ())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                yield f"{name}.{i}", conv, norm
 
 
 def _normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -148,7 +141,7 @@ def _normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     factor = wanted / conv.weight.square().mean((1, 2, 3)).sqrt().clamp_min(1e-8)  # (C,)
     conv.weight.mul_(factor[:, None, None, None])
     mean_of(norm).mul_(factor)
-    # gamma / sqrt(var + eps) is to shrink by the factor. A variance far below eps would make that inexact.
+    # gamma / sqrt(var + eps) is to shrink by the factor: a plain quotient would not be exact for small variances.
     variance = variance_of(norm)
     before = (variance + norm.eps).sqrt()
     variance.mul_(factor.square())

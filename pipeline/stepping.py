@@ -61,7 +61,7 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch, *, learning: float, rise: float, decay: float) -> Tensor:
-        """One step; returns (5,): cross entropy, Lovasz terms, distillation, bits per pixel, norm of the gradient.
+        """One step; returns (6,): cross entropy, Lovasz terms, distillation, bits per pixel, in-place term, norm.
 
         `learning` is the share of the peak learning rates, `rise` that of the rate's weight, `decay` the average's.
         Raises TrainingDiverged when a gradient is not finite.
@@ -124,7 +124,7 @@ class Step:
         optimiser.step()
         self._update_average()
         lovasz = terms.lovasz + terms.taught_lovasz
-        logged = (terms.segmentation, lovasz, terms.distillation, terms.rate_bpp, norm)
+        logged = (terms.segmentation, lovasz, terms.distillation, terms.rate_bpp, terms.inplace, norm)
         return torch.stack([term.detach() for term in logged])
 
     def _losses(self, batch: Batch) -> losses.Losses:
@@ -133,7 +133,8 @@ class Step:
         with torch.autocast(images.device.type, torch.bfloat16):
             latents = network.encode(images)
             seen = network.decode(latents, batch.quality)
-            best = highest_level(network, latents.detach()) if settings.inplace > 0 else None
+            # After what has a gradient: autocast keeps the weights that it cast first.
+            best = highest_level(network, latents) if settings.inplace > 0 else None
         # Plane by plane: what follows would else be copied into that order, at the size of the picture.
         logits = seen.logits.float().contiguous()
         segmentation = lovasz = soft_term = taught_lovasz = inplace = logits.new_zeros(())
@@ -178,10 +179,10 @@ class Step:
 
 @torch.no_grad()
 def highest_level(network: SplitSegmenter, latents: Tensor) -> Tensor:
-    """Logits (B, K, h, w) of latents at the highest level: what the lower ones learn from the same view.
+    """Logits (B, K, h, w) of latents at the highest level: what every level learns from the same view, as it is then.
 
-    In-place distillation (Yu and Huang, ICCV 2019), there over widths of a network. Statistics of batch norms stay as
-    they are.
+    In-place distillation (Yu and Huang, ICCV 2019), there over widths of a network. Statistics of batch norms are used
+    and stay as they are. What lies outside the picture counts too.
     """
     parts = (network.prior, network.decoder)
     training = [part.training for part in parts]

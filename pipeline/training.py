@@ -28,7 +28,7 @@ from pipeline.restoring import trainable
 from pipeline.stepping import Step, optimiser_of
 
 _SAVE_EVERY_S = 60
-_TERMS = ("segmentation", "lovasz", "distillation", "rate_bpp", "gradient_norm")  # as a step returns them
+_TERMS = ("segmentation", "lovasz", "distillation", "rate_bpp", "inplace", "gradient_norm")  # as a step returns them
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -42,6 +42,7 @@ class Progress:
     lovasz: float
     distillation: float
     rate_bpp: float
+    inplace: float
     gradient_norm: float
     images_per_s: float
     measured: tuple[Measured, ...]
@@ -60,7 +61,7 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
     saved_s = time.monotonic()
 
     for epoch in range(checkpoint.resume(folders.run, trainee, experiment), schedule.epochs):
-        began_s, sums = time.monotonic(), torch.zeros(5, device=device)
+        began_s, sums = time.monotonic(), torch.zeros(len(_TERMS), device=device)
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
         for step, batch in zip(steps, batches.of(steps), strict=True):
             sums += step_once(batch, **_paces(schedule, step, batches.per_epoch * schedule.epochs))
@@ -123,12 +124,14 @@ def _trainee(experiment: Experiment, folders: Folders, material: Material, devic
 
 def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, images: Tensor) -> None:
     """Load what the folders name to begin with; ConfigError where chance would stand in for something learned."""
-    if folders.start is None and not (folders.run / checkpoint.FILE).is_file():
+    resumes = (folders.run / checkpoint.FILE).is_file()
+    if folders.start is None and not resumes:
         _check_begun(network, experiment, folders)
     if folders.backbone is not None:
         load_pretrained(network, experiment.model.backbone, _read_weights(folders.backbone), images)
     if folders.start is not None and (folders.start / MANIFEST).is_file():
-        _begin_with(load_bundle(folders.start), network, experiment, images)
+        if not resumes:  # it takes a while
+            _begin_with(load_bundle(folders.start), network, experiment, images)
     elif folders.start is not None:
         checkpoint.load_average(folders.start, network, experiment.loss.rate)
     if folders.camera is not None:
@@ -141,7 +144,10 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
 
 def _begin_with(bundle: Bundle, network: SplitSegmenter, experiment: Experiment, images: Tensor) -> None:
     found = trainable(bundle, experiment.model, experiment.loss.rate, _at_size(images.cpu(), experiment.data.size))
-    network.load_state_dict(found.state_dict())
+    try:
+        network.load_state_dict(found.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"bundle {bundle.path}: it has other classes than the data set; name another") from error
 
 
 def _at_size(images: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -158,7 +164,7 @@ def _check_begun(network: SplitSegmenter, experiment: Experiment, folders: Folde
         cloud = set(network.decoder.modules())
         lacking = [part for part in lacking if part in cloud]
     if lacking and folders.backbone is None:
-        ways = "--backbone FILE, or --start RUN" + (" or --camera RUN" if folders.camera is None else "")
+        ways = "--backbone FILE, or --start RUN or BUNDLE" + (" or --camera RUN" if folders.camera is None else "")
         raise ConfigError(f"backbone {experiment.model.backbone}: no weights to begin with; add {ways}")
 
 
@@ -188,7 +194,8 @@ def describe(progress: Progress) -> str:
     """One line for the log, and one for each split that was measured."""
     line = (
         f"epoch {progress.epoch}/{progress.epochs}  labels {progress.segmentation:.3f}  "
-        f"lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}  rate {progress.rate_bpp:.4f} bpp  "
+        f"lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}  "
+        f"highest level {progress.inplace:.3f}  rate {progress.rate_bpp:.4f} bpp  "
         f"gradient {progress.gradient_norm:.2f}  {progress.images_per_s:.0f} images/s"
     )
     for split in dict.fromkeys(one.split for one in progress.measured):

@@ -73,6 +73,10 @@ async def are_connected(expected: bool, *queues: WorkQueue) -> bool:
     return all(queue.connected is expected for queue in queues)
 
 
+async def are_alone(expected: bool, *queues: WorkQueue) -> bool:
+    return all(queue.alone is expected for queue in queues)
+
+
 async def until_raises(call: Callable[[], Awaitable[object]]) -> None:
     with pytest.raises(TransportError):
         async with asyncio.timeout(LIMIT_S):

@@ -18,8 +18,9 @@ from pipeline.errors import ConfigError
 from pipeline.export import export
 from pipeline.latent_coding import dequantise, encode_latents
 from pipeline.models.entropy_model import freeze
+from pipeline.models.layers import normed
 from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.restoring import Restored, fit_fresh, restore, trainable, units
+from pipeline.restoring import Restored, fit_fresh, restore, trainable
 from pipeline.runtime import open_session
 
 FRAMES = [one.image for one in tiny.scenes(6, seed=3)]
@@ -178,7 +179,7 @@ def test_with_its_batch_norms_back_a_network_is_that_of_the_bundle(
 @torch.no_grad()
 def test_filters_are_as_large_as_fresh_ones_and_batch_norms_know_the_frames(unfolded: SplitSegmenter) -> None:
     """So a network in training mode, which takes statistics of the frames at hand, begins nearly as it is."""
-    convolutions = [conv for _, conv, _ in units(unfolded)]
+    convolutions = [conv for _, conv, _ in normed(unfolded)]
     assert len(convolutions) > 20
     for conv in convolutions:
         sizes = conv.weight.square().mean((1, 2, 3)) * conv.weight[0].numel()

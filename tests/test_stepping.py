@@ -119,7 +119,7 @@ def test_the_terms_are_those_of_the_losses(settled: SplitSegmenter) -> None:
     )
     found = one_step(made, experiment, shown)
     assert found[:4].tolist() == pytest.approx([one.item() for one in expected], rel=1e-3)
-    assert found.shape == (5,)
+    assert found.shape == (6,)
 
 
 def test_the_lovasz_term_of_teachers_is_that_of_labels_that_say_the_same(settled: SplitSegmenter) -> None:
@@ -152,7 +152,7 @@ def inplace_only(weight: float) -> Experiment:
     return tiny.experiment(loss={"labels": 0.0, "lovasz": 0.0, "rate": (0.0, 0.0, 0.0), "inplace": weight})
 
 
-def test_lower_levels_learn_from_the_highest_of_the_same_view(settled: SplitSegmenter) -> None:
+def test_levels_learn_from_the_highest_of_the_same_view(settled: SplitSegmenter) -> None:
     """Seen by the gradient, of which that term is all there is."""
     base = norm_of(settled, inplace_only(1.0), (0, 0, 1, 1))
     assert base > 0

@@ -345,6 +345,7 @@ def progress(*measured: Measured) -> Progress:
         lovasz=0.5,
         distillation=0.25,
         rate_bpp=0.123,
+        inplace=0.75,
         gradient_norm=2.0,
         images_per_s=88.2,
         measured=measured,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from queues import LIMIT_S, RECLAIM_S, Bench, MemoryBench, RedisBench, claim, is_empty, until
+from queues import LIMIT_S, RECLAIM_S, Bench, MemoryBench, RedisBench, are_alone, claim, is_empty, until
 
 from pipeline.errors import ConfigError
 from pipeline.mask_order import TURN_S, Turn
@@ -240,12 +240,9 @@ async def test_a_worker_knows_whether_it_is_alone(bench: Bench) -> None:
         await first.claim(batch=1, wait_s=0)
         assert first.alone
         await second.claim(batch=1, wait_s=0)
-        await asyncio.sleep(RECLAIM_S)  # until each heard of the other
-        assert not first.alone
-        assert not second.alone
+        await until(lambda: are_alone(False, first, second))
         await second.rest()
-        await asyncio.sleep(2 * RECLAIM_S)
-        assert first.alone
+        await until(lambda: are_alone(True, first))
 
 
 async def test_a_worker_with_room_takes_from_one_that_is_behind(bench: Bench) -> None:

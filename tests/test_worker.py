@@ -416,17 +416,19 @@ class Overtaken(FramePublisher):
         return await super().publish(camera, id, decoded, recorded=recorded, due=asked_late)
 
 
-@pytest.mark.parametrize("overtaken", [True, False])
+@pytest.mark.parametrize("overtaken", [True, False], ids=["overtaken", "not overtaken"])
 async def test_a_worker_that_stalled_in_its_turn_asks_again_before_it_publishes(bench: Bench, overtaken: bool) -> None:
+    """Of several frames in one batch all are published, or none."""
     stalled = SimpleNamespace(s=0.0)
     bench.state.clock = lambda: time.monotonic() + stalled.s
-    bench.options["clock"] = bench.state.clock
+    bench.options |= {"clock": bench.state.clock, "deadline_ms": 60_000}
     other = MemoryWorkQueue(bench.state, "other")
-    await other.claim(batch=1, wait_s=0)
-    newer = Place(Job(0, "99", "cam-1", b"", 1, 0), FrameId(7, 6))
+    await bench.put("cam-1", live(1, 5), live(1, 6))
+    newer = Place(Job(0, "99", "cam-1", b"", 1, 0), FrameId(7, 7))
 
     async def stall() -> None:
         stalled.s += TURN_S
+        late.stall = always
         if overtaken:
             assert await other.take_turns([newer]) == [Turn.MINE]
 
@@ -434,18 +436,45 @@ async def test_a_worker_that_stalled_in_its_turn_asks_again_before_it_publishes(
         late = Overtaken(bench.worker._frames._channel, bench.worker._frames._lane, looks=LOOKS, live=True)
         late.stall = stall
         bench.worker._frames = late
-        await bench.put("cam-1", live(1, 5))
         await bench.empty()
-        late.stall = always
         await bench.put("cam-2", live(2, 0))
-        expected = [("cam-2", 0)] if overtaken else [("cam-1", 5), ("cam-2", 0)]
+        expected = [("cam-2", 0)] if overtaken else [("cam-1", 5), ("cam-1", 6), ("cam-2", 0)]
         assert [(each[0], each[1].sequence) for each in await take(masks, len(expected))] == expected
-    assert bench.worker.losses.total == ({"stale": 1} if overtaken else {})
+    assert bench.decoder.batches[0] == 2
+    assert bench.worker.losses.total == ({"stale": 2} if overtaken else {})
+
+
+async def test_a_worker_whose_job_went_to_another_while_it_stalled_leaves_it_to_that(bench: Bench) -> None:
+    stalled = SimpleNamespace(s=0.0)
+    bench.state.clock = lambda: time.monotonic() + stalled.s
+    bench.options |= {"clock": bench.state.clock, "deadline_ms": 60_000}
+    other = MemoryWorkQueue(bench.state, "other")
+    await bench.put("cam-1", live(1, 5))
+
+    async def stall() -> None:
+        late.stall = always
+        stalled.s += TURN_S
+        ((number, entry),) = ((n, e) for shard in bench.state.entries for n, e in shard.items())
+        own = Place(Job(entry.shard, str(number), "cam-1", b"", 2, 0), FrameId(7, 5))
+        assert await other.take_turns([own]) == [Turn.MINE]
+
+    async with bench.running() as masks:
+        late = Overtaken(bench.worker._frames._channel, bench.worker._frames._lane, looks=LOOKS, live=True)
+        late.stall = stall
+        bench.worker._frames = late
+        await until(lambda: late.stall is always)
+        await asyncio.sleep(0.05)
+        assert [entry.camera for shard in bench.state.entries for entry in shard.values()] == ["cam-1"]
+        stalled.s += TURN_S  # the other one died
+        assert [each[1].sequence for each in await take(masks, 1)] == [5]
+        await bench.empty()
+    assert not bench.worker.losses.total
 
 
 @pytest.mark.parametrize("alone", [True, False])
 async def test_a_turn_ends_when_the_broker_has_its_masks_if_others_may_have_the_next(bench: Bench, alone: bool) -> None:
     other = MemoryWorkQueue(bench.state, "other")
+    bench.options["deadline_ms"] = 60_000
     if not alone:
         await other.claim(batch=1, wait_s=0)
     async with MemoryChannel(bench.broker) as channel, bench.running():

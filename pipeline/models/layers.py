@@ -1,5 +1,7 @@
 """Layers shared by the networks: convolutions with batch norm, and rounding that lets gradients through."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,6 +85,14 @@ def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         raise ValueError("a batch norm without running statistics cannot be fused")
     gain = bn.weight / (bn.running_var + bn.eps).sqrt()
     return gain, bn.bias - bn.running_mean * gain
+
+
+def normed(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
+    """Each convolution with a batch norm behind it, by name; the batch norm's has the next number."""
+    for name, layers in network.named_modules():
+        for i, (conv, norm) in enumerate(pairwise(layers) if isinstance(layers, nn.Sequential) else ()):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                yield f"{name}.{i}", conv, norm
 
 
 def fuse(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
