@@ -101,15 +101,6 @@ class LossSettings(_Section):
     labels: float = Field(ge=0, description="weight of the labels' cross entropy; 0: the labels are not looked at")
     lovasz: float = Field(ge=0, description="weight of the Lovasz softmax term, a surrogate of mIoU")
     rate: _Weights = Field(description="lambda, the weight of one bit per pixel, by level; it never rises")
-    inplace: float = Field(
-        default=0.0, ge=0, description="weight of what every level learns from the highest one of the same view"
-    )
-
-    @model_validator(mode="after")
-    def _above(self) -> "LossSettings":
-        if self.inplace > 0 and len(self.rate) == 1:
-            raise ValueError(f"inplace is {self.inplace}, but rate has one level: there is no higher one to learn from")
-        return self
 
     @property
     def levels(self) -> int:

@@ -19,7 +19,6 @@ class Losses:
     lovasz: Tensor
     distillation: Tensor
     taught_lovasz: Tensor  # with the teachers' likeliest classes
-    inplace: Tensor  # with what the highest level says of the same view
     rate: Tensor
     rate_bpp: Tensor  # the same without weights
 

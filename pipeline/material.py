@@ -148,10 +148,8 @@ def _extra_frames(experiment: Experiment, folders: Folders, size: tuple[int, ...
         return []
     if not folders.unlabelled:
         raise ConfigError("data.unlabelled is above 0, but no frames are named; add --unlabelled FOLDER")
-    if experiment.teacher.weight == 0 and experiment.loss.inplace == 0:
-        raise ConfigError(
-            "data.unlabelled is above 0, but teacher.weight and loss.inplace are 0: nothing would be learned from them"
-        )
+    if experiment.teacher.weight == 0:
+        raise ConfigError("data.unlabelled is above 0, but teacher.weight is 0: nothing would be learned from them")
     found = [image for path in folders.unlabelled for image in datasets.unlabelled_frames(path)]
     return [_middle(image, size[0], size[1]) for image in found]
 

@@ -173,7 +173,7 @@ def optimiser_of(network: SplitSegmenter) -> torch.optim.AdamW:
 
 
 def _line(step: int, done: float, logged: Tensor) -> str:
-    _, _, distillation, rate_bpp, *_ = logged.tolist()
+    _, _, distillation, rate_bpp, _ = logged.tolist()
     return f"step {step}, {done:.0%}: teacher {distillation:.3f}, rate {rate_bpp:.4f} bits per pixel"
 
 

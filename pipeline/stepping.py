@@ -15,7 +15,7 @@ from pipeline.checkpoint import Trainee
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
 from pipeline.models.assembly import pretrained
-from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
+from pipeline.models.split_segmenter import SplitSegmenter, upsample
 from pipeline.views import Batch
 
 _CHECK_LATER = 8  # steps
@@ -61,7 +61,7 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch, *, learning: float, rise: float, decay: float) -> Tensor:
-        """One step; returns (6,): cross entropy, Lovasz terms, distillation, bits per pixel, in-place term, norm.
+        """One step; returns (5,): cross entropy, Lovasz terms, distillation, bits per pixel, norm of the gradient.
 
         `learning` is the share of the peak learning rates, `rise` that of the rate's weight, `decay` the average's.
         Raises TrainingDiverged when a gradient is not finite.
@@ -111,7 +111,6 @@ class Step:
             + settings.loss.lovasz * terms.lovasz
             + settings.teacher.weight * terms.distillation
             + settings.teacher.lovasz * terms.taught_lovasz
-            + settings.loss.inplace * terms.inplace
             + self._rise * terms.rate
         )
         optimiser.zero_grad(set_to_none=True)
@@ -124,22 +123,16 @@ class Step:
         optimiser.step()
         self._update_average()
         lovasz = terms.lovasz + terms.taught_lovasz
-        logged = (terms.segmentation, lovasz, terms.distillation, terms.rate_bpp, terms.inplace, norm)
+        logged = (terms.segmentation, lovasz, terms.distillation, terms.rate_bpp, norm)
         return torch.stack([term.detach() for term in logged])
 
     def _losses(self, batch: Batch) -> losses.Losses:
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        network, settings = self._trainee.network, self._experiment.loss
         with torch.autocast(images.device.type, torch.bfloat16):
-            latents = network.encode(images)
-            seen = network.decode(latents, batch.quality)
-            # After what has a gradient: autocast keeps the weights that it cast first.
-            best = highest_level(network, latents) if settings.inplace > 0 else None
+            seen = self._trainee.network(images, batch.quality)
         # Plane by plane: what follows would else be copied into that order, at the size of the picture.
-        logits = seen.logits.float().contiguous()
-        segmentation = lovasz = soft_term = taught_lovasz = inplace = logits.new_zeros(())
-        if best is not None:
-            inplace = losses.distillation(logits, best.float().softmax(1), self._class_weights)
+        logits, settings = seen.logits.float().contiguous(), self._experiment.loss
+        segmentation = lovasz = soft_term = taught_lovasz = logits.new_zeros(())
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]
             full = upsample(logits, height, width)
@@ -156,9 +149,7 @@ class Step:
                 taught_lovasz = losses.lovasz_softmax(logits, guessed)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
         weighted = (self._rate_weights[batch.quality] * bpp).mean()
-        return losses.Losses(
-            segmentation, lovasz, soft_term, taught_lovasz, inplace, rate=weighted, rate_bpp=bpp.mean()
-        )
+        return losses.Losses(segmentation, lovasz, soft_term, taught_lovasz, rate=weighted, rate_bpp=bpp.mean())
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -175,23 +166,6 @@ class Step:
             named = self._trainee.network.named_parameters()
             bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
             raise TrainingDiverged(f"the gradient of {(bad or ['the norm'])[0]} is not finite; lower the learning rate")
-
-
-@torch.no_grad()
-def highest_level(network: SplitSegmenter, latents: Tensor) -> Tensor:
-    """Logits (B, K, h, w) of latents at the highest level: what every level learns from the same view, as it is then.
-
-    In-place distillation (Yu and Huang, ICCV 2019), there over widths of a network. Statistics of batch norms are used
-    and stay as they are. What lies outside the picture counts too.
-    """
-    parts = (network.prior, network.decoder)
-    training = [part.training for part in parts]
-    for part in parts:
-        part.eval()
-    logits = network.decode(latents, levels_like(latents, network.levels - 1)).logits
-    for part, was in zip(parts, training, strict=True):
-        part.train(was)
-    return logits
 
 
 def _clone(soft: Tensor | None) -> Tensor | None:

@@ -28,7 +28,7 @@ from pipeline.restoring import trainable
 from pipeline.stepping import Step, optimiser_of
 
 _SAVE_EVERY_S = 60
-_TERMS = ("segmentation", "lovasz", "distillation", "rate_bpp", "inplace", "gradient_norm")  # as a step returns them
+_TERMS = ("segmentation", "lovasz", "distillation", "rate_bpp", "gradient_norm")  # as a step returns them
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -42,7 +42,6 @@ class Progress:
     lovasz: float
     distillation: float
     rate_bpp: float
-    inplace: float
     gradient_norm: float
     images_per_s: float
     measured: tuple[Measured, ...]
@@ -61,7 +60,7 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
     saved_s = time.monotonic()
 
     for epoch in range(checkpoint.resume(folders.run, trainee, experiment), schedule.epochs):
-        began_s, sums = time.monotonic(), torch.zeros(len(_TERMS), device=device)
+        began_s, sums = time.monotonic(), torch.zeros(5, device=device)
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
         for step, batch in zip(steps, batches.of(steps), strict=True):
             sums += step_once(batch, **_paces(schedule, step, batches.per_epoch * schedule.epochs))
@@ -194,8 +193,7 @@ def describe(progress: Progress) -> str:
     """One line for the log, and one for each split that was measured."""
     line = (
         f"epoch {progress.epoch}/{progress.epochs}  labels {progress.segmentation:.3f}  "
-        f"lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}  "
-        f"highest level {progress.inplace:.3f}  rate {progress.rate_bpp:.4f} bpp  "
+        f"lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}  rate {progress.rate_bpp:.4f} bpp  "
         f"gradient {progress.gradient_norm:.2f}  {progress.images_per_s:.0f} images/s"
     )
     for split in dict.fromkeys(one.split for one in progress.measured):

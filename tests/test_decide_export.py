@@ -28,6 +28,7 @@ EXPERIMENT = {
     "width": 8,
     "outline": {"width": 8, "frames": 4, "steps": 20, "batch": 4, "lr": 0.01, "weight_decay": 0.01},
     "streets": [{"seed": 3, "frames": 6, "fps": 12.0, "light": 1.0}],
+    "approaches": {"pictures": 2, "frames": 4, "fastest": 0.03, "noise": 2.0},
     "samples": {"keys": 3, "longest_age": 4, "share": 1.0, "steps": 1, "fresh": 1, "cheaper": 0.3},
     "schedule": {"seed": 1, "epochs": 2, "batch": 8, "lr": 0.01, "weight_decay": 0.01},
 }
@@ -146,6 +147,8 @@ def test_one_command_trains_the_graph_into_a_bundle(
     assert "road: the edges of 3 frames" in printed  # four at most, so every second one of six
     assert "pictures: the edges of 7 frames" in printed
     assert "park, held out: edges" in printed
+    assert "pictures, approached: " in printed
+    assert "pictures, approached, learned from" in printed
     assert "road, learned from" in printed
     assert "park, held out" in printed
     made = load_bundle(tmp_path / "out")

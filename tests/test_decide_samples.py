@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.bundle import Bundle
 from pipeline.codec import open_encoder
-from pipeline.decide_samples import Samples, Video, Worker, read_video, render_video, watch
+from pipeline.decide_samples import Samples, Video, Worker, approach, read_video, render_video, watch, watch_approaches
 from pipeline.deciding import FACTS, MAPS, PLACES
 from pipeline.errors import ConfigError, SourceError
-from pipeline.experiment import DecideSamples, Street
+from pipeline.experiment import Approaches, DecideSamples, Street
 from pipeline.runtime import open_session
 
 SETTINGS = DecideSamples(keys=4, longest_age=5, share=1.0, steps=2, fresh=0, cheaper=0.0)
@@ -64,6 +64,34 @@ def test_a_key_is_held_against_itself_at_better_levels(worker: Worker, video: Vi
     assert fresh.any()
     assert found.agreement[fresh].max() < 100
     assert (watched(worker, video, keys=12).facts[:, AGE] > 0).all()
+
+
+APPROACHES = Approaches(pictures=3, frames=6, fastest=0.05, noise=2.0)
+
+
+def test_a_picture_becomes_a_video_of_a_camera_that_comes_nearer(video: Video) -> None:
+    rng, picture = np.random.default_rng(2), video.images[0]
+    nearer = approach(picture, APPROACHES, rng)
+    assert [image.shape for image in nearer.images] == [picture.shape] * 6
+    apart = [np.abs(image.astype(float) - picture).mean() for image in nearer.images]
+    assert apart[0] < 2  # its noise alone
+    assert apart[5] > 2 * apart[0]
+    assert not np.array_equal(approach(picture, APPROACHES, rng).images[5], nearer.images[5])
+
+
+def test_a_camera_that_stands_sees_the_same_but_for_its_noise(video: Video) -> None:
+    rng, picture = np.random.default_rng(2), video.images[0]
+    still = APPROACHES.model_copy(update={"fastest": 0.0, "noise": 0.0})
+    for image in approach(picture, still, rng).images:
+        np.testing.assert_array_equal(image, picture)
+    noisy = approach(picture, still.model_copy(update={"noise": 3.0}), rng)
+    assert not np.array_equal(noisy.images[0], noisy.images[1])
+
+
+def test_each_of_some_pictures_is_watched_once(worker: Worker, video: Video) -> None:
+    found = watch_approaches(worker, video, APPROACHES, SETTINGS, np.random.default_rng(0))
+    assert 3 <= len(found) <= 3 * 5
+    assert found.maps.shape[0] == found.facts.shape[0] == len(found)
 
 
 def test_one_frame_is_refused(worker: Worker, video: Video) -> None:

@@ -14,7 +14,7 @@ from pipeline.checkpoint import Trainee
 from pipeline.experiment import Experiment
 from pipeline.models.assembly import pretrained
 from pipeline.models.split_segmenter import SplitSegmenter, upsample
-from pipeline.stepping import Step, TrainingDiverged, highest_level, optimiser_of
+from pipeline.stepping import Step, TrainingDiverged, optimiser_of
 from pipeline.training import build
 from pipeline.views import Batch
 
@@ -119,7 +119,7 @@ def test_the_terms_are_those_of_the_losses(settled: SplitSegmenter) -> None:
     )
     found = one_step(made, experiment, shown)
     assert found[:4].tolist() == pytest.approx([one.item() for one in expected], rel=1e-3)
-    assert found.shape == (6,)
+    assert found.shape == (5,)
 
 
 def test_the_lovasz_term_of_teachers_is_that_of_labels_that_say_the_same(settled: SplitSegmenter) -> None:
@@ -146,31 +146,6 @@ def test_a_term_without_weight_is_not_computed(
     experiment = tiny.experiment(**changed)
     found = one_step(trainee(settled, experiment), experiment, batch())
     assert [i for i, term in enumerate(found[:3].tolist()) if term == 0] == [place, 2]
-
-
-def inplace_only(weight: float) -> Experiment:
-    return tiny.experiment(loss={"labels": 0.0, "lovasz": 0.0, "rate": (0.0, 0.0, 0.0), "inplace": weight})
-
-
-def test_levels_learn_from_the_highest_of_the_same_view(settled: SplitSegmenter) -> None:
-    """Seen by the gradient, of which that term is all there is."""
-    base = norm_of(settled, inplace_only(1.0), (0, 0, 1, 1))
-    assert base > 0
-    assert norm_of(settled, inplace_only(3.0), (0, 0, 1, 1)) == pytest.approx(3 * base, rel=1e-2)
-    assert norm_of(settled, inplace_only(0.0), (0, 0, 1, 1)) == 0
-
-
-def test_what_the_highest_level_says_leaves_the_network_as_it_is(settled: SplitSegmenter) -> None:
-    network, top = deepcopy(settled).train(), settled.levels - 1
-    before = state_of(network)
-    with torch.no_grad():
-        latents = settled.encode(batch().images)
-        expected = settled.eval().decode(latents, torch.full((4,), top)).logits
-    torch.testing.assert_close(highest_level(network, latents), expected)
-    after = state_of(network)
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert network.prior.training
-    assert all(module.training for module in network.decoder.modules())
 
 
 def rate_only(*rate: float) -> Experiment:

@@ -226,16 +226,6 @@ def test_frames_without_labels_that_are_not_named_are_asked_for(everything: tupl
         epochs(experiment, replace(folders, unlabelled=()))
 
 
-def test_frames_without_labels_may_be_learned_from_the_highest_level_alone(
-    everything: tuple[Experiment, Folders],
-) -> None:
-    _, folders = everything
-    alone = tiny.experiment(data={"unlabelled": 0.5}, loss={"inplace": 1.0})
-    assert len(epochs(alone, replace(folders, teachers=()))) == 2
-    with pytest.raises(ConfigError, match=r"teacher\.weight and loss\.inplace are 0"):
-        epochs(tiny.experiment(data={"unlabelled": 0.5}), replace(folders, teachers=(), run=folders.run / "other"))
-
-
 def test_a_run_may_begin_with_a_bundle(tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
     bundle = load_bundle(described(tiny_bundle, tmp_path / "bundle"))
     experiment = tiny.experiment(schedule={**FROZEN, "epochs": 1})
@@ -345,7 +335,6 @@ def progress(*measured: Measured) -> Progress:
         lovasz=0.5,
         distillation=0.25,
         rate_bpp=0.123,
-        inplace=0.75,
         gradient_norm=2.0,
         images_per_s=88.2,
         measured=measured,

@@ -54,11 +54,7 @@ class SplitSegmenter(nn.Module):
 
     def forward(self, image: Tensor, quality: Tensor) -> Segmented:
         """RGB (B, 3, H, W) in 0..255 and levels (B,) -> logits at stride 4 to the padded image, and bits."""
-        return self.decode(self.encode(image), quality)
-
-    def decode(self, y: Tensor, quality: Tensor) -> Segmented:
-        """Latents (B, C, h, w), before any level's gain, and levels (B,) -> logits at stride 4, and bits."""
-        coded = self.prior(y, quality)
+        coded = self.prior(self.encode(image), quality)
         return Segmented(self.decoder(coded.y_hat), coded)
 
 
