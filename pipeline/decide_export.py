@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline import outlining
 from pipeline.bundle import Bundle, load_bundle
@@ -18,7 +19,6 @@ from pipeline.errors import ConfigError
 from pipeline.experiment import DecideExperiment, load_decide_experiment
 from pipeline.models.outline import OutlineNetwork
 from pipeline.models.split_segmenter import levels_like
-from pipeline.models.temporal import DecisionNetwork
 from pipeline.outline_training import Outlined, describe_outline, outlined, train_outline
 from pipeline.runtime import open_session
 
@@ -54,7 +54,7 @@ def add_outline(bundle: Bundle, network: OutlineNetwork, folder: Path) -> Bundle
     return add_graph(bundle, outlining.GRAPH, network, examples, folder, inputs=inputs, outputs=["outline"])
 
 
-def add_decision(bundle: Bundle, network: DecisionNetwork, folder: Path) -> Bundle:
+def add_decision(bundle: Bundle, network: nn.Module, folder: Path) -> Bundle:
     """Write the bundle with a graph that decides; see add_graph."""
     examples, inputs = (torch.zeros(1, MAPS, *PLACES), torch.zeros(1, FACTS)), ["maps", "facts"]
     return add_graph(bundle, GRAPH, network, examples, folder, inputs=inputs, outputs=["agreement"])
@@ -74,13 +74,13 @@ def train_into_bundle(config: Path, watched: Watched, *, run: Path, bundle: Path
     for video, out in _videos(settings, watched, _size(loaded)):
         rng = np.random.default_rng((settings.schedule.seed, len(gathered)))
         samples = watch(worker, video, settings.samples, rng)
-        gathered.append(Gathered(video.name, out, samples))
+        weight = settings.rendered if len(gathered) < len(settings.streets) else 1.0  # streets come first
+        gathered.append(Gathered(video.name, out, samples, weight))
         yield f"{video.name}: {len(samples)} warps in {len(video.images)} frames"
     yield from _approached(settings, watched, worker, gathered)
     _, measured = train_decision(settings, gathered, run)
     yield from map(describe_decision, measured)
-    network = load_decision(run, DecisionNetwork(MAPS, FACTS, width=settings.width))
-    made = add_decision(with_outline, network, output or bundle)
+    made = add_decision(with_outline, load_decision(run, settings), output or bundle)
     yield f"bundle {made.path}: {made.manifest.hash}, knows where masks have edges and decides between KEY and WARP"
 
 

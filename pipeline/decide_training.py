@@ -20,18 +20,19 @@ from pipeline.decide_samples import Samples
 from pipeline.deciding import FACTS, MAPS
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import DecideExperiment
-from pipeline.models.temporal import DecisionNetwork, settle
+from pipeline.models.temporal import Committee, DecisionNetwork, settle
 
 FILE = "decide.safetensors"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gathered:
-    """The warps of one video, which is learned from or held out."""
+    """The warps of one video, which is learned from, as much as it weighs, or held out."""
 
     video: str
     held: bool
     samples: Samples
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,28 @@ class DecideMeasured:
 
 def train_decision(
     settings: DecideExperiment, videos: Sequence[Gathered], run: Path
-) -> tuple[DecisionNetwork, tuple[DecideMeasured, ...]]:
-    """Learn from the videos that are not held out, each of the same weight, and save; measured on all of them.
+) -> tuple[Committee, tuple[DecideMeasured, ...]]:
+    """Learn from the videos that are not held out, each as much as it weighs, and save; measured on all of them.
 
     Raises ConfigError where there is nothing to learn from and PipelineError when the loss is not finite.
     """
-    parts = [one.samples for one in videos if len(one.samples) and not one.held]
-    if not parts:
+    learned = [one for one in videos if len(one.samples) and not one.held]
+    if not learned:
         raise ConfigError("no warps to learn from; name a longer --source, or streets in the experiment")
+    first = settings.schedule.seed
+    network = Committee([_member(settings, learned, first + number) for number in range(settings.members)]).eval()
+    run.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), run / FILE)
+    return network, tuple(measure_decision(network, one) for one in videos if len(one.samples))
+
+
+def _member(settings: DecideExperiment, learned: Sequence[Gathered], seed: int) -> DecisionNetwork:
     schedule = settings.schedule
-    torch.manual_seed(schedule.seed)
-    maps, facts, agreement = (torch.cat(column) for column in zip(*map(_tensors, parts), strict=True))
-    weights = torch.cat([torch.full((len(part),), 1 / len(part)) for part in parts])
+    torch.manual_seed(seed)
+    maps, facts, agreement = (
+        torch.cat(column) for column in zip(*(_tensors(one.samples) for one in learned), strict=True)
+    )
+    weights = torch.cat([torch.full((len(one.samples),), one.weight / len(one.samples)) for one in learned])
     network = DecisionNetwork(MAPS, FACTS, width=settings.width)
     settle(network, maps, facts)
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
@@ -72,10 +83,7 @@ def train_decision(
         optimiser.step()
     if not loss.isfinite():
         raise PipelineError("the loss of the decision network is not finite; lower schedule.lr")
-    network.eval()
-    run.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), run / FILE)
-    return network, tuple(measure_decision(network, one) for one in videos if len(one.samples))
+    return network
 
 
 def decision_loss(said: Tensor, agreement: Tensor) -> Tensor:
@@ -86,7 +94,7 @@ def decision_loss(said: Tensor, agreement: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_decision(network: DecisionNetwork, video: Gathered) -> DecideMeasured:
+def measure_decision(network: Committee, video: Gathered) -> DecideMeasured:
     """How far off the network is on one video."""
     maps, facts, agreement = _tensors(video.samples)
     said = network(maps, facts)[:, 0]
@@ -95,8 +103,9 @@ def measure_decision(network: DecisionNetwork, video: Gathered) -> DecideMeasure
     return DecideMeasured(video.video, video.held, float((said - agreement).abs().mean()), correlation)
 
 
-def load_decision(run: Path, network: DecisionNetwork) -> DecisionNetwork:
-    """The same network with the weights of a run, in eval mode; ConfigError when there are none, or another's."""
+def load_decision(run: Path, settings: DecideExperiment) -> Committee:
+    """What a run of the experiment learned, in eval mode; ConfigError when there is nothing, or another's."""
+    network = Committee([DecisionNetwork(MAPS, FACTS, width=settings.width) for _ in range(settings.members)])
     try:
         network.load_state_dict(load_file(run / FILE))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -219,8 +219,10 @@ class DecideExperiment(_Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     outline: OutlineSettings
-    width: int = Field(ge=1, description="channels of the decision network")
+    width: int = Field(ge=1, description="channels of a decision network")
+    members: int = Field(default=1, ge=1, le=16, description="decision networks whose mean answer counts")
     streets: tuple[Street, ...] = Field(description="rendered videos, beside those that are named")
+    rendered: float = Field(default=1.0, gt=0, description="what one of those weighs, where a real one weighs 1")
     approaches: Approaches | None = Field(default=None, description="videos made of the pictures that are named")
     samples: DecideSamples
     schedule: DecideSchedule

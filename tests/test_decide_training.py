@@ -1,5 +1,6 @@
 """The decision network's training: it learns what can be learned, from what is not held out, the same each time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from pipeline.decide_training import Gathered, decision_loss, describe_decision,
 from pipeline.deciding import FACTS, MAPS, PLACES
 from pipeline.errors import ConfigError
 from pipeline.experiment import DecideExperiment, DecideSamples, DecideSchedule, OutlineSettings
-from pipeline.models.temporal import DecisionNetwork
 
 SETTINGS = DecideExperiment(
     name="tiny-decide",
@@ -59,13 +59,37 @@ def test_a_short_video_weighs_as_much_as_a_long_one(tmp_path: Path) -> None:
 
 def test_the_weights_of_a_run_are_loaded_again(tmp_path: Path) -> None:
     network, _ = train_decision(SETTINGS, [made("road", 0)], tmp_path)
-    loaded = load_decision(tmp_path, DecisionNetwork(MAPS, FACTS, width=8))
+    loaded = load_decision(tmp_path, SETTINGS)
     maps, facts = torch.randn(3, MAPS, *PLACES), torch.randn(3, FACTS)
     torch.testing.assert_close(loaded(maps, facts), network(maps, facts))
     with pytest.raises(ConfigError, match=r"no decide\.safetensors of this experiment"):
-        load_decision(tmp_path, DecisionNetwork(MAPS, FACTS, width=4))
+        load_decision(tmp_path, SETTINGS.model_copy(update={"width": 4}))
     with pytest.raises(ConfigError, match=r"no decide\.safetensors of this experiment"):
-        load_decision(tmp_path / "none", DecisionNetwork(MAPS, FACTS, width=8))
+        load_decision(tmp_path, SETTINGS.model_copy(update={"members": 2}))
+    with pytest.raises(ConfigError, match=r"no decide\.safetensors of this experiment"):
+        load_decision(tmp_path / "none", SETTINGS)
+
+
+def test_of_several_members_each_begins_otherwise_and_their_mean_counts(tmp_path: Path) -> None:
+    brief = SETTINGS.model_copy(update={"members": 3, "schedule": SETTINGS.schedule.model_copy(update={"epochs": 2})})
+    committee, _ = train_decision(brief, [made("road", 0)], tmp_path)
+    alone, _ = train_decision(brief.model_copy(update={"members": 1}), [made("road", 0)], tmp_path / "alone")
+    maps, facts = torch.randn(3, MAPS, *PLACES), torch.randn(3, FACTS)
+    said = [member(maps, facts) for member in committee.members]
+    torch.testing.assert_close(said[0], alone(maps, facts))
+    assert not torch.allclose(said[0], said[1])
+    torch.testing.assert_close(committee(maps, facts), torch.stack(said).mean(0))
+
+
+def test_a_video_counts_as_much_as_it_weighs(tmp_path: Path) -> None:
+    easy, hard = made("easy", 0), made("hard", 0, shift=20)
+    said = []
+    for weight in (0.05, 1.0):
+        network, _ = train_decision(SETTINGS, [easy, replace(hard, weight=weight)], tmp_path)
+        with torch.no_grad():
+            found = network(torch.from_numpy(easy.samples.maps), torch.from_numpy(easy.samples.facts))
+        said.append(float(found.mean()))
+    assert said[0] > said[1] + 3
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ agreement from features of its flow network. Ours sees the residual of a coarse 
 weights: it runs on the camera, beside an encoder that it is to save.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +45,19 @@ class DecisionNetwork(nn.Module):
         x = F.leaky_relu(self.weigh_again(x), 0.1)
         percent: Tensor = 100 * self.answer(x).sigmoid()
         return percent
+
+
+class Committee(nn.Module):
+    """Decision networks that began with other chances; their mean answer. One alone is off now here, now there: where
+    the cheapest of several levels is looked for, it is that of its luckiest error."""
+
+    def __init__(self, members: Sequence[DecisionNetwork]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, maps: Tensor, facts: Tensor) -> Tensor:
+        """Maps (B, M, h, w), facts (B, N) -> percent (B, 1)."""
+        return torch.stack([member(maps, facts) for member in self.members]).mean(0)
 
 
 @torch.no_grad()
