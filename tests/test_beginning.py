@@ -16,7 +16,7 @@ from pipeline.experiment import Experiment
 from pipeline.material import Folders
 from pipeline.training import load_trained, train
 
-NO_WEIGHTS = "backbone mobilenet_v2: no weights to begin with; add --backbone FILE, or --start RUN"
+NO_WEIGHTS = "backbone mobilenet_v2: no weights to begin with; add --backbone FILE, or --start RUN or BUNDLE"
 HELD_STILL = {"trained": "decoder"}
 
 
