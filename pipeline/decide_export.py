@@ -27,8 +27,11 @@ _OUTLINED = "outlined"  # folder in the run: the bundle with one of its two grap
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Videos, as files or folders: those to learn from, and those only to measure on; and folders of pictures that
-    follow no order, which edges alone are learned from. ConfigError where one is named twice."""
+    """Videos, as files or folders: those to learn from, and those only to measure on; and folders of pictures.
+
+    Pictures follow no order: edges are learned from them, and from videos made of them. ConfigError where a file or
+    folder is named twice.
+    """
 
     sources: tuple[Path, ...]
     held: tuple[Path, ...]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -156,7 +156,11 @@ def watch_approaches(
     chosen = rng.permutation(len(pictures.images))[: approaches.pictures]
     once = settings.model_copy(update={"keys": 1})
     parts = [watch(worker, approach(pictures.images[one], approaches, rng), once, rng) for one in chosen]
-    return Samples(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Samples)))
+    return Samples(
+        np.concatenate([part.maps for part in parts]),
+        np.concatenate([part.facts for part in parts]),
+        np.concatenate([part.agreement for part in parts]),
+    )
 
 
 class _Watcher:

@@ -139,7 +139,9 @@ def train_decide(
     held: Annotated[list[Path] | None, typer.Option(help="clip or folder that is only measured on; repeatable")] = None,
     pictures: Annotated[
         list[Path] | None,
-        typer.Option(help="folder of more images, in any order, to learn edges from, the first 1200; repeatable"),
+        typer.Option(
+            help="folder of more images, in any order, the first 1200, to learn edges and approaches from; repeatable"
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
 ) -> None:

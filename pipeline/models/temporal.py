@@ -48,8 +48,11 @@ class DecisionNetwork(nn.Module):
 
 
 class Committee(nn.Module):
-    """Decision networks that began with other chances; their mean answer. One alone is off now here, now there: where
-    the cheapest of several levels is looked for, it is that of its luckiest error."""
+    """The mean answer of decision networks that began with other chances.
+
+    One alone is off now here, now there: where the cheapest of several levels is looked for, that of its luckiest error
+    would be found.
+    """
 
     def __init__(self, members: Sequence[DecisionNetwork]) -> None:
         super().__init__()
