@@ -46,7 +46,7 @@ from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.messages import Decoded, Frame, FrameId
-from pipeline.runtime import Session, open_session
+from pipeline.runtime import Precision, Session, open_session
 from pipeline.sources import fit
 
 _WARM, _RAW_BPP, _UNTIMED = 4, 24.0, Times(0.0, 0.0, None)
@@ -183,8 +183,8 @@ def bundle_systems(run: Run, bundles: dict[str, Bundle], ways: dict[str, Way]) -
 def codec_systems(run: Run, name: str, graph: Path, ways: dict[str, Way]) -> list[System]:
     """The uncompressed network `name`, and every image codec followed by it."""
     cost = graph_cost(graph, size=run.size, axes=(1, 2))
-    # Scored in float32, as a bundle's encoder runs; timed in whatever type is fastest.
-    exact = open_session(graph, engine=run.engine, float32=True)
+    # Scored in float32, the best that it can do; timed in whatever type is fastest.
+    exact = open_session(graph, engine=run.engine, precision=Precision.FLOAT32)
     timed = Stopwatch(open_session(graph, engine=run.engine, threads=run.threads))
     classes = exact.run(run.data.images[0][None])[0].shape[1]
     ceiling = score(network_masks(exact, run.data.images), run.data, classes)

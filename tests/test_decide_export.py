@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.outline import OutlineNetwork
 from pipeline.models.temporal import DecisionNetwork, settle
 from pipeline.motion import MotionTracker
-from pipeline.runtime import open_session
+from pipeline.runtime import Precision, open_session
 from pipeline.streets import render_street, write_clip
 from pipeline.tracing import trace
 from pipeline.video_encoder import at_price, open_video_encoder
@@ -60,7 +60,7 @@ def test_the_graph_says_what_the_network_says(
     engine: str, batch: int, deciding: Bundle, network: DecisionNetwork
 ) -> None:
     maps, facts = torch.rand(batch, MAPS, *PLACES), torch.rand(batch, FACTS)
-    session = open_session(deciding.graph(GRAPH), engine=engine, threads=1, float32=True)
+    session = open_session(deciding.graph(GRAPH), engine=engine, threads=1, precision=Precision.FLOAT32)
     (found,) = session.run(maps.numpy(), facts.numpy())
     with torch.no_grad():
         np.testing.assert_allclose(found, network(maps, facts).numpy(), atol=0.1)  # weights in float16

@@ -24,7 +24,7 @@ from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.models.entropy_model import ACTIVATION_UNITS, HYPER_LIMIT, SCALE_LEVELS, freeze
 from pipeline.models.over_parameterised import OverParameterisedConv
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
-from pipeline.runtime import open_session
+from pipeline.runtime import Precision, open_session
 
 Outputs = list[NDArray[np.float32]]
 
@@ -142,7 +142,7 @@ def test_engine_gives_what_the_network_gives_at_every_level(
     tiny_bundle: Bundle, tiny_network: SplitSegmenter, engine: str, graph: str, level: int
 ) -> None:
     """In float32: OpenVINO computes in bfloat16 otherwise, where the processor can."""
-    session = open_session(tiny_bundle.graph(graph), engine=engine, threads=1, float32=True)
+    session = open_session(tiny_bundle.graph(graph), engine=engine, threads=1, precision=Precision.FLOAT32)
     found = session.run(inputs(tiny_network, graph, at(level)), at(level))
     wanted = expected(tiny_network, graph, at(level))
     assert len(found) == len(wanted)
@@ -157,7 +157,7 @@ def test_each_picture_of_a_batch_has_its_own_level(
     tiny_bundle: Bundle, tiny_network: SplitSegmenter, engine: str, graph: str
 ) -> None:
     quality = np.array([2, 0, 1], np.int64)
-    session = open_session(tiny_bundle.graph(graph), engine=engine, threads=1, float32=True)
+    session = open_session(tiny_bundle.graph(graph), engine=engine, threads=1, precision=Precision.FLOAT32)
     shown = inputs(tiny_network, graph, quality)
     together = session.run(shown, quality)
     for i in range(COUNT):

@@ -21,7 +21,7 @@ from pipeline.models.entropy_model import freeze
 from pipeline.models.layers import normed
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import Restored, fit_fresh, restore, trainable
-from pipeline.runtime import open_session
+from pipeline.runtime import Precision, open_session
 
 FRAMES = [one.image for one in tiny.scenes(6, seed=3)]
 DENSITY = "prior.factorised."
@@ -54,7 +54,7 @@ def restored(bundle: Bundle) -> Restored:
 
 
 def test_latents_are_those_of_the_encode_graph_at_every_level(bundle: Bundle, restored: Restored) -> None:
-    session = open_session(bundle.graph("encode"), engine="onnxruntime", threads=1, float32=True)
+    session = open_session(bundle.graph("encode"), engine="onnxruntime", threads=1, precision=Precision.FLOAT32)
     quality = np.arange(tiny.LEVELS).repeat(2)
     expected = session.run(np.stack(FRAMES), quality)
     images = torch.from_numpy(np.stack(FRAMES)).permute(0, 3, 1, 2).float()

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import runtime
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.errors import ConfigError
-from pipeline.runtime import OnnxruntimeSession, OpenvinoSession, batch_sizes, open_session
+from pipeline.runtime import OnnxruntimeSession, OpenvinoSession, Precision, batch_sizes, open_session
 
 ROWS, COLUMNS = load_bundle(default_bundle()).latent_size
 
@@ -61,6 +62,45 @@ def test_openvino_compiles_for_powers_of_two_only(graph: Path) -> None:
         assert part.shape == (count, 11, 4 * ROWS, 4 * COLUMNS)
         assert np.abs(part - whole[:count]).max() < 0.05 * np.abs(whole).max()
     assert sorted(session._requests) == [1, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def picture() -> tuple[np.ndarray, np.ndarray]:
+    """A made-up picture (1, H, W, 3) of the bundle's size, and a level."""
+    manifest = load_bundle(default_bundle()).manifest
+    shape = (1, manifest.height, manifest.width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), np.array([4])
+
+
+def encoded(picture: tuple[np.ndarray, np.ndarray], precision: Precision) -> tuple[np.ndarray, OpenvinoSession]:
+    """Latents y by OpenVINO, and the session that found them."""
+    graph = load_bundle(default_bundle()).graph("encode")
+    session = open_session(graph, engine="openvino", threads=1, precision=precision)
+    assert isinstance(session, OpenvinoSession)
+    return session.run(*picture)[0], session
+
+
+def test_the_ends_of_an_encoder_are_computed_in_float32(picture: tuple[np.ndarray, np.ndarray]) -> None:
+    exact, _ = encoded(picture, Precision.FLOAT32)
+    short, _ = encoded(picture, Precision.SHORT)
+    careful, session = encoded(picture, Precision.ENDS)
+    (request,) = session._requests.values()
+    kept = runtime._float32_convolutions(request.get_compiled_model())
+    assert kept >= 5  # three from the picture on, and those of y and z
+    if np.array_equal(short, exact):  # the processor is quickest at float32
+        np.testing.assert_array_equal(careful, exact)
+        return
+    assert kept == 5
+    assert np.abs(careful - exact).mean() < 0.8 * np.abs(short - exact).mean()
+
+
+def test_where_openvino_does_not_keep_to_it_all_is_computed_in_float32(
+    picture: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, _ = encoded(picture, Precision.FLOAT32)
+    monkeypatch.setattr(runtime, "_PRECISE", runtime._PRECISE.replace('"precise" version', '"unheard-of" version'))
+    found, _ = encoded(picture, Precision.ENDS)
+    np.testing.assert_array_equal(found, exact)
 
 
 def test_sizes_of_batches_are_powers_of_two_that_hold_each_of_them() -> None:
