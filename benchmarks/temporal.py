@@ -39,9 +39,10 @@ from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_inte
 
 TARGETS = ((0.40, 0.5), (0.27, 1.0), (0.15, 2.5))  # share of the bits, loss in percent
 INTERVALS = (2, 3, 4, 6, 10)
-THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
-PRICES = (1.0, 2.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 30.0)
+THRESHOLDS = (98.0, 97.5, 97.0, 96.5, 96.0, 95.5, 95.0, 94.0, 92.0, 90.0)
+PRICES = (1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 30.0, 40.0)
 EVERY, INTERVAL, THRESHOLD, MOVING, PRICE = "every frame", "interval", "threshold", "moving threshold", "price"
+FAMILIES = (INTERVAL, THRESHOLD, MOVING, PRICE)
 _KINDS = (Kind.KEY, Kind.WARP)
 Image = NDArray[np.uint8]
 
@@ -233,15 +234,19 @@ def of_kind(way: Way, kind: Kind) -> OfKind:
 
 
 def loss_at(results: Sequence[Result], family: str, level: int, share: float) -> float | None:
-    """The loss of a family of policies with KEYs of a level at this share of the bits, between its neighbours there.
+    """The least loss of a family of policies, with KEYs of a level, for at most this share of the bits.
 
-    None outside them. A KEY in every frame is of every family.
+    Of one policy alone, or of two that take turns, as the line between their points. None where all take more. A KEY in
+    every frame is of every family.
     """
-    of_level = [one for one in results if one.setting.level == level]
-    points = sorted((one.share, one.loss) for one in of_level if one.setting.family in (family, EVERY))
-    if not points or not points[0][0] <= share <= points[-1][0]:
-        return None
-    return float(np.interp(share, [x for x, _ in points], [y for _, y in points]))
+    of_family = [one for one in results if one.setting.level == level and one.setting.family in (family, EVERY)]
+    within = [one.loss for one in of_family if one.share <= share]
+    mixed = [
+        low.loss + (high.loss - low.loss) * (share - low.share) / (high.share - low.share)
+        for low, high in itertools.permutations(of_family, 2)
+        if low.share <= share < high.share
+    ]
+    return min((*within, *mixed), default=None)
 
 
 def table_of(results: Sequence[Result], title: str) -> Table:
@@ -261,13 +266,18 @@ def table_of(results: Sequence[Result], title: str) -> Table:
 
 
 def targets_of(results: Sequence[Result]) -> Table:
-    """What each family loses where the targets lie, by the level of its KEYs."""
+    """What each family loses where the targets lie, with KEYs of the level that loses least there, which is named."""
     levels = list(dict.fromkeys(one.setting.level for one in results))
-    families = [(family, level) for level in levels for family in (INTERVAL, THRESHOLD, MOVING)] + [(PRICE, levels[0])]
-    table = Table("bits", "loss, at most", *(f"{family}\nlevel {level}" for family, level in families))
+    families = [family for family in FAMILIES if any(one.setting.family == family for one in results)]
+    table = Table("bits, at most", "loss, at most", *families, title="least loss (level of KEYs)", title_justify="left")
     for share, limit in TARGETS:
-        losses = (loss_at(results, family, level, share) for family, level in families)
-        table.add_row(f"{100 * share:.0f} %", f"{limit:.1f}", *(shown(loss, 2) for loss in losses))
+        cells = []
+        for family in families:
+            # A price chooses levels itself, up to the one that all is held against.
+            found = [(loss_at(results, family, one, share), one) for one in (levels[:1] if family == PRICE else levels)]
+            least = min(((loss, one) for loss, one in found if loss is not None), default=None)
+            cells.append("-" if least is None else f"{least[0]:.2f} ({least[1]})")
+        table.add_row(f"{100 * share:.0f} %", f"{limit:.1f}", *cells)
     return table
 
 

@@ -1,10 +1,12 @@
 """The comparison of key policies on made-up results and on the shortest of videos; the measuring takes minutes."""
 
+import io
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks.temporal import (
     EVERY,
@@ -17,6 +19,7 @@ from benchmarks.temporal import (
     loss_at,
     measure,
     settings_of,
+    targets_of,
     video_of,
 )
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -33,13 +36,33 @@ def bundle() -> Bundle:
     return load_bundle(default_bundle())
 
 
-def test_the_loss_at_a_share_of_the_bits_lies_between_its_neighbours() -> None:
+def test_the_loss_for_a_share_of_the_bits_is_that_of_one_policy_or_of_two_in_turns() -> None:
     results = [result(EVERY, 1, 0), result(INTERVAL, 0.5, 1), result(INTERVAL, 0.25, 3), result(THRESHOLD, 0.2, 2)]
     assert loss_at(results, INTERVAL, 5, 0.4) == pytest.approx(1.8)
+    assert loss_at(results, INTERVAL, 5, 0.5) == 1
     assert loss_at(results, INTERVAL, 5, 0.75) == pytest.approx(0.5)
     assert loss_at(results, INTERVAL, 5, 0.2) is None
-    assert loss_at(results, THRESHOLD, 5, 0.2) == pytest.approx(2)
+    assert loss_at(results, THRESHOLD, 5, 0.2) == 2
+    assert loss_at(results, THRESHOLD, 5, 0.6) == pytest.approx(1)
     assert loss_at([*results, result(INTERVAL, 0.1, 4, level=4)], INTERVAL, 5, 0.2) is None
+    assert loss_at([result(EVERY, 0.3, 1)], PRICE, 5, 0.4) == 1
+
+
+def test_a_policy_that_loses_more_for_more_bits_changes_nothing() -> None:
+    results = [result(EVERY, 1, 0), result(THRESHOLD, 0.2, 2)]
+    worse = [*results, result(THRESHOLD, 0.3, 9), result(THRESHOLD, 0.1, 8)]
+    for share in (0.2, 0.25, 0.4, 1.0):
+        assert loss_at(worse, THRESHOLD, 5, share) == loss_at(results, THRESHOLD, 5, share)
+
+
+def test_targets_name_the_level_that_loses_least() -> None:
+    results = [result(EVERY, 1, 0), result(INTERVAL, 0.4, 2), result(INTERVAL, 0.3, 1, level=4)]
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(targets_of(results))
+    lines = [line.split("│") for line in console.export_text().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line[1:4]] for line in lines] == [
+        ["40 %", "0.5", "1.00 (4)"], ["27 %", "1.0", "-"], ["15 %", "2.5", "-"],
+    ]  # fmt: skip
 
 
 def test_settings_are_the_policies_of_the_codec() -> None:
