@@ -11,7 +11,7 @@ deciding well. Bytes of packets, all overhead in; masks at the logits' stride of
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.footage import Footage, Image, open_coders
-from benchmarks.temporal import TARGETS, shown, video_of
+from benchmarks.targets import TARGETS, least_at
+from benchmarks.temporal import shown, video_of
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.bitstream import pack
 from pipeline.bundle import default_bundle, load_bundle
@@ -130,24 +131,13 @@ def miou_of(choices: Sequence[Choice], footage: Footage, labels: Sequence[Image]
     return 100 * mean_iou(matrix)
 
 
-def differing_at(points: Iterable[Point], share: float) -> float | None:
-    """The least percent of the pixels that differ at this share of the bytes, by a mixture of two; None outside."""
-    known = sorted((one.share, one.differing) for one in points)
-    mixed = [
-        low[1] + (high[1] - low[1]) * (share - low[0]) / max(high[0] - low[0], 1e-9)
-        for low, high in itertools.combinations(known, 2)
-        if low[0] <= share <= high[0]
-    ]
-    return min(mixed) if mixed else None
-
-
 def tables_of(fixed: Sequence[Point], free: Sequence[Point], title: str) -> tuple[Table, Table]:
     every = Table("sequence", "bits", "differ", "mIoU lost", title=title, title_justify="left")
     for one in (*fixed, *free):
         every.add_row(one.name, f"{100 * one.share:.1f} %", f"{one.differing:.2f} %", shown(one.miou_loss, 2))
     sums = Table("bits", "best fixed interval", "knowing all", "to gain")
     for share, _ in TARGETS:
-        ours, most = (differing_at(points, share) for points in (fixed, free))
+        ours, most = (least_at(((one.share, one.differing) for one in points), share) for points in (fixed, free))
         gain = None if ours is None or most is None else ours - most
         sums.add_row(f"{100 * share:.0f} %", *(shown(one, 2) for one in (ours, most, gain)))
     return every, sums

@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from pipeline.engine_libraries import import_onnxruntime, import_openvino
 from pipeline.errors import ConfigError
 
+log = structlog.get_logger(__name__)
+
 ENGINES = ("auto", "openvino", "onnxruntime")
 Array = NDArray[Any]
 
-_FIRST = 3  # convolutions from the picture on that `Precision.ENDS` keeps in float32
+_FIRST = 3  # convolutions from the input on that `Precision.ENDS` keeps in float32
 _ALL_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
 # Of OpenVINO's own file format: a graph that gives back its input, with the attribute that keeps a node out of shorter
-# floats. Python cannot make such an attribute; it can read one and pass it on.
+# floats. OpenVINO's Python API cannot make such an attribute; it can read one and pass it on.
 _PRECISE = """<net name="precise" version="11"><layers>
 <layer id="0" name="in" type="Parameter" version="opset1"><data shape="1" element_type="f32"/>
 <rt_info><attribute name="precise" version="0"/></rt_info>
@@ -33,12 +36,13 @@ _PRECISE = """<net name="precise" version="11"><layers>
 class Precision(Enum):
     """The floats that a graph is computed in, where the processor is quicker at shorter ones: bfloat16 or float16.
 
-    ENDS is for graphs that code: in bfloat16 the first convolutions of camvid-holdout's encoder cost 0.3 mIoU, and the
-    last one 3 % of the bits at level 5; those between them nothing that can be seen, and they are most of the time.
+    ENDS is for graphs that encode: the first three convolutions, and the last one before each output, in float32. Those
+    are where short floats cost accuracy and bits; those between them take most of the time. Which floats they are
+    depends on the processor, so that cameras may differ by a symbol in a hundred.
     """
 
     SHORT = "short"
-    ENDS = "ends"  # float32 where pictures come in and before each output, short in between
+    ENDS = "ends"
     FLOAT32 = "float32"
 
 
@@ -73,11 +77,13 @@ class OpenvinoSession:
     """A graph run by OpenVINO, compiled once per batch size: fixed shapes are faster than open ones.
 
     To compile takes long, so the sizes are few: a batch is filled up to a power of two with copies of its last row.
-    The `careful` convolutions are computed in float32, and all others too if OpenVINO does not keep to that.
+    If OpenVINO does not compute the nodes `in_float32` so, as it was asked to, all are.
     """
 
-    def __init__(self, core: Any, model: Any, options: dict[str, Any], *, careful: int = 0) -> None:
-        self._core, self._model, self._options, self._careful = core, model, options, careful
+    def __init__(
+        self, core: Any, model: Any, options: dict[str, Any], *, in_float32: frozenset[str] = frozenset()
+    ) -> None:
+        self._core, self._model, self._options, self._in_float32 = core, model, options, in_float32
         self._requests: dict[int, Any] = {}
 
     def run(self, *inputs: Array) -> list[Array]:
@@ -95,8 +101,11 @@ class OpenvinoSession:
         model = self._model.clone()
         model.reshape({port: list(shape) for port, shape in enumerate(shapes)})
         compiled = self._core.compile_model(model, "CPU", self._options)
-        if _float32_convolutions(compiled) < self._careful:
-            self._options, self._careful = {**self._options, **_ALL_FLOAT32}, 0
+        if self._in_float32 and not self._in_float32 <= float32_nodes(compiled):
+            log.info(
+                "all is computed in float32: this OpenVINO does not mix types", graph=self._model.get_friendly_name()
+            )
+            self._options, self._in_float32 = {**self._options, **_ALL_FLOAT32}, frozenset()
             compiled = self._core.compile_model(model, "CPU", self._options)
         request = compiled.create_infer_request()
         self._requests[shapes[0][0]] = request
@@ -165,23 +174,19 @@ def _open_openvino(graph: Path, threads: int, precision: Precision) -> Session:
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     model = core.read_model(str(graph))
-    careful = _keep_ends(core, model) if precision is Precision.ENDS else 0
-    return OpenvinoSession(core, model, options, careful=careful)
+    ends = _keep_ends(core, model) if precision is Precision.ENDS else frozenset()
+    return OpenvinoSession(core, model, options, in_float32=ends)
 
 
-def _keep_ends(core: Any, model: Any) -> int:
-    """Ask for the first convolutions, and the last before each output, in float32; gives how many these are.
-
-    Versions of OpenVINO that cannot be asked compute in bfloat16 all the same, as the count of what they do tells.
-    """
+def _keep_ends(core: Any, model: Any) -> frozenset[str]:
+    """Ask for the first convolutions, and the last before each output, in float32; gives their names."""
     convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() in _CONVOLUTIONS]
-    ends = {node.get_friendly_name(): node for node in (*convolutions[:_FIRST], *_last_convolutions(model))}
+    ends = (*convolutions[:_FIRST], *_last_convolutions(model))
     (bearer,) = core.read_model(_PRECISE.encode()).get_parameters()
     info = bearer.get_rt_info()
-    for node, name in itertools.product(ends.values(), info):
-        if hasattr(node, "set_rt_info"):  # not in 2025.0
-            node.set_rt_info(info[name], name)
-    return len(ends)
+    for node, name in itertools.product(ends, info):
+        node.set_rt_info(info[name], name)
+    return frozenset(node.get_friendly_name() for node in ends)
 
 
 def _last_convolutions(model: Any) -> list[Any]:
@@ -199,8 +204,8 @@ def _last_convolutions(model: Any) -> list[Any]:
     return found
 
 
-def _float32_convolutions(compiled: Any) -> int:
-    """How many convolutions a compiled graph computes in float32."""
+def float32_nodes(compiled: Any) -> frozenset[str]:
+    """The names of the nodes of its model that a compiled graph computes in float32."""
     facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    kinds = [tuple(fact[name].astype(str) for name in ("layerType", "runtimePrecision")) for fact in facts]
-    return kinds.count(("Convolution", "f32"))
+    in_float32 = [fact for fact in facts if fact["runtimePrecision"].astype(str) == "f32"]
+    return frozenset(itertools.chain(*(fact["originalLayersNames"].astype(str).split(",") for fact in in_float32)))

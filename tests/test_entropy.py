@@ -146,6 +146,10 @@ def test_estimated_bits_are_near_the_coded_ones() -> None:
     assert len(encode(symbols, one)) == pytest.approx(estimated_bits(symbols, one) / 8 + 1, rel=0.02, abs=0.6)
 
 
+YARDSTICK_MS = 0.45  # a tenth less than a core of an AMD EPYC takes, on which the slowest case has 0.97 ms
+PATIENCE_S = 10.0
+
+
 @pytest.mark.parametrize(("spread", "live"), [(0.25, 26), (0.2, 64), (0.4, 64)])
 def test_a_frame_is_coded_within_a_millisecond_each_way(spread: float, live: int) -> None:
     """On a core that does the yardstick in YARDSTICK_MS; one that is slower, or shared, has longer in proportion."""
@@ -154,10 +158,6 @@ def test_a_frame_is_coded_within_a_millisecond_each_way(spread: float, live: int
     data = encode(symbols, one)
     assert quickest_ms(lambda: encode(symbols, one), limit=1) < 1
     assert quickest_ms(lambda: decode(data, (23, 30), one), limit=1) < 1
-
-
-YARDSTICK_MS = 0.49
-PATIENCE_S = 20.0
 
 
 @numba.njit
@@ -174,14 +174,19 @@ def yardstick(taps: NDArray[np.int16], table: NDArray[np.int16]) -> int:
 
 
 def quickest_ms(run: Callable[[], object], *, limit: float) -> float:
-    """The quickest of many runs, in milliseconds of such a core; tried on for a while, as others may hold the core."""
+    """The quickest of many runs, in milliseconds of such a core; tried on for a while, as others may hold the core.
+
+    The quickest yardstick of all is what counts too: so a run is not let pass because others slowed a yardstick.
+    """
     rng = np.random.default_rng(0)
     taps, table = (rng.integers(-99, 99, shape).astype(np.int16) for shape in ((64, 32), 4096))
-    until_s, quickest = time.monotonic() + PATIENCE_S, np.inf
-    while quickest >= limit and time.monotonic() < until_s:
-        work_ms = best_ms(lambda: yardstick(taps, table))
-        quickest = min(quickest, best_ms(run) / max(work_ms / YARDSTICK_MS, 1))
-    return quickest
+    until_s, quickest, work_ms = time.monotonic() + PATIENCE_S, np.inf, np.inf
+    while True:
+        work_ms = min(work_ms, best_ms(lambda: yardstick(taps, table)))
+        quickest = min(quickest, best_ms(run))
+        found = quickest / max(work_ms / YARDSTICK_MS, 1)
+        if found < limit or time.monotonic() > until_s:
+            return found
 
 
 def best_ms(run: Callable[[], object]) -> float:

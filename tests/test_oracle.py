@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.oracle import Choice, Cost, Costs, Point, at_interval, best, differing_at, packet_bytes
+from benchmarks.oracle import Choice, Cost, Costs, at_interval, best, packet_bytes
 
 
 def costs(seed: int, frames: int = 5, levels: int = 2, longest_age: int = 3) -> Costs:
@@ -52,15 +52,6 @@ def test_dear_bytes_give_warps_and_cheap_ones_keys() -> None:
 
 def test_a_fixed_interval_counts_ages_from_each_key() -> None:
     assert [one.age for one in at_interval(7, 3, 1)] == [0, 1, 2, 0, 1, 2, 0]
-
-
-def test_between_two_sequences_lies_their_mixture_and_outside_nothing() -> None:
-    points = [
-        Point("", share, differing, None) for share, differing in ((0.1, 5.0), (0.2, 4.5), (0.3, 1.0), (1.0, 0.0))
-    ]
-    assert differing_at(points, 0.2) == pytest.approx(3.0)  # a mixture of the first and the third
-    assert differing_at(points, 0.65) == pytest.approx(0.5)
-    assert differing_at(points, 0.05) is None
 
 
 def test_a_packets_overhead_is_counted() -> None:

@@ -36,23 +36,17 @@ def bundle() -> Bundle:
     return load_bundle(default_bundle())
 
 
-def test_the_loss_for_a_share_of_the_bits_is_that_of_one_policy_or_of_two_in_turns() -> None:
-    results = [result(EVERY, 1, 0), result(INTERVAL, 0.5, 1), result(INTERVAL, 0.25, 3), result(THRESHOLD, 0.2, 2)]
-    assert loss_at(results, INTERVAL, 5, 0.4) == pytest.approx(1.8)
-    assert loss_at(results, INTERVAL, 5, 0.5) == 1
-    assert loss_at(results, INTERVAL, 5, 0.75) == pytest.approx(0.5)
-    assert loss_at(results, INTERVAL, 5, 0.2) is None
-    assert loss_at(results, THRESHOLD, 5, 0.2) == 2
+def test_a_key_in_every_frame_is_of_every_family_and_other_levels_are_of_none() -> None:
+    results = [
+        result(EVERY, 1, 0),
+        result(INTERVAL, 0.25, 3),
+        result(THRESHOLD, 0.2, 2),
+        result(EVERY, 0.3, 1, level=4),
+    ]
+    assert loss_at(results, INTERVAL, 5, 0.4) == pytest.approx(2.4)
     assert loss_at(results, THRESHOLD, 5, 0.6) == pytest.approx(1)
-    assert loss_at([*results, result(INTERVAL, 0.1, 4, level=4)], INTERVAL, 5, 0.2) is None
-    assert loss_at([result(EVERY, 0.3, 1)], PRICE, 5, 0.4) == 1
-
-
-def test_a_policy_that_loses_more_for_more_bits_changes_nothing() -> None:
-    results = [result(EVERY, 1, 0), result(THRESHOLD, 0.2, 2)]
-    worse = [*results, result(THRESHOLD, 0.3, 9), result(THRESHOLD, 0.1, 8)]
-    for share in (0.2, 0.25, 0.4, 1.0):
-        assert loss_at(worse, THRESHOLD, 5, share) == loss_at(results, THRESHOLD, 5, share)
+    assert loss_at(results, INTERVAL, 5, 0.2) is None
+    assert loss_at(results, PRICE, 4, 0.4) == 1
 
 
 def test_targets_name_the_level_that_loses_least() -> None:
