@@ -38,7 +38,7 @@ class Precision(Enum):
 
     ENDS is for graphs that encode: the first three convolutions, and the last one before each output, in float32. Those
     are where short floats cost accuracy and bits; those between them take most of the time. Which floats they are
-    depends on the processor, so that cameras may differ by a symbol in a hundred.
+    depends on the processor, and so may a few of the symbols that a camera sends.
     """
 
     SHORT = "short"
