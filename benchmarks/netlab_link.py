@@ -29,6 +29,7 @@ HOSTS = ("10.77.0.1", "10.77.0.2")
 MTU = 1400
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _CLONE_NEWNET = 0x400454CA, 0x0001, 0x1000, 0x40000000
 _BURST = 64  # packets taken from one device before the other has its turn
+_WAITING = 10_000  # packets a host may have sent before the link, on a machine that stalls, takes them
 _READ_BYTES = 65_536
 
 
@@ -177,7 +178,7 @@ def make_host(name: str, address: str, peer: str) -> int:
     ip("-n", name, "link", "set", "lo", "up")
     ip("-n", name, "link", "set", "link0", "addrgenmode", "none")  # no packets but those of programs
     ip("-n", name, "addr", "add", f"{address}/32", "peer", f"{peer}/32", "dev", "link0")
-    ip("-n", name, "link", "set", "link0", "mtu", str(MTU), "up")
+    ip("-n", name, "link", "set", "link0", "mtu", str(MTU), "txqueuelen", str(_WAITING), "up")
     return device
 
 

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,18 +14,19 @@ from urllib.parse import urlsplit
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from processes import Node, Site, site, wait_until
 from servers import Server, find_program
 
 from pipeline.bitstream import unpack
 from pipeline.bundle import default_bundle, load_bundle
-from pipeline.codec import open_encoder
+from pipeline.codec import Encoder, open_encoder
 from pipeline.mask_image import unpack_mask
 from pipeline.messages import Packet
 
 FPS = 25.0
-USUAL_ENCODE_MS = 15.0  # on two cores of the kind that the limits are for
+USUAL_ENCODE_MS = 18.0  # 95 % take less, on two cores of the kind that the limits are for, both busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +129,29 @@ class Window:
 
 
 def slowness_of_this_machine() -> float:
-    """How many times as long as on two usual cores it takes to encode a frame with nothing beside it; 1 at least."""
-    bundle, times = load_bundle(default_bundle()), []
-    encoder = open_encoder(bundle, threads=2)
+    """How many times as long as on two usual cores a frame takes to encode while both are busy; 1 at least.
+
+    A camera and a worker of nothing else keep the pace for four seconds; what 95 % of the frames take is compared, for
+    cores that a neighbour shares now and then are slow now and then.
+    """
+    bundle = load_bundle(default_bundle())
     image = np.full((bundle.manifest.height, bundle.manifest.width, 3), 128, np.uint8)
-    for _ in range(20):
-        begin = time.perf_counter()
+    encoders = [open_encoder(bundle, threads=2) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        times = [pool.submit(paced_encode_ms, encoder, image) for encoder in encoders]
+    return max(1.0, float(np.percentile([each for one in times for each in one.result()], 95)) / USUAL_ENCODE_MS)
+
+
+def paced_encode_ms(encoder: Encoder, image: NDArray[np.uint8]) -> list[float]:
+    """How long each of a hundred frames takes that come at 25 a second."""
+    encoder.latents(image)
+    times, begin_s = [], time.perf_counter()
+    for number in range(100):
+        time.sleep(max(0.0, begin_s + number / FPS - time.perf_counter()))
+        start_s = time.perf_counter()
         encoder.latents(image)
-        times.append(1000 * (time.perf_counter() - begin))
-    return max(1.0, float(np.median(times[5:])) / USUAL_ENCODE_MS)
+        times.append(1000 * (time.perf_counter() - start_s))
+    return times
 
 
 def window(subscriber: Subscriber, here: Site) -> Window:
@@ -157,16 +173,21 @@ def drops(subscriber: Subscriber) -> int:
 
 
 def test_one_camera_at_25_fps_loses_nothing_and_is_fast(here: Site, subscriber: Subscriber) -> None:
-    slowness = slowness_of_this_machine()
     gateway, worker = here.start("gateway"), here.start("worker")
     wait_until(lambda: "online" in json.dumps(subscriber.states), limit_s=60, message=here.logs())
-    camera = start_camera(here)
-    subscriber.wait_for(50, limit_s=60, here=here)  # caches are warm now
-    # A neighbour on the machine may spoil ten seconds, not three times ten.
-    windows = [window(subscriber, here)]
-    while windows[-1].faults(slowness) and len(windows) < 3:
-        windows.append(window(subscriber, here))
-    assert not windows[-1].faults(slowness), f"{slowness:.2f} times as slow: {windows}\n{here.logs()}"
+    slowness, seen = [slowness_of_this_machine()], []
+    while True:  # a neighbour on the machine may spoil ten seconds, not four times ten
+        camera = start_camera(here)
+        subscriber.wait_for(len(subscriber.arrivals) + 50, limit_s=60, here=here)  # caches are warm now
+        seen.append(window(subscriber, here))
+        if not seen[-1].faults(slowness[-1]):
+            break
+        assert camera.stop() == 0, here.logs()
+        slowness.append(slowness_of_this_machine())
+        if not seen[-1].faults(max(slowness[-2:])):
+            camera = start_camera(here)
+            break
+        assert len(seen) < 4, f"{slowness} times as slow: {seen}\n{here.logs()}"
 
     assert camera.resident_mb < 400
     assert gateway.resident_mb < 150

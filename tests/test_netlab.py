@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 pytestmark = pytest.mark.root
 
 HEADERS = 28  # of IP and UDP
+SO_RCVBUFFORCE = 33  # Linux: a buffer as large as asked for; the module socket does not name it
 NAMES = Path("/run/netns")
 
 
@@ -34,7 +35,7 @@ def bound(host: Host) -> socket.socket:
     """A UDP socket of a host, on port 9000."""
     with host.entered():
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)  # what a test sends may all wait there
     made.bind((host.address, 9000))
     made.settimeout(5.0)
     return made
@@ -94,6 +95,16 @@ def test_loss_is_as_frequent_as_it_should_be(lab: Netlab) -> None:
     assert lost == 1500 - len(numbers)
     assert 1500 * 0.1 - 50 < lost < 1500 * 0.1 + 50  # more than four standard deviations
     assert numbers == sorted(numbers)
+
+
+def test_a_machine_that_stalls_loses_nothing(lab: Netlab) -> None:
+    with bound(lab.a) as sender, bound(lab.b) as receiver:
+        lab._process.send_signal(signal.SIGSTOP)
+        for number in range(1500):
+            send(sender, lab.b, number=number, size=100)
+        lab._process.send_signal(signal.SIGCONT)
+        numbers, _ = received(receiver)
+    assert numbers == list(range(1500))
 
 
 def test_a_queue_is_bounded(lab: Netlab) -> None:
