@@ -86,6 +86,7 @@ class Tables:
     hyper: tuple[Context, ...]  # one per quality level, none without a prior
     hyper_limit: int  # largest |z| that is sent
     offsets: NDArray[np.int16]  # (levels, C) means of y in sixteenths, where no prior says them
+    thrift: tuple[float, ...]  # by level: what a bit weighs, in squared steps of y, when a camera rounds
 
     @property
     def levels(self) -> int:
@@ -232,7 +233,7 @@ def tables_from(stored: Mapping[str, NDArray[np.generic]]) -> Tables:
     if not {"cumulative", "sizes"} <= stored.keys():
         raise ConfigError("cumulative or sizes is missing")
     frequencies = check_tables(stored["cumulative"], stored["sizes"])
-    return Tables(frequencies, latent, prior, hyper, limit, _offsets(stored, latent))
+    return Tables(frequencies, latent, prior, hyper, limit, _offsets(stored, latent), _thrift(stored, len(latent)))
 
 
 def _number(stored: Mapping[str, NDArray[np.generic]], name: str, largest: int) -> int:
@@ -250,6 +251,15 @@ def _offsets(stored: Mapping[str, NDArray[np.generic]], latent: Sequence[Context
     if offsets.shape != shape or offsets.dtype != np.int16:
         raise ConfigError(f"latent_offsets must be int16 {shape}")
     return sealed(offsets, np.int16)
+
+
+def _thrift(stored: Mapping[str, NDArray[np.generic]], levels: int) -> tuple[float, ...]:
+    """Of each level, 0 where none is stored."""
+    weights = stored.get("thrift", np.zeros(levels, np.float32))
+    found = tuple(float(weight) for weight in weights.ravel())
+    if weights.shape != (levels,) or weights.dtype != np.float32 or not all(0 <= weight <= 1 for weight in found):
+        raise ConfigError(f"thrift must be {levels} float32 from 0 to 1")
+    return found
 
 
 def _contexts(stored: Mapping[str, NDArray[np.generic]], name: str) -> tuple[Context, ...]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.context import MAGNITUDE_LIMIT, PLACES, VALUE_LIMIT, Context, aligned, lanes_of
 from pipeline.errors import BitstreamError
-from pipeline.frequency_tables import FrequencyTables, laplace_tables, sealed
+from pipeline.frequency_tables import MAX_SYMBOL, PRECISION, FrequencyTables, laplace_tables, sealed
 from pipeline.integer_prior import Prediction
 from pipeline.symbol_loops import (
     FIRST,
@@ -35,6 +35,7 @@ from pipeline.symbol_loops import (
     Knowledge,
     Sums,
     check_end,
+    choose_symbols,
     end,
     put_symbols,
     take_symbols,
@@ -118,6 +119,33 @@ class Reader:
             raise BitstreamError(f"coded symbols ({self._size} bytes): {_REASONS[outcome]}")
 
 
+def chosen(
+    latent: NDArray[np.float32], context: Context, tables: FrequencyTables, hints: Prediction | None, *, weight: float
+) -> NDArray[np.int16]:
+    """Round a latent (C, h, w) to symbols, each with the least sum of squared distance and `weight` for each bit.
+
+    So what costs many bits and is hardly a symbol is none (rate-distortion optimised quantisation, as video encoders
+    have it). ValueError as Writer.put.
+    """
+    _check_size(latent.shape, context)
+    size = latent.shape[1], latent.shape[2]
+    symbols = np.zeros(latent.shape, np.int16)
+    choose_symbols(
+        np.ascontiguousarray(latent.clip(-MAX_SYMBOL, MAX_SYMBOL), np.float32), _knowledge(size, context, hints),
+        _entries(tables), _sums(size, context), _bits(tables), weight, symbols,
+    )  # fmt: skip
+    return symbols
+
+
+@lru_cache(maxsize=8)
+def _bits(tables: FrequencyTables) -> NDArray[np.float32]:
+    """What each entry of each table takes (T, L), of an escape the value too."""
+    frequencies = np.diff(tables.cumulative.astype(np.int64), axis=1)
+    bits = PRECISION - np.log2(np.maximum(frequencies, 1))
+    bits[np.arange(len(bits)), tables.sizes - 1] += 16
+    return sealed(bits, np.float32)
+
+
 def warm_up() -> None:
     """Compile both directions, or load them from the cache, so that the first frame is not late."""
     context = Context(
@@ -131,6 +159,7 @@ def warm_up() -> None:
     reader = Reader(writer.finish())
     reader.take((1, 1), context, tables)
     reader.finish()
+    chosen(nothing.astype(np.float32), context, tables, None, weight=0.0)
 
 
 def _check_size(shape: tuple[int, ...], context: Context) -> None:

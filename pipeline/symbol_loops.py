@@ -1,5 +1,6 @@
 """The inner loops of the coder as machine code: symbols, what they say about others, the interval, its bytes.
 
+    choose_symbols each latent is rounded to what costs least, then says what it says
     put_symbols    all symbols of a place say what they say, then are coded
     take_symbols   each symbol is read, then says what it says
 
@@ -258,6 +259,49 @@ def _take_byte(offset: int, span: int, at: int, data: NDArray[np.uint8]) -> tupl
     byte = min(offset // part, 256)
     offset, span, at = _widen(offset - byte * part, part, at, data)
     return byte, offset, span, at
+
+
+@_loop
+def choose_symbols(
+    latent: NDArray[np.float32], known: Knowledge, entries: Entries, sums: Sums,
+    bits: NDArray[np.float32], weight: float, symbols: NDArray[np.int16],
+) -> None:  # fmt: skip
+    """Fill zeros (C, h, w) with the symbols, of the nearest and its neighbours, that cost least, one after the other.
+
+    What one costs is its squared distance from the latent and `weight` for each bit. What it costs others, by what it
+    says, is not looked at.
+    """
+    scales = entries.sizes.size // FRACTIONS
+    _open_row(0, known, sums)
+    for i in range(latent.shape[1]):
+        if i + 1 < latent.shape[1]:
+            _open_row(i + 1, known, sums)
+        for j in range(latent.shape[2]):
+            here = (2 * j + i + FIRST) * _width(sums)
+            for c in range(known.channels.size):
+                value = latent[known.channels[c], i, j]
+                symbol = _int64(np.floor(value + np.float32(0.5)))
+                near, whole = _expected(here + 2 * c, sums, scales)
+                if symbol != 0 or whole != 0:
+                    symbol = _cheapest(value, symbol, near, whole, entries, bits, weight)
+                if symbol != 0:
+                    symbols[known.channels[c], i, j] = symbol
+                    _tell(symbol, int(known.starts[c]), here - _width(sums), known.told, sums)
+
+
+@_loop
+def _cheapest(
+    value: float, nearest: int, near: int, whole: int, entries: Entries, bits: NDArray[np.float32], weight: float
+) -> int:
+    table, signs = _table_of(near)
+    escape = _int64(entries.sizes[table]) - 1
+    best, least = nearest, np.inf
+    for symbol in (nearest, nearest - 1, nearest + 1):
+        entry = min(_entry_of(symbol, whole, signs), escape)
+        cost = (value - symbol) ** 2 + weight * bits[table, entry]
+        if cost < least:
+            best, least = symbol, cost
+    return best
 
 
 @_loop
