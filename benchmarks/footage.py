@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline import motion
 from pipeline.bundle import Bundle
 from pipeline.class_map import STRIDE
-from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
+from pipeline.codec import Decoder, Encoder, decode_graph, open_decoder, open_encoder
 from pipeline.deciding import Candidate, Predictor, linear_agreement, open_decider
 from pipeline.flow_coding import encode_flow, grid_of
 from pipeline.messages import Frame, FrameId
@@ -48,7 +48,7 @@ def open_coders(bundle: Bundle, *, engine: str = "auto") -> Coders:
     motion.warm_up_tracking()
     encoder = open_encoder(bundle, engine=engine, threads=1, outlines=True)
     decoder = open_decoder(bundle, engine=engine, threads=1, labels=False)
-    masks = open_session(bundle.graph("decode"), engine=engine, threads=1)
+    masks = open_session(decode_graph(bundle, engine), engine=engine, threads=1)
     return Coders(bundle, encoder, decoder, masks, open_decider(bundle) or linear_agreement)
 
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks.temporal import Image, shown, through, video_of
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.bundle import Bundle, default_bundle, load_bundle
-from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
+from pipeline.codec import Decoder, Encoder, decode_graph, open_decoder, open_encoder
 from pipeline.datasets import classes_at
 from pipeline.deciding import open_decider
 from pipeline.errors import PipelineError
@@ -155,7 +155,7 @@ def ways_of(bundle: Bundle, settings: Sequence[Setting], *, level: int, engine: 
     """A camera and a worker for each setting; they share graphs, so keep them on one thread."""
     height, width, classes = bundle.manifest.height, bundle.manifest.width, len(bundle.palette)
     open_decoder(bundle, engine=engine, threads=threads, labels=False)  # warms up what all workers share
-    decode = open_session(bundle.graph("decode"), engine=engine, threads=threads)
+    decode = open_session(decode_graph(bundle, engine), engine=engine, threads=threads)
     decider, encoders = open_decider(bundle), dict[Grid, Encoder]()
     found = []
     for one in settings:

@@ -22,6 +22,7 @@ from pipeline.distillation import STRIDE as SOFT_STRIDE
 from pipeline.errors import ConfigError
 from pipeline.export import Description, export, write_manifest
 from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.refining import refine
 from pipeline.restoring import class_offsets, fit_fresh, network_of, restore
 from pipeline.site_frames import class_maps, opinions, read_shots, soft_labels, split_in_time
 from pipeline.site_training import ACQUAINTANCE, Steps, Taught, experiment_of, tune
@@ -135,9 +136,9 @@ def adapt(
     steps = Steps(minutes=budget.minutes, most=budget.steps, clock=clock, tell=teller.now_and_then)
     tuned = tune(restored.network, experiment, material.taught, steps)
     teller.tell(f"{tuned.steps} steps; fitting tables and writing the bundle")
-    made = _exported(tuned.network, site, bundle, frames=learned, effort=budget.tables)
+    made, _ = refine(_exported(tuned.network, site, bundle, frames=learned, effort=budget.tables), learned, site.output)
     after = agreement(made, material.held, material.maps)
-    write_manifest(site.output, _described(site, bundle), _levels(bundle, after))
+    write_manifest(site.output, _described(site, bundle), _levels(bundle, after), graphs=made.manifest.graphs)
     return Adapted(load_bundle(site.output), len(learned), len(material.held), tuned.steps, before, after)
 
 

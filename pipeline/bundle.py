@@ -86,7 +86,7 @@ class Tables:
     hyper: tuple[Context, ...]  # one per quality level, none without a prior
     hyper_limit: int  # largest |z| that is sent
     offsets: NDArray[np.int16]  # (levels, C) means of y in sixteenths, where no prior says them
-    thrift: tuple[float, ...]  # by level: what a bit weighs, in squared steps of y, when a camera rounds
+    rdoq_lambda: tuple[float, ...]  # by level: what a bit weighs, in squared steps of y, where it is rounded
 
     @property
     def levels(self) -> int:
@@ -233,7 +233,7 @@ def tables_from(stored: Mapping[str, NDArray[np.generic]]) -> Tables:
     if not {"cumulative", "sizes"} <= stored.keys():
         raise ConfigError("cumulative or sizes is missing")
     frequencies = check_tables(stored["cumulative"], stored["sizes"])
-    return Tables(frequencies, latent, prior, hyper, limit, _offsets(stored, latent), _thrift(stored, len(latent)))
+    return Tables(frequencies, latent, prior, hyper, limit, _offsets(stored, latent), _rdoq_lambda(stored, len(latent)))
 
 
 def _number(stored: Mapping[str, NDArray[np.generic]], name: str, largest: int) -> int:
@@ -253,12 +253,12 @@ def _offsets(stored: Mapping[str, NDArray[np.generic]], latent: Sequence[Context
     return sealed(offsets, np.int16)
 
 
-def _thrift(stored: Mapping[str, NDArray[np.generic]], levels: int) -> tuple[float, ...]:
+def _rdoq_lambda(stored: Mapping[str, NDArray[np.generic]], levels: int) -> tuple[float, ...]:
     """Of each level, 0 where none is stored."""
-    weights = stored.get("thrift", np.zeros(levels, np.float32))
+    weights = stored.get("rdoq_lambda", np.zeros(levels, np.float32))
     found = tuple(float(weight) for weight in weights.ravel())
     if weights.shape != (levels,) or weights.dtype != np.float32 or not all(0 <= weight <= 1 for weight in found):
-        raise ConfigError(f"thrift must be {levels} float32 from 0 to 1")
+        raise ConfigError(f"rdoq_lambda must be {levels} float32 from 0 to 1")
     return found
 
 

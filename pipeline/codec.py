@@ -12,6 +12,7 @@ made in `video_encoder`; `region_decoder` reads and shows the regions of a packe
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,9 @@ from pipeline.messages import Decoded, Frame, FrameId, Kind, Packet, Region
 from pipeline.outlining import Outliner, open_outliner
 from pipeline.region_decoder import HeldKey, LastMasks, Outputs, Reading, canvas_of, cells_of, read, show
 from pipeline.regions import OVERLAP_PX, Grid, parse_grid, warm_up_merging
-from pipeline.runtime import Precision, Session, batch_sizes, open_session
+from pipeline.runtime import Precision, Session, batch_sizes, is_quick_at_int8, open_session
+
+DECODE_INT8 = "decode_int8"  # the graph `decode`, its large convolutions in 8-bit integers
 
 
 def packet_of(frame: Frame, body: bytes, *, bundle: bytes, quality: int) -> Packet:
@@ -238,7 +241,8 @@ def open_decoder(
     if not wanted:
         raise ConfigError(f"bundle {bundle.path}: no graph makes masks, and labels are off or have none; use another")
     _keep_blas_on_one_thread()
-    opened = {name: open_session(bundle.graph(name), engine=engine, threads=threads) for name in wanted}
+    files = {name: decode_graph(bundle, engine) if name == "decode" else bundle.graph(name) for name in wanted}
+    opened = {name: open_session(file, engine=engine, threads=threads) for name, file in files.items()}
     decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"))
     entropy.warm_up()
     motion.warm_up_warping()
@@ -254,6 +258,11 @@ def open_decoder(
         if "labels" in opened:
             decoder.class_scores(y_hat, np.zeros(size, np.int64))
     return decoder
+
+
+def decode_graph(bundle: Bundle, engine: str = "auto") -> Path:
+    """The graph that masks are made with: in 8-bit integers where there is one and the machine is quick at them."""
+    return bundle.graph(DECODE_INT8 if bundle.has_graph(DECODE_INT8) and is_quick_at_int8(engine) else "decode")
 
 
 def _keep_blas_on_one_thread() -> None:

@@ -21,6 +21,7 @@ from pipeline.context import MAGNITUDE_LIMIT, PLACES, VALUE_LIMIT, Context, alig
 from pipeline.errors import BitstreamError
 from pipeline.frequency_tables import MAX_SYMBOL, PRECISION, FrequencyTables, laplace_tables, sealed
 from pipeline.integer_prior import Prediction
+from pipeline.symbol_arrays import Entries, Knowledge, Sums
 from pipeline.symbol_loops import (
     FIRST,
     LEFT_OVER,
@@ -31,9 +32,6 @@ from pipeline.symbol_loops import (
     OK,
     ONE,
     WINDOW_BYTES,
-    Entries,
-    Knowledge,
-    Sums,
     check_end,
     choose_symbols,
     end,
@@ -119,7 +117,7 @@ class Reader:
             raise BitstreamError(f"coded symbols ({self._size} bytes): {_REASONS[outcome]}")
 
 
-def chosen(
+def rdoq(
     latent: NDArray[np.float32], context: Context, tables: FrequencyTables, hints: Prediction | None, *, weight: float
 ) -> NDArray[np.int16]:
     """Round a latent (C, h, w) to symbols, each with the least sum of squared distance and `weight` for each bit.
@@ -159,7 +157,7 @@ def warm_up() -> None:
     reader = Reader(writer.finish())
     reader.take((1, 1), context, tables)
     reader.finish()
-    chosen(nothing.astype(np.float32), context, tables, None, weight=0.0)
+    rdoq(nothing.astype(np.float32), context, tables, None, weight=0.0)
 
 
 def _check_size(shape: tuple[int, ...], context: Context) -> None:

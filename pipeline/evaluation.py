@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline import context
 from pipeline.accuracy import VOID, LabelAccuracy, class_iou, confusion, label_accuracy, mean_iou, shares_of
 from pipeline.bitstream import pack, unpack
-from pipeline.bundle import Bundle, Tables
+from pipeline.bundle import Bundle, QualityLevel, Tables
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder, packet_of
 from pipeline.datasets import Labelled, classes_at
 from pipeline.errors import ConfigError, PipelineError
@@ -135,6 +135,23 @@ def evaluate(
         stage_ms={stage: float(np.median(ms)) for stage, ms in times.items()},
         frame_bytes=sum(one.packet_bytes for one in found) / len(found),
     )
+
+
+def measured_levels(
+    bundle: Bundle, data: Labelled, *, split: str, progress: Callable[[int], None] = lambda _: None
+) -> list[QualityLevel]:
+    """What a manifest says of its levels, measured with onnxruntime; `progress` is told how many are done.
+
+    Rates are in bits per pixel of the bundle's own frames, and the default is the one that it has. ConfigError as
+    `evaluate` raises it.
+    """
+    found, pixels = [], bundle.manifest.width * bundle.manifest.height
+    for level in bundle.manifest.quality_levels:
+        result = evaluate(bundle, data, split=split, engine="onnxruntime", quality=level.index)
+        rate_bpp = 8 * result.frame_bytes / pixels
+        found.append(level.model_copy(update={"rate_bpp": rate_bpp, "miou": result.miou}))
+        progress(len(found))
+    return found
 
 
 def _scores(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundle import Tables
 from pipeline.context import Context
-from pipeline.entropy import Reader, Writer, chosen
+from pipeline.entropy import Reader, Writer, rdoq
 from pipeline.errors import BitstreamError
 from pipeline.frequency_tables import MAX_SYMBOL, sealed
 from pipeline.integer_prior import ACTIVATION_UNITS, Prediction, check_hyper
@@ -65,7 +65,7 @@ def quantise(
 ) -> Latents:
     """Round the encode graph's y (C, h, w) and z (Z, hz, wz), Z = 0 where none is sent; what cannot be sent is clamped.
 
-    Where the level has a thrift, y is rounded with an eye on the bits too: see `entropy.chosen`.
+    Where the level has a lambda, y is rounded with an eye on the bits too: see `entropy.rdoq`.
 
     y and z are those of the frame; without `cells` all of them are taken. ValueError where the bundle has no such
     quality level.
@@ -78,11 +78,11 @@ def quantise(
         hyper = tables.hyper[quality].silenced(hyper)
     prediction = _predict(tables, hyper, frame, cells, quality)
     rest = y[:, *cells.latent] - prediction.means
-    if tables.thrift[quality]:
+    if tables.rdoq_lambda[quality]:
         rows, _ = cells.latent
         context = _of_rows(tables.latent[quality], rows.start, rows.stop)
         hints = _hints(tables, prediction)
-        symbols = chosen(rest, context, tables.frequencies, hints, weight=tables.thrift[quality])
+        symbols = rdoq(rest, context, tables.frequencies, hints, weight=tables.rdoq_lambda[quality])
     else:
         symbols = tables.latent[quality].silenced(_rounded(rest, MAX_SYMBOL))
     return Latents(hyper, symbols, prediction, cells, frame)

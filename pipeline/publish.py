@@ -17,6 +17,7 @@ from pipeline.experiment import Experiment
 from pipeline.export import Description, export, export_whole, write_manifest
 from pipeline.layouts import LAYOUTS
 from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.refining import refine
 from pipeline.training import load_trained
 
 SOFT_LABELS = "soft_labels.npy"  # as training leaves them in the run's folder
@@ -52,16 +53,13 @@ def publish(
     shown, learned = _frames(origin, split), _learned(origin)
     description = _description(origin, described, learned.images[0].shape, split)
     offsets = _offsets(origin, network, learned)
-    bundle = export(
+    traced = export(
         network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
     )
-    levels, pixels = [], description.width * description.height
-    for index in range(bundle.tables.levels):
-        result = evaluation.evaluate(bundle, shown, split=split, engine="onnxruntime", quality=index)
-        rate_bpp = 8 * result.frame_bytes / pixels
-        levels.append(QualityLevel(index=index, rate_bpp=rate_bpp, miou=result.miou, default=False))
-        progress(index + 1)
-    write_manifest(folder, description, mark_default(levels, pixels))
+    bundle, _ = refine(traced, learned.images, folder)
+    levels = evaluation.measured_levels(bundle, shown, split=split, progress=progress)
+    pixels = description.width * description.height
+    write_manifest(folder, description, mark_default(levels, pixels), graphs=bundle.manifest.graphs)
     return load_bundle(folder)
 
 

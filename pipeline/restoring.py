@@ -26,7 +26,7 @@ from pipeline.models.backbone import mean_of, unfold_batch_norm, variance_of
 from pipeline.models.entropy_model import WEIGHT_UNITS, MeanScaleHyperprior
 from pipeline.models.layers import normed
 from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.tracing import stored_weights
+from pipeline.onnx_storage import stored_weights
 
 _HYPER_LAYERS = ("up_2", "up_1", "predict")
 _DENSITY = "prior.factorised."

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import platform
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -19,6 +20,7 @@ log = structlog.get_logger(__name__)
 ENGINES = ("auto", "openvino", "onnxruntime")
 Array = NDArray[Any]
 
+_CUDA = "CUDAExecutionProvider"
 _FIRST = 3  # convolutions from the input on that `Precision.ENDS` keeps in float32
 _ALL_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
@@ -138,6 +140,13 @@ def open_session(
         raise ConfigError(f"graph {graph}: {chosen} cannot load it; export the bundle again") from error
 
 
+def is_quick_at_int8(engine: str = "auto") -> bool:
+    """Whether convolutions in 8-bit integers are quicker than others here: on x86, unless a GPU does the work."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return _choose(engine) == "openvino" or _CUDA not in import_onnxruntime().get_available_providers()
+
+
 def _choose(engine: str) -> str:
     """The engine meant; "auto" is OpenVINO where it is installed."""
     if engine not in ENGINES:
@@ -155,7 +164,7 @@ def _open_onnxruntime(graph: Path, threads: int) -> Session:
     # Spinning threads would take the cores from the other nodes of a small box.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    wanted = (_CUDA, "CPUExecutionProvider")
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     errors = onnxruntime.capi.onnxruntime_pybind11_state
     try:

@@ -1,8 +1,8 @@
 """The inner loops of the coder as machine code: symbols, what they say about others, the interval, its bytes.
 
-    choose_symbols each latent is rounded to what costs least, then says what it says
-    put_symbols    all symbols of a place say what they say, then are coded
-    take_symbols   each symbol is read, then says what it says
+    choose_symbols  each latent is rounded to what costs least, then says what it says
+    put_symbols     all symbols of a place say what they say, then are coded
+    take_symbols    each symbol is read, then says what it says
 
 Scale and mean sums stand side by side, as pairs, and the pairs of a place in one block. Blocks of two rows take turns,
 those of the symbol's own and of the one below:
@@ -15,7 +15,7 @@ says is added in one long loop, of which compilers make vector instructions.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pipeline.context import HINT_BITS, MEAN_BITS, MEAN_HINT_LIMIT, PLACES, SCALE_BITS, VALUE_LIMIT
 from pipeline.frequency_tables import FRACTIONS, MEAN_UNITS, NEAR, PRECISION, TOTAL
 from pipeline.integer_prior import ACTIVATION_UNITS
+from pipeline.symbol_arrays import Entries, Knowledge, Sums
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -43,39 +44,6 @@ _MEAN_SHIFT = MEAN_BITS - 4  # to sixteenths
 _MEAN_HALF = (1 << _MEAN_SHIFT - 1) + (1 << MEAN_BITS - 1)  # rounds to sixteenths, these to whole ones
 _FRACTION = MEAN_UNITS - 1
 _PLACE = (1 << 30) - 1  # on an index, says that it is not below zero, and spares the compiler looking
-
-
-# Compiled code on disk, even of an older version, cannot be read once one of these has another name in this file.
-class Entries(NamedTuple):
-    """The arrays of FrequencyTables."""
-
-    near: NDArray[np.int32]
-    cumulative: NDArray[np.int32]
-    sizes: NDArray[np.int32]
-
-
-class Knowledge(NamedTuple):
-    """Of a latent before its symbols: the arrays of its Context and of a Prediction."""
-
-    channels: NDArray[np.int32]
-    bias: NDArray[np.int16]
-    hint: NDArray[np.int16]
-    told: NDArray[np.int16]
-    starts: NDArray[np.int64]  # (n,) of each channel's weights in `told`
-    indexes: NDArray[np.uint8]
-    means: NDArray[np.float32]
-
-
-class Sums(NamedTuple):
-    """Memory of the loops, and what they multiply by."""
-
-    pairs: NDArray[np.int16]  # blocks of lanes pairs each
-    words: NDArray[np.int32]  # the same memory, a pair an element
-    row: NDArray[np.int16]  # (n, 2w) the pairs of a row before its symbols
-    row_words: NDArray[np.int32]  # (n, w)
-    factors: NDArray[np.int16]  # FACTORS * places * lanes * 2: what weights are multiplied by, value by value
-    line: NDArray[np.int16]  # (w, n) symbols of a row
-    heard: NDArray[np.int64]  # (n + 1,) channels
 
 
 def _loop(function: F) -> F:

@@ -1,4 +1,7 @@
-"""The commands that need torch: train, export, adapt, train-labels, train-decide; each imports what is heavy itself."""
+"""The commands that make bundles: train, export, refine, adapt, train-labels, train-decide.
+
+Each imports what is heavy itself; all but refine need torch.
+"""
 
 import importlib.util
 import json
@@ -10,6 +13,7 @@ import typer
 
 from pipeline.bundle_table import print_manifest
 from pipeline.errors import ConfigError
+from pipeline.sources import fit
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="file of configs/train/")]
 Data = Annotated[Path, typer.Option(help="folder of the data set")]
@@ -19,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
     """Give the command line its training commands."""
     app.command()(train)
     app.command()(export)
+    app.command()(refine)
     app.command()(adapt)
     app.command("train-labels")(train_labels)
     app.command("train-decide")(train_decide)
@@ -83,6 +88,38 @@ def export(
     if bundle is None or not licence:
         raise ConfigError("export needs --bundle FOLDER and --licence TEXT, or --whole FILE")
     print_manifest(publish(origin, bundle, split=measure_on, hyper=hyper, progress=_say_measured))
+
+
+def refine(
+    bundle: Annotated[Path, typer.Option(help="folder of the trained model; gets what is fitted")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="frames to fit to, of those that it was trained on")] = "train",
+    without_drive: Annotated[
+        list[str] | None, typer.Option(help="drive of that split to leave out; repeatable")
+    ] = None,
+    measure_on: Annotated[str, typer.Option(help="split that the manifest's rates and mIoU are measured on")] = "val",
+    output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
+) -> None:
+    """Fit to a bundle what export fits at its end: thrifty rounding of latents, and a decode graph in 8-bit integers.
+
+    For bundles that were exported before there was such; no labels are looked at but to measure.
+    """
+    _need("onnx")
+    from rich.console import Console
+
+    from pipeline import datasets, evaluation, rdoq_fitting, refining
+    from pipeline.bundle import load_bundle, seal
+
+    loaded = load_bundle(bundle)
+    size = loaded.manifest.width, loaded.manifest.height
+    frames = datasets.camvid(data, split, without_drives=without_drive or ())
+    shown = datasets.camvid(data, measure_on)
+    images = [fit(image, size) for image in frames.images]
+    refined, fitted = refining.refine(loaded, images, output or bundle, progress=_say_fitted)
+    measured = evaluation.measured_levels(refined, shown, split=measure_on, progress=_say_measured)
+    manifest = refined.manifest.model_copy(update={"quality_levels": tuple(measured)})
+    Console().print(rdoq_fitting.as_table(fitted))
+    print_manifest(seal(manifest, refined.path))
 
 
 def adapt(
@@ -157,6 +194,10 @@ def train_decide(
         print(line, flush=True)
 
 
+def _say_fitted(levels: int) -> None:
+    _say(f"quality levels fitted: {levels}")
+
+
 def _say_measured(levels: int) -> None:
     _say(f"quality levels measured: {levels}")
 
@@ -166,7 +207,11 @@ def _say(line: str) -> None:
 
 
 def _need_torch() -> None:
+    _need("torch", "compressai")
+
+
+def _need(*packages: str) -> None:
     """ConfigError where the package was installed without what training needs."""
-    missing = next((name for name in ("torch", "compressai") if importlib.util.find_spec(name) is None), None)
+    missing = next((name for name in packages if importlib.util.find_spec(name) is None), None)
     if missing:
         raise ConfigError(f"training needs {missing}; pip install 'maskcast[train]'")

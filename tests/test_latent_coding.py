@@ -1,5 +1,7 @@
 """Regions of a latent are coded each alone, by the same tables as the whole of it."""
 
+from dataclasses import replace
+
 import coding
 import numpy as np
 import pytest
@@ -77,3 +79,18 @@ def test_any_bytes_are_latents_of_a_region_or_a_bitstream_error(body: bytes, par
     except BitstreamError:
         return
     assert encode_latents(read, PRIOR[True], 2) == body
+
+
+@pytest.mark.parametrize("prior", [True, False], ids=["prior", "no prior"])
+@pytest.mark.parametrize("part", [None, Cells(4, 4, 2, 5)], ids=["whole", "part"])
+def test_a_level_with_a_lambda_takes_fewer_bytes_and_is_read_as_any_other(prior: bool, part: Cells | None) -> None:
+    plain = PRIOR[prior]
+    thrifty = replace(plain, rdoq_lambda=(0.0, 0.0, 0.3))
+    sizes = []
+    for tables in (plain, thrifty):
+        y_hat, body = coded(3, tables, part)
+        np.testing.assert_array_equal(dequantise(decode_latents(body, plain, SIZE, 2, part)), y_hat)
+        sizes.append(len(body))
+    assert sizes[1] < 0.95 * sizes[0]
+    for level in (0, 1):
+        assert coded(3, thrifty, part, level)[1] == coded(3, plain, part, level)[1]

@@ -1,5 +1,6 @@
 """Engines: the same graph gives the same numbers on each, and what cannot be opened is said."""
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,16 @@ import pytest
 
 from pipeline import runtime
 from pipeline.bundle import default_bundle, load_bundle
+from pipeline.engine_libraries import import_onnxruntime
 from pipeline.errors import ConfigError
-from pipeline.runtime import OnnxruntimeSession, OpenvinoSession, Precision, batch_sizes, open_session
+from pipeline.runtime import (
+    OnnxruntimeSession,
+    OpenvinoSession,
+    Precision,
+    batch_sizes,
+    is_quick_at_int8,
+    open_session,
+)
 
 ROWS, COLUMNS = load_bundle(default_bundle()).latent_size
 
@@ -133,3 +142,14 @@ def test_a_file_that_is_no_graph_is_named(tmp_path: Path, engine: str) -> None:
     broken.write_bytes(b"not a graph")
     with pytest.raises(ConfigError, match=r"decode\.onnx: .* cannot load it"):
         open_session(broken, engine=engine)
+
+
+def test_integers_are_quick_on_x86_unless_a_gpu_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert is_quick_at_int8("openvino")
+    onnxruntime = import_onnxruntime()
+    for providers, quick in ((["CPUExecutionProvider"], True), (["CUDAExecutionProvider"], False)):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda providers=providers: providers)
+        assert is_quick_at_int8("onnxruntime") is quick
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not is_quick_at_int8("openvino")

@@ -6,12 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.engine_libraries import import_onnxruntime
-from pipeline.runtime import open_session
-from pipeline.tracing import halve_weights, trace
+from pipeline.tracing import trace
 
 
 class Scaled(nn.Module):
@@ -57,40 +55,6 @@ def test_a_graph_does_not_tell_where_it_was_made(graph: Path) -> None:
     for place in (Path(__file__).parents[1], Path(torch.__file__).parent):
         assert str(place).encode() not in content
     assert not any(node.metadata_props or node.doc_string for node in onnx.load(graph).graph.node)
-
-
-def small_graph() -> onnx.ModelProto:
-    """y = (x A) B with A (16, 16), which is halved, and B (16, 4), which is not."""
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(16, 16)).astype(np.float32), rng.normal(size=(16, 4)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])],
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(a, "a"), numpy_helper.from_array(b, "b")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-def test_halving_changes_outputs_little_and_small_weights_not_at_all(tmp_path: Path) -> None:
-    model = small_graph()
-    halved = halve_weights(model)
-    onnx.checker.check_model(halved)
-    kinds = {tensor.name: tensor.data_type for tensor in halved.graph.initializer}
-    assert kinds == {"a.half": TensorProto.FLOAT16, "b": TensorProto.FLOAT}
-    onnx.save(model, tmp_path / "full.onnx")
-    onnx.save(halved, tmp_path / "half.onnx")
-    x = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
-    full, half = (open_session(tmp_path / f"{name}.onnx", engine="onnxruntime").run(x)[0] for name in ("full", "half"))
-    assert 0 < np.abs(half - full).max() < 1e-2 * full.std()
-
-
-def test_halving_leaves_the_original_untouched() -> None:
-    model = small_graph()
-    before = model.SerializeToString()
-    halve_weights(model)
-    assert model.SerializeToString() == before
 
 
 def test_names_of_inputs_and_outputs_are_those_given(graph: Path) -> None:

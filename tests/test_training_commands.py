@@ -8,7 +8,8 @@ import tiny
 import yaml
 
 from pipeline import cli, training_commands
-from pipeline.bundle import load_bundle
+from pipeline.bundle import Bundle, load_bundle
+from pipeline.codec import DECODE_INT8
 from pipeline.context_fitting import Effort
 from pipeline.experiment import Experiment
 
@@ -208,3 +209,29 @@ def test_what_training_needs_is_named_where_it_is_not_installed(
     )
     found = refusal(capsys, "train", "--config", config, "--data", "d", "--run", "r")
     assert f"training needs {missing}; pip install 'maskcast[train]'" in found
+
+
+def test_refining_fits_measures_and_says_so(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Bundle, tiny_camvid: Path, tmp_path: Path
+) -> None:
+    words = ["--data", tiny_camvid, "--without-drive", "0006R0", "--measure-on", "test", "--output", tmp_path / "made"]
+    code, out, err = call(capsys, "refine", "--bundle", tiny_bundle.path, *words)
+    assert code == 0
+    made = load_bundle(tmp_path / "made")
+    assert made.has_graph(DECODE_INT8)
+    assert all(level.rate_bpp > 0 for level in made.manifest.quality_levels)
+    assert [line for line in err.splitlines() if line.startswith("quality")] == [
+        *(f"quality levels fitted: {count}" for count in (1, 2, 3)),
+        *(f"quality levels measured: {count}" for count in (1, 2, 3)),
+    ]
+    assert "lambda" in out and "decode_int8.onnx" in out
+    assert not load_bundle(tiny_bundle.path).has_graph(DECODE_INT8)
+
+
+def test_what_cannot_be_refined_is_said_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Bundle, tiny_camvid: Path, tmp_path: Path
+) -> None:
+    words = ["refine", "--bundle", tiny_bundle.path, "--data", tiny_camvid, "--output", tmp_path / "made"]
+    assert "no split or drive 'nights'" in refusal(capsys, *words, "--split", "nights")
+    assert "no split or drive 'nights'" in refusal(capsys, *words, "--measure-on", "nights")
+    assert not (tmp_path / "made").exists()
