@@ -41,7 +41,7 @@ from pipeline.accuracy import confusion, mean_iou
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.class_map import class_map
-from pipeline.codec import Decoder, open_decoder, open_encoder
+from pipeline.codec import Decoder, decode_graph, open_decoder, open_encoder
 from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
@@ -112,7 +112,7 @@ def bundle_way(bundle: Bundle, *, engine: str, threads: int) -> Way:
     """The bundle at its default level, with its decode graph on a stopwatch."""
     encoder = open_encoder(bundle, engine=engine, threads=threads)
     open_decoder(bundle, engine=engine, threads=threads)  # as nodes do it: warms the tables, keeps BLAS on one thread
-    network = Stopwatch(open_session(bundle.graph("decode"), engine=engine, threads=threads))
+    network = Stopwatch(open_session(decode_graph(bundle, engine), engine=engine, threads=threads))
     decoder, size = Decoder(bundle, network), (bundle.manifest.width, bundle.manifest.height)
     return Way(
         lambda image: pack(encoder.encode(Frame(FrameId(0, 0), 0, fit(image, size)))),

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.agreement import Agreement, agreement
-from pipeline.bundle import Bundle, QualityLevel, load_bundle
+from pipeline.bundle import Bundle, QualityLevel, load_bundle, seal
 from pipeline.context_fitting import Effort
 from pipeline.datasets import Classes, Image, LabelledClass
 from pipeline.distillation import STRIDE as SOFT_STRIDE
 from pipeline.errors import ConfigError
-from pipeline.export import Description, export, write_manifest
+from pipeline.export import Description, export
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.refining import refine
 from pipeline.restoring import class_offsets, fit_fresh, network_of, restore
@@ -136,10 +136,12 @@ def adapt(
     steps = Steps(minutes=budget.minutes, most=budget.steps, clock=clock, tell=teller.now_and_then)
     tuned = tune(restored.network, experiment, material.taught, steps)
     teller.tell(f"{tuned.steps} steps; fitting tables and writing the bundle")
-    made, _ = refine(_exported(tuned.network, site, bundle, frames=learned, effort=budget.tables), learned, site.output)
+    traced = _exported(tuned.network, site, bundle, frames=learned, effort=budget.tables)
+    made = refine(traced, learned, site.output).bundle
     after = agreement(made, material.held, material.maps)
-    write_manifest(site.output, _described(site, bundle), _levels(bundle, after), graphs=made.manifest.graphs)
-    return Adapted(load_bundle(site.output), len(learned), len(material.held), tuned.steps, before, after)
+    measured = {"quality_levels": tuple(_levels(bundle, after))}
+    made = seal(made.manifest.model_copy(update=measured), site.output)
+    return Adapted(made, len(learned), len(material.held), tuned.steps, before, after)
 
 
 def _exported(network: SplitSegmenter, site: Site, bundle: Bundle, *, frames: list[Image], effort: Effort) -> Bundle:

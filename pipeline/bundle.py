@@ -255,9 +255,9 @@ def _offsets(stored: Mapping[str, NDArray[np.generic]], latent: Sequence[Context
 
 def _rdoq_lambda(stored: Mapping[str, NDArray[np.generic]], levels: int) -> tuple[float, ...]:
     """Of each level, 0 where none is stored."""
-    weights = stored.get("rdoq_lambda", np.zeros(levels, np.float32))
-    found = tuple(float(weight) for weight in weights.ravel())
-    if weights.shape != (levels,) or weights.dtype != np.float32 or not all(0 <= weight <= 1 for weight in found):
+    lambdas = stored.get("rdoq_lambda", np.zeros(levels, np.float32))
+    found = tuple(float(one) for one in lambdas.ravel())
+    if lambdas.shape != (levels,) or lambdas.dtype != np.float32 or not all(0 <= one <= 1 for one in found):
         raise ConfigError(f"rdoq_lambda must be {levels} float32 from 0 to 1")
     return found
 

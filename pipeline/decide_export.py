@@ -11,7 +11,7 @@ from torch import nn
 from pipeline import outlining
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.bundle_graphs import add_graph
-from pipeline.codec import open_encoder
+from pipeline.codec import decode_graph, open_encoder
 from pipeline.decide_samples import Video, Worker, check_sources, read_video, render_video, watch, watch_approaches
 from pipeline.decide_training import Gathered, describe_decision, load_decision, train_decision
 from pipeline.deciding import FACTS, GRAPH, MAPS, PLACES
@@ -72,7 +72,7 @@ def train_into_bundle(config: Path, watched: Watched, *, run: Path, bundle: Path
     check_sources(watched.all)
     with_outline = yield from _with_outline(settings, watched, loaded, run)
     outliner = outlining.open_outliner(with_outline)
-    worker = Worker(loaded, open_encoder(loaded), open_session(loaded.graph("decode")), outliner=outliner)
+    worker = Worker(loaded, open_encoder(loaded), open_session(decode_graph(loaded)), outliner=outliner)
     gathered: list[Gathered] = []
     for video, out in _videos(settings, watched, _size(loaded)):
         rng = np.random.default_rng((settings.schedule.seed, len(gathered)))
@@ -126,7 +126,7 @@ def _with_outline(
 
 def _plain_worker(bundle: Bundle) -> Worker:
     """One that needs no outlines: it shows what they are."""
-    return Worker(bundle, open_encoder(bundle), open_session(bundle.graph("decode")))
+    return Worker(bundle, open_encoder(bundle), open_session(decode_graph(bundle)))
 
 
 def _size(bundle: Bundle) -> tuple[int, int]:

@@ -118,9 +118,14 @@ class Reader:
 
 
 def rdoq(
-    latent: NDArray[np.float32], context: Context, tables: FrequencyTables, hints: Prediction | None, *, weight: float
+    latent: NDArray[np.float32],
+    context: Context,
+    tables: FrequencyTables,
+    hints: Prediction | None,
+    *,
+    rdoq_lambda: float,
 ) -> NDArray[np.int16]:
-    """Round a latent (C, h, w) to symbols, each with the least sum of squared distance and `weight` for each bit.
+    """Round a latent (C, h, w) to symbols, each with the least squared distance plus `rdoq_lambda` for each bit.
 
     So what costs many bits and is hardly a symbol is none (rate-distortion optimised quantisation, as video encoders
     have it). ValueError as Writer.put.
@@ -130,7 +135,7 @@ def rdoq(
     symbols = np.zeros(latent.shape, np.int16)
     choose_symbols(
         np.ascontiguousarray(latent.clip(-MAX_SYMBOL, MAX_SYMBOL), np.float32), _knowledge(size, context, hints),
-        _entries(tables), _sums(size, context), _bits(tables), weight, symbols,
+        _entries(tables), _sums(size, context), _bits(tables), rdoq_lambda, symbols,
     )  # fmt: skip
     return symbols
 
@@ -157,7 +162,7 @@ def warm_up() -> None:
     reader = Reader(writer.finish())
     reader.take((1, 1), context, tables)
     reader.finish()
-    rdoq(nothing.astype(np.float32), context, tables, None, weight=0.0)
+    rdoq(nothing.astype(np.float32), context, tables, None, rdoq_lambda=0.0)
 
 
 def _check_size(shape: tuple[int, ...], context: Context) -> None:

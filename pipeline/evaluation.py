@@ -111,7 +111,7 @@ def evaluate(
 
     Frames of another size than the bundle's are brought to it, as a camera does, and their masks back.
     """
-    _check(bundle, data)
+    check_labels(bundle, data)
     encoder = open_encoder(bundle, engine=engine, quality=quality)
     decoder = open_decoder(bundle, engine=engine)
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
@@ -142,8 +142,8 @@ def measured_levels(
 ) -> list[QualityLevel]:
     """What a manifest says of its levels, measured with onnxruntime; `progress` is told how many are done.
 
-    Rates are in bits per pixel of the bundle's own frames, and the default is the one that it has. ConfigError as
-    `evaluate` raises it.
+    Masks are made as workers on this machine make them (`codec.decode_graph`). Rates are in bits per pixel of the
+    bundle's own frames, and the default is the one that it has. ConfigError as `evaluate` raises it.
     """
     found, pixels = [], bundle.manifest.width * bundle.manifest.height
     for level in bundle.manifest.quality_levels:
@@ -197,7 +197,7 @@ def evaluate_labels(
     least_share, classes = bundle.manifest.presence_share, len(bundle.manifest.classes)
     if least_share is None or not bundle.has_graph("labels"):
         raise ConfigError(f"bundle {bundle.path}: it does not say which classes are in a picture; use another")
-    _check(bundle, data)
+    check_labels(bundle, data)
     encoder, decoder = open_encoder(bundle, engine=engine, quality=quality), open_decoder(bundle, engine=engine)
     scores, total_bytes = [], 0
     for i, image in enumerate(data.images):
@@ -231,7 +231,8 @@ def _pixels(data: Labelled) -> int:
     return sum(labels.size for labels in data.labels)
 
 
-def _check(bundle: Bundle, data: Labelled) -> None:
+def check_labels(bundle: Bundle, data: Labelled) -> None:
+    """ConfigError where labels are none of the bundle's classes."""
     classes = len(bundle.manifest.classes)
     for name, labels in zip(data.names, data.labels, strict=True):
         strange = labels[(labels >= classes) & (labels != VOID)]

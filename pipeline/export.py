@@ -1,6 +1,6 @@
 """From trained network to bundle: merge, fold, trace the graphs, fit the tables, write the folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,13 +171,11 @@ def export_whole(
     trace(graph, (image,), path, inputs=["image"], outputs=["logits"])
 
 
-def write_manifest(
-    folder: Path, described: Description, levels: Sequence[QualityLevel], *, graphs: Mapping[str, str] = _GRAPHS
-) -> Manifest:
-    """Write the manifest of the graphs, files by name, and tables that lie in the folder."""
+def write_manifest(folder: Path, described: Description, levels: Sequence[QualityLevel]) -> Manifest:
+    """Write the manifest of the graphs and tables that lie in the folder."""
     manifest = Manifest(
         name=described.name,
-        hash=content_hash(folder, sorted([TABLES, *graphs.values()])),
+        hash=content_hash(folder, sorted([TABLES, *_GRAPHS.values()])),
         created_by=described.created_by,
         dataset=described.dataset,
         classes=described.classes,
@@ -185,7 +183,7 @@ def write_manifest(
         height=described.height,
         grid="1x1",
         quality_levels=tuple(levels),
-        graphs=dict(graphs),
+        graphs=_GRAPHS,
         precision="weights float16, sums float32 or bfloat16 by engine; entropy model integer",
         licence=described.licence,
         network=described.network,

@@ -82,7 +82,7 @@ def quantise(
         rows, _ = cells.latent
         context = _of_rows(tables.latent[quality], rows.start, rows.stop)
         hints = _hints(tables, prediction)
-        symbols = rdoq(rest, context, tables.frequencies, hints, weight=tables.rdoq_lambda[quality])
+        symbols = rdoq(rest, context, tables.frequencies, hints, rdoq_lambda=tables.rdoq_lambda[quality])
     else:
         symbols = tables.latent[quality].silenced(_rounded(rest, MAX_SYMBOL))
     return Latents(hyper, symbols, prediction, cells, frame)

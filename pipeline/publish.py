@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import evaluation
-from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, load_bundle
+from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, seal
 from pipeline.class_offsets import as_taught, offsets_of
 from pipeline.context_fitting import DEFAULT_EFFORT, Effort
 from pipeline.datasets import Classes, Labelled, at_size
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
-from pipeline.export import Description, export, export_whole, write_manifest
+from pipeline.export import Description, export, export_whole
 from pipeline.layouts import LAYOUTS
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.refining import refine
@@ -56,11 +56,11 @@ def publish(
     traced = export(
         network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
     )
-    bundle, _ = refine(traced, learned.images, folder)
+    bundle = refine(traced, learned.images, folder).bundle
     levels = evaluation.measured_levels(bundle, shown, split=split, progress=progress)
     pixels = description.width * description.height
-    write_manifest(folder, description, mark_default(levels, pixels), graphs=bundle.manifest.graphs)
-    return load_bundle(folder)
+    measured = {"quality_levels": tuple(mark_default(levels, pixels))}
+    return seal(bundle.manifest.model_copy(update=measured), folder)
 
 
 def _description(origin: Origin, described: Classes, size: tuple[int, ...], split: str) -> Description:

@@ -18,22 +18,23 @@ from rich.table import Table
 from safetensors.numpy import load_file, save
 
 from pipeline.bundle import TABLES, Bundle, copy_content, seal
-from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
+from pipeline.codec import Decoder, Encoder, open_encoder
 from pipeline.errors import ConfigError
 from pipeline.latent_coding import dequantise, encode_latents, quantise
+from pipeline.runtime import open_session
 
 LAMBDAS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08)
 TOLERANCE = 0.05  # how many more pixels may move, as a share of those that move anyway
 MARGIN = 0.02  # how many fewer must move than in a mixture with the level below, as a share
 PLAIN_LEVELS = 2  # at the top, for masks as near as can be; thrift there would also tear the ladder of rates apart
-_ENGINE = "onnxruntime"  # the same sums on every machine
+_ENGINE = "onnxruntime"  # which computes in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
     """What a lambda makes of the frames: bytes of each on average, share (0..1) of the pixels that rounding moves."""
 
-    weight: float
+    rdoq_lambda: float
     frame_bytes: float
     moved: float
 
@@ -63,20 +64,24 @@ def fit(
     tolerance: float = TOLERANCE,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Fitted]:
-    """Of each level the largest of LAMBDAS at which at most so many more pixels move, or 0 where none of them pays.
+    """Of each level the largest of LAMBDAS up to which at most so many more pixels move; 0 where that does not pay.
 
     `images` are RGB frames (H, W, 3) of the bundle's size. The PLAIN_LEVELS highest levels have 0 in any case.
     `progress` is told how many levels are done. ConfigError where the bundle makes no masks or there are no images.
     """
     if not images:
         raise ConfigError("no images to measure on; name a folder or clip that has some")
-    encoder, decoder = open_encoder(bundle, engine=_ENGINE), open_decoder(bundle, engine=_ENGINE, labels=False)
+    # Masks by the graph in floats, whatever is quicker here: what is fitted must not depend on the machine.
+    encoder, decoder = (
+        open_encoder(bundle, engine=_ENGINE),
+        Decoder(bundle, open_session(bundle.graph("decode"), engine=_ENGINE)),
+    )
     below: Rounding | None = None
     for quality in range(bundle.tables.levels):
         seen = [_seen(encoder, decoder, image, quality) for image in images]
         nearest = thrifty = _measured(bundle, decoder, seen, quality, 0.0)
-        for weight in LAMBDAS if 0 < quality < bundle.tables.levels - PLAIN_LEVELS else ():
-            tried = _measured(bundle, decoder, seen, quality, weight)
+        for rdoq_lambda in LAMBDAS if 0 < quality < bundle.tables.levels - PLAIN_LEVELS else ():
+            tried = _measured(bundle, decoder, seen, quality, rdoq_lambda)
             if tried.moved > (1 + tolerance) * nearest.moved:
                 break
             thrifty = tried
@@ -105,10 +110,10 @@ def write(bundle: Bundle, fitted: Sequence[Fitted], folder: Path) -> Bundle:
     """
     copy_content(bundle, folder)
     stored = load_file(folder / TABLES)
-    weights = np.zeros(bundle.tables.levels, np.float32)
+    lambdas = np.zeros(bundle.tables.levels, np.float32)
     for one in fitted:
-        weights[one.quality] = one.chosen.weight
-    (folder / TABLES).write_bytes(save({**stored, "rdoq_lambda": weights}))
+        lambdas[one.quality] = one.chosen.rdoq_lambda
+    (folder / TABLES).write_bytes(save({**stored, "rdoq_lambda": lambdas}))
     return seal(bundle.manifest, folder)
 
 
@@ -120,18 +125,18 @@ def as_table(fitted: Sequence[Fitted]) -> Table:
     for one in fitted:
         each = (one.nearest, one.chosen)
         sizes, moved = ([f"{x.frame_bytes:.0f}" for x in each], [f"{100 * x.moved:.2f} %" for x in each])
-        table.add_row(str(one.quality), f"{one.chosen.weight:g}", *sizes, *moved)
+        table.add_row(str(one.quality), f"{one.chosen.rdoq_lambda:g}", *sizes, *moved)
     return table
 
 
-def _measured(bundle: Bundle, decoder: Decoder, seen: Sequence[_Seen], quality: int, weight: float) -> Rounding:
-    tables = replace(bundle.tables, rdoq_lambda=(weight,) * bundle.tables.levels)
+def _measured(bundle: Bundle, decoder: Decoder, seen: Sequence[_Seen], quality: int, rdoq_lambda: float) -> Rounding:
+    tables = replace(bundle.tables, rdoq_lambda=(rdoq_lambda,) * bundle.tables.levels)
     sizes, moved = [], []
     for one in seen:
         coded = quantise(one.y, one.z, tables, quality)
         sizes.append(len(encode_latents(coded, tables, quality)))
         moved.append(np.mean(_mask(decoder, dequantise(coded), quality) != one.mask))
-    return Rounding(weight, float(np.mean(sizes)), float(np.mean(moved)))
+    return Rounding(rdoq_lambda, float(np.mean(sizes)), float(np.mean(moved)))
 
 
 def _seen(encoder: Encoder, decoder: Decoder, image: NDArray[np.uint8], quality: int) -> _Seen:

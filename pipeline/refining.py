@@ -5,20 +5,37 @@ bundle, frames -> how thriftily y is rounded (rdoq_fitting) -> an 8-bit decode g
 No training, and no torch: bundles of before get both by `maskcast refine`.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import rdoq_fitting
-from pipeline.bundle import Bundle
+from pipeline import evaluation, rdoq_fitting
+from pipeline.bundle import Bundle, copy_content, seal
 from pipeline.codec import Encoder, open_encoder
+from pipeline.datasets import Labelled
 from pipeline.int8 import add_int8
 from pipeline.latent_coding import dequantise
 from pipeline.rdoq_fitting import Fitted
+from pipeline.sources import fit
 
-_ROUNDED, _CALIBRATED = 48, 16  # frames, spread over those that are given
+_ROUNDED, _CALIBRATED = 48, 16  # frames at most, spread over those that are given
+_LARGE = 576 * 432  # pixels; of larger frames fewer are calibrated on, as what they give inside is all kept in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """The new bundle; how each quality level is rounded; the share (0..1) of pixels that 8-bit integers change.
+
+    The last is None where the network has no convolutions for them. Where it is too much, the bundle goes without.
+    """
+
+    bundle: Bundle
+    levels: tuple[Fitted, ...]
+    int8_moved: float | None
 
 
 def refine(
@@ -27,16 +44,47 @@ def refine(
     folder: Path,
     *,
     progress: Callable[[int], None] = lambda _: None,
-) -> tuple[Bundle, list[Fitted]]:
-    """Write the refined bundle to a folder, which may be its own; it, and what each quality level gained.
+) -> Refined:
+    """Write the refined bundle to a folder, which may be its own.
 
     `images`, RGB (H, W, 3) of the bundle's size, are such as it was trained on. `progress` is told how many levels are
-    done. What the manifest says of rates and accuracies is that of before. ConfigError where there are no images.
+    done. What the manifest says of rates and accuracies is that of before. ConfigError where there are no images, or
+    the bundle makes no masks.
     """
-    fitted = list(rdoq_fitting.fit(bundle, _spread(images, _ROUNDED), progress=progress))
+    fitted = tuple(rdoq_fitting.fit(bundle, _spread(images, _ROUNDED), progress=progress))
     thrifty = rdoq_fitting.write(bundle, fitted, folder)
+    fewer = min(_CALIBRATED, max(1, _CALIBRATED * _LARGE // images[0][..., 0].size))
     encoder = open_encoder(thrifty, engine="onnxruntime")
-    return add_int8(thrifty, _latents(thrifty, encoder, _spread(images, _CALIBRATED)), folder), fitted
+    made, moved = add_int8(thrifty, list(_latents(thrifty, encoder, _spread(images, fewer))), folder)
+    return Refined(made, fitted, moved)
+
+
+def refine_and_measure(
+    bundle: Bundle,
+    learned: Labelled,
+    shown: Labelled,
+    folder: Path,
+    *,
+    split: str,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Refined:
+    """Refine a bundle by frames it was trained on, and measure what its manifest says on others, those of `split`.
+
+    The folder, which may be the bundle's own, gets the new one at the end, or nothing. `tell` is told in lines what
+    goes on. ConfigError as `refine` raises it, and on labels that are none of the bundle's classes.
+    """
+    evaluation.check_labels(bundle, shown)
+    size = bundle.manifest.width, bundle.manifest.height
+    images = [fit(image, size) for image in learned.images]
+    with tempfile.TemporaryDirectory() as scratch:
+        made = refine(bundle, images, Path(scratch), progress=lambda count: tell(f"quality levels fitted: {count}"))
+        levels = evaluation.measured_levels(
+            made.bundle, shown, split=split, progress=lambda count: tell(f"quality levels measured: {count}")
+        )
+        copy_content(made.bundle, folder)
+    dataset = f"{bundle.manifest.dataset.split('; rates and mIoU')[0]}; rates and mIoU measured on {split}"
+    manifest = made.bundle.manifest.model_copy(update={"quality_levels": tuple(levels), "dataset": dataset})
+    return replace(made, bundle=seal(manifest, folder))
 
 
 def _latents(

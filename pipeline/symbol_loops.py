@@ -232,12 +232,12 @@ def _take_byte(offset: int, span: int, at: int, data: NDArray[np.uint8]) -> tupl
 @_loop
 def choose_symbols(
     latent: NDArray[np.float32], known: Knowledge, entries: Entries, sums: Sums,
-    bits: NDArray[np.float32], weight: float, symbols: NDArray[np.int16],
+    bits: NDArray[np.float32], rdoq_lambda: float, symbols: NDArray[np.int16],
 ) -> None:  # fmt: skip
     """Fill zeros (C, h, w) with the symbols, of the nearest and its neighbours, that cost least, one after the other.
 
-    What one costs is its squared distance from the latent and `weight` for each bit. What it costs others, by what it
-    says, is not looked at.
+    What one costs is its squared distance from the latent and `rdoq_lambda` for each bit. What it costs others, by what
+    it says, is not looked at.
     """
     scales = entries.sizes.size // FRACTIONS
     _open_row(0, known, sums)
@@ -251,7 +251,7 @@ def choose_symbols(
                 symbol = _int64(np.floor(value + np.float32(0.5)))
                 near, whole = _expected(here + 2 * c, sums, scales)
                 if symbol != 0 or whole != 0:
-                    symbol = _cheapest(value, symbol, near, whole, entries, bits, weight)
+                    symbol = _cheapest(value, symbol, near, whole, entries, bits, rdoq_lambda)
                 if symbol != 0:
                     symbols[known.channels[c], i, j] = symbol
                     _tell(symbol, int(known.starts[c]), here - _width(sums), known.told, sums)
@@ -259,14 +259,14 @@ def choose_symbols(
 
 @_loop
 def _cheapest(
-    value: float, nearest: int, near: int, whole: int, entries: Entries, bits: NDArray[np.float32], weight: float
+    value: float, nearest: int, near: int, whole: int, entries: Entries, bits: NDArray[np.float32], rdoq_lambda: float
 ) -> int:
     table, signs = _table_of(near)
     escape = _int64(entries.sizes[table]) - 1
     best, least = nearest, np.inf
     for symbol in (nearest, nearest - 1, nearest + 1):
         entry = min(_entry_of(symbol, whole, signs), escape)
-        cost = (value - symbol) ** 2 + weight * bits[table, entry]
+        cost = (value - symbol) ** 2 + rdoq_lambda * bits[table, entry]
         if cost < least:
             best, least = symbol, cost
     return best

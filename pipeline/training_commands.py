@@ -13,7 +13,6 @@ import typer
 
 from pipeline.bundle_table import print_manifest
 from pipeline.errors import ConfigError
-from pipeline.sources import fit
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="file of configs/train/")]
 Data = Annotated[Path, typer.Option(help="folder of the data set")]
@@ -102,24 +101,26 @@ def refine(
 ) -> None:
     """Fit to a bundle what export fits at its end: thrifty rounding of latents, and a decode graph in 8-bit integers.
 
-    For bundles that were exported before there was such; no labels are looked at but to measure.
+    For bundles that were exported before there was such; no labels are looked at but to measure. The new bundle has
+    another hash: cameras and workers must get it together.
     """
-    _need("onnx")
+    _need("refine", "onnx", "ml_dtypes", remedy="pip install onnx ml_dtypes")
     from rich.console import Console
 
-    from pipeline import datasets, evaluation, rdoq_fitting, refining
-    from pipeline.bundle import load_bundle, seal
+    from pipeline import datasets, rdoq_fitting
+    from pipeline.bundle import load_bundle
+    from pipeline.codec import DECODE_INT8
+    from pipeline.refining import refine_and_measure
 
     loaded = load_bundle(bundle)
-    size = loaded.manifest.width, loaded.manifest.height
-    frames = datasets.camvid(data, split, without_drives=without_drive or ())
+    learned = datasets.camvid(data, split, without_drives=without_drive or ())
     shown = datasets.camvid(data, measure_on)
-    images = [fit(image, size) for image in frames.images]
-    refined, fitted = refining.refine(loaded, images, output or bundle, progress=_say_fitted)
-    measured = evaluation.measured_levels(refined, shown, split=measure_on, progress=_say_measured)
-    manifest = refined.manifest.model_copy(update={"quality_levels": tuple(measured)})
-    Console().print(rdoq_fitting.as_table(fitted))
-    print_manifest(seal(manifest, refined.path))
+    refined = refine_and_measure(loaded, learned, shown, output or bundle, split=measure_on, tell=_say)
+    Console().print(rdoq_fitting.as_table(refined.levels))
+    if refined.int8_moved is not None:
+        kept = "kept" if refined.bundle.has_graph(DECODE_INT8) else "left out"
+        print(f"8-bit integers change the class of {100 * refined.int8_moved:.2f} % of the pixels: {kept}")
+    print_manifest(refined.bundle)
 
 
 def adapt(
@@ -194,10 +195,6 @@ def train_decide(
         print(line, flush=True)
 
 
-def _say_fitted(levels: int) -> None:
-    _say(f"quality levels fitted: {levels}")
-
-
 def _say_measured(levels: int) -> None:
     _say(f"quality levels measured: {levels}")
 
@@ -207,11 +204,11 @@ def _say(line: str) -> None:
 
 
 def _need_torch() -> None:
-    _need("torch", "compressai")
+    _need("training", "torch", "compressai", remedy="pip install 'maskcast[train]'")
 
 
-def _need(*packages: str) -> None:
-    """ConfigError where the package was installed without what training needs."""
+def _need(what: str, *packages: str, remedy: str) -> None:
+    """ConfigError where the package was installed without what this needs."""
     missing = next((name for name in packages if importlib.util.find_spec(name) is None), None)
     if missing:
-        raise ConfigError(f"training needs {missing}; pip install 'maskcast[train]'")
+        raise ConfigError(f"{what} needs {missing}; {remedy}")

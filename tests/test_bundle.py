@@ -94,6 +94,10 @@ def test_a_graph_outside_the_folder_is_refused(copy: Path) -> None:
         ("scale_levels", np.array([0], np.int32)),
         ("weight_1", np.full((1, 600, 3, 3), 127, np.int8)),
         ("hyper_limit", np.array([0], np.int32)),
+        ("rdoq_lambda", np.zeros(3, np.float32)),
+        ("rdoq_lambda", np.zeros(7, np.float64)),
+        ("rdoq_lambda", np.full(7, np.nan, np.float32)),
+        ("rdoq_lambda", np.full(7, 1.5, np.float32)),
     ],
 )
 def test_tables_that_would_lead_the_coder_astray_are_refused(copy: Path, key: str, value: np.ndarray) -> None:

@@ -159,7 +159,7 @@ def rough(seed: int, one: Context) -> NDArray[np.float32]:
 def test_what_weighs_nothing_is_rounded_to_the_nearest(seed: int) -> None:
     one = coding.context(seed, planes=9, rows=6, live=7)
     latent = rough(seed, one)
-    found = rdoq(latent, one, coding.TABLES, None, weight=0.0)
+    found = rdoq(latent, one, coding.TABLES, None, rdoq_lambda=0.0)
     np.testing.assert_array_equal(found, np.floor(latent + np.float32(0.5)))
 
 
@@ -169,7 +169,7 @@ def test_the_more_a_bit_weighs_the_fewer_there_are_and_the_farther_symbols_lie(h
     latent, hints = rough(5, one), coding.prediction(5, (9, 6, 9)) if hinted else None
     sizes, distances = [], []
     for weight in (0.0, 0.01, 0.05, 0.3):
-        symbols = rdoq(latent, one, coding.TABLES, hints, weight=weight)
+        symbols = rdoq(latent, one, coding.TABLES, hints, rdoq_lambda=weight)
         data = encode(symbols, one, hints)
         np.testing.assert_array_equal(decode(data, (6, 9), one, hints), symbols)
         sizes.append(len(data))
@@ -181,7 +181,7 @@ def test_the_more_a_bit_weighs_the_fewer_there_are_and_the_farther_symbols_lie(h
 def test_latents_of_another_size_than_the_context_are_refused() -> None:
     one = coding.context(1, planes=3, rows=2)
     with pytest.raises(ValueError, match="the context is for 3 channels of 2 rows"):
-        rdoq(np.zeros((3, 4, 2), np.float32), one, coding.TABLES, None, weight=0.1)
+        rdoq(np.zeros((3, 4, 2), np.float32), one, coding.TABLES, None, rdoq_lambda=0.1)
 
 
 YARDSTICK_MS = 0.45  # a tenth less than a core of an AMD EPYC takes, on which the slowest case has 0.97 ms

@@ -29,7 +29,9 @@ def latents(bundle: Bundle, seed: int) -> Iterator[tuple[NDArray[np.float32], in
 
 @pytest.fixture(scope="module")
 def made(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return add_int8(tiny_bundle, latents(tiny_bundle, 0), tmp_path_factory.mktemp("int8"))
+    made, moved = add_int8(tiny_bundle, list(latents(tiny_bundle, 0)), tmp_path_factory.mktemp("int8"), tolerance=1.0)
+    assert moved is not None and 0 < moved < 0.2
+    return made
 
 
 def test_the_bundle_has_one_graph_more_and_its_hash_tells(made: Bundle, tiny_bundle: Bundle) -> None:
@@ -83,7 +85,7 @@ def test_a_batch_gives_what_its_rows_give_alone(made: Bundle) -> None:
 def test_nothing_tells_where_it_was_made_and_nothing_is_printed(
     made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    again = add_int8(made, latents(made, 0), tmp_path)
+    again, _ = add_int8(made, list(latents(made, 0)), tmp_path, tolerance=1.0)
     assert capsys.readouterr().out == ""
     assert not caplog.records
     content = again.graph(DECODE_INT8).read_bytes()
@@ -100,5 +102,14 @@ def test_a_network_without_large_convolutions_stays_as_it_is(tiny_bundle: Bundle
         next(one for one in node.attribute if one.name == "kernel_shape").ints[:] = [1, 1]
     onnx.save(model, str(tmp_path / "decode.onnx"))
     plain = seal(tiny_bundle.manifest, tmp_path)
-    assert add_int8(plain, iter(()), tmp_path) is plain
-    assert large_convolutions(onnx.load(tiny_bundle.graph("decode")))
+    made, moved = add_int8(plain, [], tmp_path / "made")
+    assert (made.id, made.manifest, moved) == (plain.id, plain.manifest, None)
+
+
+def test_depthwise_convolutions_are_left_in_floats() -> None:
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["y"], name=name, kernel_shape=[3, 3], **group)
+        for name, group in (("first", {}), ("plain", {}), ("one", {"group": 1}), ("depthwise", {"group": 8}))
+    ]
+    graph = onnx.helper.make_graph(nodes, "some", [], [])
+    assert large_convolutions(onnx.helper.make_model(graph)) == ["plain", "one"]

@@ -10,6 +10,8 @@ from pipeline import rdoq_fitting as module
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.codec import open_encoder
 from pipeline.errors import ConfigError
+from pipeline.int8 import add_int8
+from pipeline.latent_coding import dequantise
 from pipeline.rdoq_fitting import LAMBDAS, Fitted, Rounding, as_table, fit, pays, write
 
 IMAGES = [one.image for one in tiny.scenes(4, 3)]
@@ -25,19 +27,19 @@ def test_the_chosen_lambda_is_the_largest_within_the_tolerance(
     assert told == [1, 2, 3]
     assert fitted[0].chosen == fitted[0].nearest  # nothing is below it
     for one in fitted[1:]:
-        assert one.nearest.weight == 0
-        assert one.chosen.weight in (0, *LAMBDAS)
+        assert one.nearest.rdoq_lambda == 0
+        assert one.chosen.rdoq_lambda in (0, *LAMBDAS)
         assert one.chosen.moved <= 1.5 * one.nearest.moved
         assert one.chosen.frame_bytes <= one.nearest.frame_bytes
     bolder = list(fit(tiny_bundle, IMAGES, tolerance=100.0))
-    assert [one.chosen.weight for one in bolder[1:]] == [LAMBDAS[-1]] * 2
+    assert [one.chosen.rdoq_lambda for one in bolder[1:]] == [LAMBDAS[-1]] * 2
     assert all(one.chosen.frame_bytes < one.nearest.frame_bytes for one in bolder[1:])
 
 
 def test_the_highest_levels_are_rounded_to_the_nearest(tiny_bundle: Bundle) -> None:
     fitted = list(fit(tiny_bundle, IMAGES, tolerance=100.0))
     assert [one.quality for one in fitted] == [0, 1, 2]
-    assert [one.chosen.weight for one in fitted] == [0, 0, 0]  # of three levels: none below, and two at the top
+    assert [one.chosen.rdoq_lambda for one in fitted] == [0, 0, 0]  # of three levels: none below, and two at the top
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,16 @@ def test_lambdas_are_written_and_packets_shrink(tiny_bundle: Bundle, tmp_path: P
         for encoder in (open_encoder(each, engine="onnxruntime", quality=2) for each in (tiny_bundle, made))
     ]
     assert nonzero[1] < nonzero[0]
+
+
+def test_what_is_fitted_does_not_depend_on_the_graph_that_is_quick_here(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_LEVELS", 0)
+    encoder = open_encoder(tiny_bundle, engine="onnxruntime")
+    latents = [(dequantise(encoder.latents(image)), 0) for image in IMAGES]
+    with_int8, _ = add_int8(tiny_bundle, latents, tmp_path, tolerance=1.0)
+    assert list(fit(with_int8, IMAGES[:2])) == list(fit(tiny_bundle, IMAGES[:2]))
 
 
 def test_no_images_are_refused(tiny_bundle: Bundle) -> None:
