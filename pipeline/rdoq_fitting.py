@@ -72,10 +72,8 @@ def fit(
     if not images:
         raise ConfigError("no images to measure on; name a folder or clip that has some")
     # Masks by the graph in floats, whatever is quicker here: what is fitted must not depend on the machine.
-    encoder, decoder = (
-        open_encoder(bundle, engine=_ENGINE),
-        Decoder(bundle, open_session(bundle.graph("decode"), engine=_ENGINE)),
-    )
+    decoder = Decoder(bundle, open_session(bundle.graph("decode"), engine=_ENGINE))
+    encoder = open_encoder(bundle, engine=_ENGINE)
     below: Rounding | None = None
     for quality in range(bundle.tables.levels):
         seen = [_seen(encoder, decoder, image, quality) for image in images]
