@@ -116,12 +116,13 @@ class Window:
         """What falls short of 25 fps, nothing lost, and 60 ms from capture to mask.
 
         On a machine that is slower than the limits are for, by this factor, frames come in the camera's own time and
-        wait for one another, but no backlog grows: four are under way at most.
+        wait for one another, but no backlog grows, since newer ones take the places of older ones: four are under way
+        at most, and each that is missing is counted.
         """
         usual = slowness < 1.1
         holds = {
-            "missing": self.missing == 0,
-            "drops": self.drops == 0,
+            "missing": self.missing <= (0 if usual else self.drops),
+            "drops": self.drops == 0 or not usual,
             "fps": 0.96 / (1 if usual else slowness) < self.fps / FPS < 1.04,
             "p95": self.p95_ms < (60 if usual else 4 * 1000 / self.fps),
         }
@@ -158,8 +159,12 @@ def window(subscriber: Subscriber, here: Site) -> Window:
     before, dropped = len(subscriber.arrivals), drops(subscriber)
     subscriber.wait_for(before + 250, limit_s=30, here=here)
     seen = subscriber.arrivals[before : before + 250]
+    missing = int((np.diff([mask.sequence for mask in seen]) - 1).sum())
+    told_s = time.monotonic() + 2.5  # what was dropped is told once a second
+    while drops(subscriber) - dropped < missing and time.monotonic() < told_s:
+        time.sleep(0.1)
     return Window(
-        missing=int((np.diff([mask.sequence for mask in seen]) - 1).sum()),
+        missing=missing,
         fps=(len(seen) - 1) / (seen[-1].at_s - seen[0].at_s),
         p95_ms=float(np.percentile([mask.latency_ms for mask in seen], 95)),
         drops=drops(subscriber) - dropped,
