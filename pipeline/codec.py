@@ -226,6 +226,8 @@ def open_encoder(
     _keep_blas_on_one_thread()
     session = open_session(bundle.graph("encode"), engine=engine, threads=threads, precision=Precision.ENDS)
     encoder = Encoder(bundle, session, quality=chosen, grid=grid, outliner=open_outliner(bundle) if outlines else None)
+    if any(bundle.tables.rdoq_lambda):
+        entropy.warm_up_rounding()
     encoder.encode(Frame(FrameId(0, 0), 0, _grey(bundle)))
     return encoder
 

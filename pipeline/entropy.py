@@ -151,18 +151,27 @@ def _bits(tables: FrequencyTables) -> NDArray[np.float32]:
 
 def warm_up() -> None:
     """Compile both directions, or load them from the cache, so that the first frame is not late."""
+    context, tables = _smallest()
+    writer = Writer(1)
+    writer.put(np.zeros((1, 1, 1), np.int16), context, tables)
+    reader = Reader(writer.finish())
+    reader.take((1, 1), context, tables)
+    reader.finish()
+
+
+def warm_up_rounding() -> None:
+    """The same for `rdoq`: a camera may begin with a level that does without, and go to one that does not."""
+    context, tables = _smallest()
+    rdoq(np.zeros((1, 1, 1), np.float32), context, tables, None, rdoq_lambda=0.0)
+
+
+def _smallest() -> tuple[Context, FrequencyTables]:
+    """A context for one latent, and tables for it."""
     context = Context(
         1, sealed(np.zeros(1), np.int32), sealed(np.zeros((2, 1, 1)), np.int16), sealed(np.zeros((2, 1)), np.int16),
         sealed(np.zeros((2, 1, len(PLACES), 1)), np.int16),
     )  # fmt: skip
-    tables = laplace_tables(1)
-    nothing = np.zeros((1, 1, 1), np.int16)
-    writer = Writer(1)
-    writer.put(nothing, context, tables)
-    reader = Reader(writer.finish())
-    reader.take((1, 1), context, tables)
-    reader.finish()
-    rdoq(nothing.astype(np.float32), context, tables, None, rdoq_lambda=0.0)
+    return context, laplace_tables(1)
 
 
 def _check_size(shape: tuple[int, ...], context: Context) -> None:

@@ -25,6 +25,7 @@ from pipeline.bundle import Bundle, copy_content, seal
 from pipeline.class_map import class_map
 from pipeline.codec import DECODE_INT8
 from pipeline.engine_libraries import import_onnxruntime
+from pipeline.errors import ConfigError
 from pipeline.onnx_storage import halve_weights, without_sources
 from pipeline.runtime import open_session
 
@@ -100,7 +101,7 @@ def _numbers(node: onnx.NodeProto, name: str) -> list[int]:
 
 
 def _quantised(graph: Path, names: list[str], latents: Sequence[Latent]) -> onnx.ModelProto:
-    import_onnxruntime()
+    onnxruntime = import_onnxruntime()
     quantization = importlib.import_module("onnxruntime.quantization")
     shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
     with tempfile.TemporaryDirectory() as scratch, _quiet():
@@ -123,7 +124,8 @@ def _quantised(graph: Path, names: list[str], latents: Sequence[Latent]) -> onnx
         model = onnx.load(made)
     kernels = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 4]
     if len(kernels) != len(names):
-        raise RuntimeError(f"onnxruntime made {len(kernels)} convolutions of {len(names)} integer ones")
+        found = f"made 8-bit integers of {len(kernels)} convolutions where {len(names)} were named"
+        raise ConfigError(f"onnxruntime {onnxruntime.__version__} {found}; install another version")
     return without_sources(halve_weights(model))
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import ROOT
 
 from pipeline import codec
 from pipeline.bitstream import pack, unpack
@@ -549,3 +552,20 @@ def test_masks_come_of_the_graph_that_is_quick_here(
     open_decoder(bundle, labels=False)
     open_decoder(tiny_bundle, labels=False)  # which has no other than `decode`
     assert opened == [bundle.graph(DECODE_INT8 if quick else "decode"), tiny_bundle.graph("decode")]
+
+
+def test_an_encoder_that_goes_to_a_level_with_thrifty_rounding_compiles_nothing_then() -> None:
+    script = """
+import numpy as np
+from pipeline.bundle import default_bundle, load_bundle
+from pipeline.codec import open_encoder
+from pipeline.symbol_loops import choose_symbols
+bundle = load_bundle(default_bundle())
+thrifty = next(level for level, one in enumerate(bundle.tables.rdoq_lambda) if one)
+encoder = open_encoder(bundle, quality=0)
+before = list(choose_symbols.signatures)
+encoder.quality = thrifty
+encoder.latents(np.full((bundle.manifest.height, bundle.manifest.width, 3), 128, np.uint8))
+assert before and choose_symbols.signatures == before
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
