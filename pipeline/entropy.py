@@ -203,7 +203,7 @@ def _sums(size: tuple[int, int], context: Context) -> Sums:
     row = np.empty((n, 2 * width), np.int16)
     return Sums(
         pairs, pairs.view(np.int32), row, row.view(np.int32), _factors(lanes), np.empty((width, n), np.int16),
-        np.empty(n + 1, np.int64),
+        np.empty(n + 1, np.int64), np.empty(n, np.int32), np.empty(n, np.int32),
     )  # fmt: skip
 
 

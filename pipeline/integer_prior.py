@@ -152,6 +152,6 @@ def _fits(weight: NDArray[np.int64], bias: NDArray[np.int64], before: Sequence[_
 
 def check_hyper(z: NDArray[np.int16], limit: int) -> None:
     """Raise BitstreamError when a decoded hyper latent is beyond what an encoder sends."""
-    largest = int(np.abs(z.astype(np.int32)).max(initial=0))  # as int16, -32768 has no absolute value
+    largest = max(-int(z.min(initial=0)), int(z.max(initial=0)))
     if largest > limit:
         raise BitstreamError(f"hyper latent {largest} is beyond {limit}")

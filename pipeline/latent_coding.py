@@ -176,9 +176,11 @@ def _filled(hyper: NDArray[np.int16], frame: tuple[int, int], cells: Cells) -> N
     With nothing around them the prior would take a region's border for one of the frame, where z is of another kind:
     keys would take several times the bits.
     """
-    margins = (
+    margins = [
         (part.start, whole - part.stop) for part, whole in zip(cells.hyper(frame), hyper_size(frame), strict=True)
-    )
+    ]
+    if margins == [(0, 0), (0, 0)]:
+        return hyper  # np.pad takes its time even then
     return np.pad(hyper, ((0, 0), *margins), mode="edge")
 
 

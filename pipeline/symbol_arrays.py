@@ -40,3 +40,5 @@ class Sums(NamedTuple):
     factors: NDArray[np.int16]  # for each value: what weights of all places and lanes are multiplied by, twice each
     line: NDArray[np.int16]  # (w, n) symbols of a row
     heard: NDArray[np.int64]  # (n + 1,) channels
+    near: NDArray[np.int32]  # (n,) of the symbols of a place: where the bounds of their tables are
+    whole: NDArray[np.int32]  # (n,) and the whole parts of their means

@@ -101,11 +101,13 @@ def _tell(symbol: int, start: int, at: int, told: NDArray[np.int16], sums: Sums)
 
 
 @_loop
-def _expected(at: int, sums: Sums, scales: int) -> tuple[int, int]:
-    """The pair at `at` -> where the bounds of its table are in `near`, and the whole part of the mean."""
-    index = min(max(_int64(sums.pairs[at & _PLACE]) + _SCALE_HALF >> SCALE_BITS, 0), scales - 1)
-    mean = _int64(sums.pairs[at + 1 & _PLACE]) + _MEAN_HALF
-    return (index * MEAN_UNITS + (mean >> _MEAN_SHIFT & _FRACTION)) * NEAR & _PLACE, mean >> MEAN_BITS
+def _expected(at: int, sums: Sums, last: Any) -> tuple[Any, Any]:
+    """The pair at `at` -> where the bounds of its table are in `near`, and the whole part of the mean; in 32 bits."""
+    index = np.int32(np.int32(sums.pairs[at]) + np.int32(_SCALE_HALF)) >> np.int32(SCALE_BITS)
+    mean = np.int32(np.int32(sums.pairs[at + 1]) + np.int32(_MEAN_HALF))
+    table = np.int32(min(max(np.int32(index), np.int32(0)), last) * np.int32(MEAN_UNITS))
+    fraction = np.int32(mean >> np.int32(_MEAN_SHIFT)) & np.int32(_FRACTION)
+    return np.int32((table + fraction) * np.int32(NEAR)), np.int32(mean >> np.int32(MEAN_BITS))
 
 
 @_loop
@@ -239,7 +241,7 @@ def choose_symbols(
     What one costs is its squared distance from the latent and `rdoq_lambda` for each bit. What it costs others, by what
     it says, is not looked at.
     """
-    scales = entries.sizes.size // FRACTIONS
+    last = np.int32(entries.sizes.size // FRACTIONS - 1)
     _open_row(0, known, sums)
     for i in range(latent.shape[1]):
         if i + 1 < latent.shape[1]:
@@ -249,7 +251,7 @@ def choose_symbols(
             for c in range(known.channels.size):
                 value = latent[known.channels[c], i, j]
                 symbol = _int64(np.floor(value + np.float32(0.5)))
-                near, whole = _expected(here + 2 * c, sums, scales)
+                near, whole = _expected(here + 2 * c & _PLACE, sums, last)
                 if symbol != 0 or whole != 0:
                     symbol = _cheapest(value, symbol, near, whole, entries, bits, rdoq_lambda)
                 if symbol != 0:
@@ -295,7 +297,7 @@ def _put_row(
     state: NDArray[np.int64], at: int, out: NDArray[np.uint8],
 ) -> int:  # fmt: skip
     """The symbols in `line`, of row i. None speaks for channels before it, so all of a place may speak first."""
-    low, span, scales = int(state[0]), int(state[1]), entries.sizes.size // FRACTIONS
+    low, span, last = int(state[0]), int(state[1]), np.int32(entries.sizes.size // FRACTIONS - 1)
     for j in range(sums.line.shape[0]):
         here, count = (2 * j + i + FIRST) * _width(sums), 0
         for c in range(known.channels.size):
@@ -304,8 +306,11 @@ def _put_row(
         for k in range(count):
             c = int(sums.heard[k]) & _PLACE
             _tell(_int64(sums.line[j, c]), int(known.starts[c]), here - _width(sums), known.told, sums)
+        first = here & _PLACE
         for c in range(known.channels.size):
-            near, whole = _expected(here + 2 * c, sums, scales)
+            sums.near[c], sums.whole[c] = _expected(first + 2 * c, sums, last)
+        for c in range(known.channels.size):
+            near, whole = _int64(sums.near[c]) & _PLACE, _int64(sums.whole[c])
             symbol, likeliest = _int64(sums.line[j, c]), (span >> PRECISION) * _int64(entries.near[near + 1])
             if symbol == whole and likeliest >= _LEAST:
                 span = likeliest
@@ -339,12 +344,12 @@ def _take_row(
     i: int, symbols: NDArray[np.int16], known: Knowledge, entries: Entries, sums: Sums,
     state: NDArray[np.int64], at: int, data: NDArray[np.uint8],
 ) -> tuple[int, int]:  # fmt: skip
-    offset, span, scales = int(state[0]), int(state[1]), entries.sizes.size // FRACTIONS
+    offset, span, last = int(state[0]), int(state[1]), np.int32(entries.sizes.size // FRACTIONS - 1)
     for j in range(symbols.shape[2]):
         here = (2 * j + i + FIRST) * _width(sums)
         for c in range(known.channels.size):
-            near, symbol = _expected(here + 2 * c, sums, scales)
-            likeliest = (span >> PRECISION) * _int64(entries.near[near + 1])
+            near, symbol = _expected(here + 2 * c & _PLACE, sums, last)
+            likeliest = (span >> PRECISION) * _int64(entries.near[(near & _PLACE) + 1])
             if offset < likeliest and likeliest >= _LEAST:
                 span = likeliest
             else:

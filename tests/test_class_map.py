@@ -24,6 +24,30 @@ def test_equals_interpolation_and_arg_max(rows: int, columns: int, height: int, 
     np.testing.assert_array_equal(class_map(logits, height, width)[clear], full.argmax(0)[clear])
 
 
+def masks_of_things(rows: int, columns: int) -> np.ndarray:
+    """Logits (5, rows, columns) of large things with soft borders, as networks make them."""
+    seeds = np.random.default_rng(1).normal(size=(5, 4, 4)).astype(np.float32)
+    return np.stack([cv2.resize(one, (columns, rows), interpolation=cv2.INTER_CUBIC) for one in seeds])
+
+
+@pytest.mark.parametrize(("height", "width"), [(80, 120), (79, 117), (78, 118), (77, 119)])
+def test_blocks_inside_of_things_and_between_them_equal_it_too(height: int, width: int) -> None:
+    logits = masks_of_things(20, 30)
+    full = reference(logits, height, width)
+    best = np.sort(full, axis=0)
+    clear = best[-1] - best[-2] > 1e-5
+    assert clear.mean() > 0.99
+    found = class_map(logits, height, width)
+    assert len(np.unique(found)) > 2
+    np.testing.assert_array_equal(found[clear], full.argmax(0)[clear])
+
+
+def test_a_class_that_wins_at_no_corner_can_win_between_them() -> None:
+    logits = np.zeros((3, 1, 2), np.float32)
+    logits[0, 0], logits[1, 0], logits[2, 0] = (10, -10), (-10, 10), (6, 6)
+    assert class_map(logits, 1, 8)[0].tolist() == [0, 0, 0, 2, 2, 1, 1, 1]
+
+
 def test_first_of_equal_classes_wins() -> None:
     assert not class_map(np.zeros((3, 2, 2), np.float32), 8, 8).any()
 

@@ -26,7 +26,8 @@ def guarded(sums: Sums, fill: int) -> tuple[Sums, NDArray[np.int16]]:
     margin = np.full(sums.pairs.size + 2 * GUARD, fill, np.int16)
     pairs, row = margin[GUARD:-GUARD], np.full_like(sums.row, fill)
     line, heard = np.full_like(sums.line, fill), np.full_like(sums.heard, fill)
-    return Sums(pairs, pairs.view(np.int32), row, row.view(np.int32), sums.factors, line, heard), margin
+    near, whole = np.full_like(sums.near, fill), np.full_like(sums.whole, fill)
+    return Sums(pairs, pairs.view(np.int32), row, row.view(np.int32), sums.factors, line, heard, near, whole), margin
 
 
 def coded(symbols: NDArray[np.int16], one: Context, sums: Sums) -> bytes:
