@@ -40,6 +40,17 @@ def graph_cost(path: Path, *, size: tuple[int, int], axes: tuple[int, int]) -> C
     return Cost(sum(n for n in map(math.prod, weights.values()) if n > 1), macs)
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of the pictures (B, H, W, 3) that a graph takes; ConfigError where it leaves them open."""
+    stored = onnx.load(path).graph
+    dims = [one.dim_value for one in stored.input[0].type.tensor_type.shape.dim]
+    if len(dims) != 4 or 0 in dims[1:3]:
+        raise ConfigError(
+            f"graph {path}: its input is no picture (B, H, W, 3) of one size; use what export --whole wrote"
+        )
+    return dims[1], dims[2]
+
+
 def _at_size(model: onnx.ModelProto, size: tuple[int, int], axes: tuple[int, int]) -> onnx.ModelProto:
     """The model with its first input's size set and every other open dimension 1."""
     stored = {one.name for one in model.graph.initializer}

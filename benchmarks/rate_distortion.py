@@ -3,9 +3,9 @@
     python benchmarks/rate_distortion.py --data CAMVID --split 0006R0 --bundle JD=bundles/camvid \
         [--bundle "SE + SD/D=BUNDLE" ...] [--network NAME=GRAPH.onnx] [--json FILE] [--figure FILE]
 
-The first bundle is the one the others are compared with; each bundle is measured at all its quality levels. The
-network, image uint8 (B, H, W, 3) -> logits (B, K, H/4, W/4), runs behind every image codec, and on the untouched frames
-as the ceiling.
+The first bundle is compared with all others, each other one with the bundles after it; each is measured at all its
+quality levels. The network, image uint8 (B, H, W, 3) -> logits (B, K, H/4, W/4), runs behind every image codec, and on
+the untouched frames as the ceiling. Frames are brought to the size that a bundle or the network takes, masks back.
 
   bpp         bundles: whole packets. Image codecs: what benchmarks/image_codecs.py counts, the parameter sets of HEVC
               and AV1 once per run, which favours them; `alone_bpp` in the JSON has them in every frame.
@@ -34,7 +34,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.image_codecs import Image, Setting, open_codecs, settings
-from benchmarks.onnx_cost import graph_cost
+from benchmarks.onnx_cost import graph_cost, picture_size
 from benchmarks.rate_distortion_figure import draw
 from benchmarks.systems import BUNDLE, CEILING, CODEC, Comparison, Measured, System, Times, compare
 from pipeline.accuracy import confusion, mean_iou
@@ -42,7 +42,7 @@ from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.class_map import class_map
 from pipeline.codec import Decoder, decode_graph, open_decoder, open_encoder
-from pipeline.datasets import Labelled, camvid
+from pipeline.datasets import Labelled, camvid, classes_at
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.messages import Decoded, Frame, FrameId
@@ -75,9 +75,27 @@ class Way:
     network: Stopwatch
 
 
-def network_masks(network: Session, images: Sequence[Image]) -> list[Image]:
-    """Class maps (H, W) of images (H, W, 3)."""
-    return [class_map(network.run(image[None])[0][0], *image.shape[:2]) for image in images]
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A graph from picture to logits, and the height and width of the pictures that it takes."""
+
+    session: Session
+    size: tuple[int, int]
+
+    def masks(self, images: Sequence[Image]) -> list[Image]:
+        """Class maps (H, W) of images (H, W, 3) of any size."""
+        return [self._mask(image) for image in images]
+
+    @property
+    def classes(self) -> int:
+        """How many classes it tells apart."""
+        (logits,) = self.session.run(np.zeros((1, *self.size, 3), np.uint8))
+        return int(logits.shape[1])
+
+    def _mask(self, image: Image) -> Image:
+        height, width = self.size
+        (logits,) = self.session.run(fit(image, (width, height))[None])
+        return classes_at(class_map(logits[0], height, width), image.shape[:2])
 
 
 def score(masks: Sequence[Image], data: Labelled, classes: int) -> float:
@@ -94,13 +112,13 @@ def measure_bundle(bundle: Bundle, data: Labelled, *, split: str, engine: str) -
     return tuple(points)
 
 
-def measure_codec(setting: Setting, network: Session, data: Labelled, classes: int) -> Measured:
+def measure_codec(setting: Setting, network: Network, data: Labelled, classes: int) -> Measured:
     """One setting of an image codec with the network behind it."""
     size = data.images[0].shape[:2]
     with ThreadPoolExecutor(2) as pool:
         files = list(pool.map(setting.encode, data.images))
         images = list(pool.map(setting.decode, files, itertools.repeat(size)))
-    miou = score(network_masks(network, images), data, classes)
+    miou = score(network.masks(images), data, classes)
     bits = 8 / (len(files) * size[0] * size[1])
     alone = bits * sum(map(len, files))
     once = [setting.codec.once_bytes(file) for file in files]
@@ -128,8 +146,9 @@ def _decoded(decoder: Decoder, data: bytes) -> Decoded:
     return result
 
 
-def codec_way(setting: Setting, network: Stopwatch, size: tuple[int, int]) -> Way:
-    return Way(setting.encode, lambda file: network_masks(network, [setting.decode(file, size)]), network)
+def codec_way(setting: Setting, network: Network, watch: Stopwatch, size: tuple[int, int]) -> Way:
+    """An image codec with the network behind it, which runs on the stopwatch."""
+    return Way(setting.encode, lambda file: network.masks([setting.decode(file, size)]), watch)
 
 
 def take_times(ways: dict[str, Way], images: Sequence[Image]) -> dict[str, Times]:
@@ -182,13 +201,15 @@ def bundle_systems(run: Run, bundles: dict[str, Bundle], ways: dict[str, Way]) -
 
 def codec_systems(run: Run, name: str, graph: Path, ways: dict[str, Way]) -> list[System]:
     """The uncompressed network `name`, and every image codec followed by it."""
-    cost = graph_cost(graph, size=run.size, axes=(1, 2))
+    size = picture_size(graph)
+    cost = graph_cost(graph, size=size, axes=(1, 2))
     # Scored in float32, the best that it can do; timed in whatever type is fastest.
-    exact = open_session(graph, engine=run.engine, precision=Precision.FLOAT32)
-    timed = Stopwatch(open_session(graph, engine=run.engine, threads=run.threads))
-    classes = exact.run(run.data.images[0][None])[0].shape[1]
-    ceiling = score(network_masks(exact, run.data.images), run.data, classes)
-    ways[name] = Way(None, lambda image: network_masks(timed, [image]), timed)
+    exact = Network(open_session(graph, engine=run.engine, precision=Precision.FLOAT32), size)
+    watch = Stopwatch(open_session(graph, engine=run.engine, threads=run.threads))
+    timed = Network(watch, size)
+    classes = exact.classes
+    ceiling = score(exact.masks(run.data.images), run.data, classes)
+    ways[name] = Way(None, lambda image: timed.masks([image]), watch)
     systems = [
         System(
             name, CEILING, graph.name, cost, (Measured("frames as they are", ceiling, _RAW_BPP, _RAW_BPP),), _UNTIMED
@@ -196,7 +217,7 @@ def codec_systems(run: Run, name: str, graph: Path, ways: dict[str, Way]) -> lis
     ]
     for codec in open_codecs().values():
         sweep = settings(codec)
-        ways[codec.name] = codec_way(sweep[len(sweep) // 2], timed, run.size)
+        ways[codec.name] = codec_way(sweep[len(sweep) // 2], timed, watch, run.size)
         points = [measure_codec(one, exact, run.data, classes) for one in track(sweep, codec.name, transient=True)]
         points.sort(key=lambda point: point.rate_bpp)
         systems.append(System(codec.name, CODEC, codec.encoder, cost, tuple(points), _UNTIMED))
@@ -220,13 +241,21 @@ def print_systems(systems: Sequence[System], run: Run, console: Console) -> None
 
 
 def print_comparisons(comparisons: Sequence[Comparison], console: Console) -> None:
-    table = Table("against", "bits at equal mIoU", "over mIoU, %", "mIoU at equal bits", "not to be said")
-    table.title = f"{comparisons[0].system} against the others (BD, Pareto fronts, monotone cubics)"
+    columns = (
+        "bits at equal mIoU",
+        "over mIoU, %",
+        "mIoU at equal bits",
+        "cloud parameters",
+        "cloud ms",
+        "not to be said",
+    )
+    table = Table("system", "against", *columns, title="one against the other (BD, Pareto fronts, monotone cubics)")
     for one in comparisons:
         rate = "" if one.rate_change is None else f"{100 * one.rate_change:+.1f} %"
         over = "" if one.miou_range is None else " to ".join(f"{100 * edge:.1f}" for edge in one.miou_range)
         miou = "" if one.miou_change is None else f"{100 * one.miou_change:+.2f}"
-        table.add_row(one.against, rate, over, miou, one.why)
+        shares = ("" if share is None else f"{100 * share:.1f} %" for share in (one.parameter_share, one.time_share))
+        table.add_row(one.system, one.against, rate, over, miou, *shares, one.why)
     console.print(table)
 
 

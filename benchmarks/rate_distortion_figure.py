@@ -96,7 +96,7 @@ def _ceiling(axes: Axes, system: System) -> None:
 
 def _legend(axes: Axes, curves: Sequence[System], main: System) -> None:
     """Names, each with the bits that the main system saves over it; the corner of high rate and low mIoU is empty."""
-    saved = {one.against: _saved(main.name, one.rate_change) for one in compare(curves)}
+    saved = {one.against: _saved(main.name, one.rate_change) for one in compare(curves) if one.system == main.name}
     handles, names = axes.get_legend_handles_labels()
     labels = [name + saved.get(name, "") for name in names]
     legend = axes.legend(handles, labels, loc="lower right", fontsize=8, handlelength=3.2, labelcolor=INK)

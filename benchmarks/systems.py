@@ -1,8 +1,8 @@
-"""What was measured of each system, and how the first one compares with the others."""
+"""What was measured of each system, and how bundles compare with what comes after them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 
 from benchmarks.bd_rate import NoOverlap, Point, bd_miou, bd_rate, envelope
 from benchmarks.onnx_cost import Cost
@@ -61,6 +61,7 @@ class Comparison:
     """One system against another: mean changes over what both curves cover; None, with the reason, where nothing is.
 
     rate_change -0.9: 90 % fewer bits at equal mIoU, over `miou_range`; miou_change 0.01: a point more at equal bits.
+    parameter_share and time_share 0.1: its cloud has a tenth of the parameters, and takes a tenth of the time.
     """
 
     system: str
@@ -68,22 +69,27 @@ class Comparison:
     rate_change: float | None
     miou_range: tuple[float, float] | None
     miou_change: float | None
+    parameter_share: float | None
+    time_share: float | None
     why: str
 
 
 def compare(systems: Sequence[System]) -> list[Comparison]:
-    """The first system against every other that sends bits, and against the best of the newer image codecs."""
+    """The first system against every other that sends bits, and against the best of the newer image codecs.
+
+    Then each of the other bundles against those after it.
+    """
     main, *others = [one for one in systems if one.kind != CEILING]
-    curves = {one.name: one.curve for one in others}
+    found = [_comparison(main, one.name, one.curve, one) for one in others]
     newer = [one for one in others if one.kind == CODEC and one.name != "JPEG"]
     if len(newer) > 1:
-        curves[f"best of {', '.join(one.name for one in newer)}"] = envelope(
-            list(chain(*(one.variants for one in newer)))
-        )
-    return [_comparison(main, name, curve) for name, curve in curves.items()]
+        best = envelope(list(chain(*(one.variants for one in newer))))
+        found.append(_comparison(main, f"best of {', '.join(one.name for one in newer)}", best))
+    bundles = [one for one in others if one.kind == BUNDLE]
+    return [*found, *(_comparison(one, other.name, other.curve, other) for one, other in combinations(bundles, 2))]
 
 
-def _comparison(main: System, name: str, curve: list[Point]) -> Comparison:
+def _comparison(main: System, name: str, curve: list[Point], other: System | None = None) -> Comparison:
     why = []
     try:
         rate = bd_rate(curve, main.curve)
@@ -94,10 +100,12 @@ def _comparison(main: System, name: str, curve: list[Point]) -> Comparison:
     except NoOverlap as error:
         miou, why = None, [*why, str(error)]
     return Comparison(
-        main.name,
-        name,
-        rate.value if rate else None,
-        (rate.low, rate.high) if rate else None,
-        miou.value if miou else None,
-        "; ".join(why),
+        system=main.name,
+        against=name,
+        rate_change=rate.value if rate else None,
+        miou_range=(rate.low, rate.high) if rate else None,
+        miou_change=miou.value if miou else None,
+        parameter_share=main.cost.parameters / other.cost.parameters if other else None,
+        time_share=main.times.cloud_ms / other.times.cloud_ms if other and other.times.cloud_ms else None,
+        why="; ".join(why),
     )

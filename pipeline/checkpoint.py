@@ -104,14 +104,22 @@ def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> fr
     Returns the names of what the run did not have, which stays as it was. ConfigError where its camera has nothing that
     fits.
     """
-    state, own = _state(run), network.state_dict()
-    found = {name: value for name, value in state["average"].items() if name in own and not name.startswith(_CLOUD)}
+    state = _state(run)
+    return put_camera(f"run {run}", state["average"], state["experiment"]["loss"]["rate"], network, rate)
+
+
+def put_camera(
+    origin: str, state: Mapping[str, Tensor], theirs: Sequence[float], network: nn.Module, ours: Sequence[float]
+) -> frozenset[str]:
+    """The same from the state of a network whose bits weighed `theirs`; `origin` is what a refusal names."""
+    own = network.state_dict()
+    found = {name: value for name, value in state.items() if name in own and not name.startswith(_CLOUD)}
     if not any(name.startswith(_CAMERA) for name in found):
-        raise ConfigError(f"run {run}: its camera has nothing that this experiment's has; name another run")
-    found |= _gains(found, state["experiment"]["loss"]["rate"], rate)
+        raise ConfigError(f"{origin}: its camera has nothing that this experiment's has; name another")
+    found |= _gains(found, theirs, ours)
     strange = next((name for name, value in found.items() if value.shape != own[name].shape), None)
     if strange:
-        raise ConfigError(f"run {run}: its {strange} is of another size than this experiment's; name another run")
+        raise ConfigError(f"{origin}: its {strange} is of another size than this experiment's; name another")
     network.load_state_dict({**own, **found})
     return frozenset(name for name in own if not name.startswith(_CLOUD)) - found.keys()
 

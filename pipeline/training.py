@@ -24,7 +24,7 @@ from pipeline.material import Folders, Material, prepare
 from pipeline.measuring import Measured, measure
 from pipeline.models.assembly import assemble, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.restoring import trainable
+from pipeline.restoring import model_settings, network_of, trainable
 from pipeline.stepping import Step, optimiser_of
 
 _SAVE_EVERY_S = 60
@@ -133,11 +133,11 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
             _begin_with(load_bundle(folders.start), network, experiment, images)
     elif folders.start is not None:
         checkpoint.load_average(folders.start, network, experiment.loss.rate)
-    if folders.camera is not None:
-        lacking = checkpoint.load_camera(folders.camera, network, experiment.loss.rate)
+    if folders.camera is not None and not (resumes and (folders.camera / MANIFEST).is_file()):
+        lacking = _load_camera(folders.camera, network, experiment, images)
         if lacking and folders.start is None and experiment.schedule.trained == "decoder":
             raise ConfigError(
-                f"run {folders.camera}: it has no {min(lacking)}, and schedule.trained is decoder; name another run"
+                f"camera {folders.camera}: it has no {min(lacking)}, and schedule.trained is decoder; name another"
             )
 
 
@@ -149,6 +149,17 @@ def _begin_with(bundle: Bundle, network: SplitSegmenter, experiment: Experiment,
         raise ConfigError(f"bundle {bundle.path}: it has other classes than the data set; name another") from error
 
 
+def _load_camera(camera: Path, network: SplitSegmenter, experiment: Experiment, images: Tensor) -> frozenset[str]:
+    """Load the camera of a run or of a bundle; returns the names of what that did not have."""
+    rate = experiment.loss.rate
+    if not (camera / MANIFEST).is_file():
+        return checkpoint.load_camera(camera, network, rate)
+    bundle = load_bundle(camera)
+    theirs = network_of(bundle).rate
+    found = trainable(bundle, model_settings(bundle), theirs, _at_size(images.cpu(), experiment.data.size))
+    return checkpoint.put_camera(f"bundle {camera}", found.state_dict(), theirs, network, rate)
+
+
 def _at_size(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Images (N, 3, h, w) at the size that the network sees them at."""
     return images if size is None else F.interpolate(images, size, mode="bilinear", antialias=True)
@@ -157,13 +168,13 @@ def _at_size(images: Tensor, size: tuple[int, int] | None) -> Tensor:
 def _check_begun(network: SplitSegmenter, experiment: Experiment, folders: Folders) -> None:
     """ConfigError where a part of the backbone has no weights, or a camera that is to stay as it is has not learned."""
     if experiment.schedule.trained == "decoder" and folders.camera is None:
-        raise ConfigError("schedule.trained is decoder, but no run has trained the camera; add --camera RUN")
+        raise ConfigError("schedule.trained is decoder, but no run has trained the camera; add --camera RUN or BUNDLE")
     lacking = pretrained(network)
     if folders.camera is not None:
         cloud = set(network.decoder.modules())
         lacking = [part for part in lacking if part in cloud]
     if lacking and folders.backbone is None:
-        ways = "--backbone FILE, or --start RUN or BUNDLE" + (" or --camera RUN" if folders.camera is None else "")
+        ways = "--backbone FILE, or --start" + (" or --camera" if folders.camera is None else "") + " RUN or BUNDLE"
         raise ConfigError(f"backbone {experiment.model.backbone}: no weights to begin with; add {ways}")
 
 

@@ -4,16 +4,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from test_restoring import described
 from test_training import FROZEN, LATENTS, epochs, equal, interrupted
 from torch import Tensor
 
+from pipeline.bundle import Bundle, load_bundle
 from pipeline.checkpoint import FILE
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.material import Folders
+from pipeline.models.entropy_model import MeanScaleHyperprior
+from pipeline.runtime import Precision, open_session
 from pipeline.training import load_trained, train
 
 NO_WEIGHTS = "backbone mobilenet_v2: no weights to begin with; add --backbone FILE, or --start RUN or BUNDLE"
@@ -76,7 +81,7 @@ def refused(experiment: Experiment, folders: Folders) -> str:
 def test_a_backbone_does_not_begin_with_chance(tiny_camvid: Path, tmp_path: Path, decoder: str) -> None:
     folders = replace(tiny.folders(tiny_camvid, tmp_path), backbone=None)
     said = refused(tiny.experiment(model={"decoder": decoder}), folders)
-    assert said == f"{NO_WEIGHTS} or --camera RUN"
+    assert said == NO_WEIGHTS.replace("--start", "--start or --camera")
 
 
 def test_the_cloud_s_part_of_a_backbone_is_in_no_camera(behind: Callable[[str], Folders]) -> None:
@@ -85,14 +90,14 @@ def test_the_cloud_s_part_of_a_backbone_is_in_no_camera(behind: Callable[[str], 
 
 def test_a_camera_that_has_not_learned_is_not_held_still(tiny_camvid: Path, tmp_path: Path) -> None:
     said = refused(tiny.experiment(schedule=HELD_STILL), tiny.folders(tiny_camvid, tmp_path))
-    assert said == "schedule.trained is decoder, but no run has trained the camera; add --camera RUN"
+    assert said == "schedule.trained is decoder, but no run has trained the camera; add --camera RUN or BUNDLE"
 
 
 def test_a_camera_of_which_a_part_has_not_learned_is_not_held_still(tiny_camvid: Path, tmp_path: Path) -> None:
     uncoded = replace(tiny.folders(tiny_camvid, tmp_path), run=tmp_path / "uncoded")
     epochs(tiny.experiment(model={"bottleneck": "none"}, schedule={"epochs": 1}), uncoded)
     said = refused(tiny.experiment(schedule=HELD_STILL), replace(uncoded, run=tmp_path / "run", camera=uncoded.run))
-    assert said.startswith(f"run {uncoded.run}: it has no prior.")
+    assert said.startswith(f"camera {uncoded.run}: it has no prior.")
 
 
 def test_a_run_that_goes_on_needs_nothing_to_begin_with(tiny_camvid: Path, tmp_path: Path) -> None:
@@ -114,6 +119,22 @@ def test_a_camera_held_still_stays_as_it_was_while_the_decoder_learns(
     assert equal(in_front(stored["average"]), before)
     learned = [name for name in parameters_of(folders.run, experiment) if name.startswith("decoder.")]
     assert not any(torch.equal(stored["network"][name], stored["average"][name]) for name in learned)
+
+
+def test_the_camera_of_a_bundle_stays_as_it_was_too(tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = load_bundle(described(tiny_bundle, tmp_path / "bundle"))
+    experiment = tiny.experiment(model={"decoder_width": 12}, schedule=HELD_STILL)
+    folders = Folders(data=tiny_camvid, backbone=None, run=tmp_path / "run", camera=bundle.path)
+    epochs(experiment, folders)
+    network = load_trained(experiment, folders.run, tiny.CLASSES)
+    assert isinstance(network.prior, MeanScaleHyperprior)
+    image, level = tiny.scenes(1, seed=3)[0].image, np.array([1])
+    session = open_session(bundle.graph("encode"), engine="onnxruntime", threads=1, precision=Precision.FLOAT32)
+    with torch.no_grad():
+        seen = network.encode(torch.from_numpy(image).permute(2, 0, 1)[None].float())
+        latents = network.prior.analyse(seen, torch.from_numpy(level))
+    for found, expected in zip(latents, session.run(image[None], level), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_decoders_behind_one_camera_have_the_same_rates(behind: Callable[[str], Folders]) -> None:

@@ -208,7 +208,7 @@ def test_a_camera_that_does_not_fit_is_refused_in_one_sentence(
 ) -> None:
     network = fresh(tiny.experiment(model=model), seed=2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(ConfigError, match=f"run {joint_run}: .*; name another run") as caught:
+    with pytest.raises(ConfigError, match=f"run {joint_run}: .*; name another") as caught:
         load_camera(joint_run, network, tiny.RATE)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

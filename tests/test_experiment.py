@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.experiment import load_decide_experiment, load_experiment, load_label_experiment
+from pipeline.experiment import Experiment, load_decide_experiment, load_experiment, load_label_experiment
 
 TRAIN = Path(__file__).parent.parent / "configs" / "train"
 
@@ -56,22 +56,24 @@ def test_each_experiment_that_decides_is_valid_and_named_as_its_file(path: Path)
 def test_experiments_to_compare_differ_in_what_is_compared_alone() -> None:
     """The same data, teachers, losses and steps; `trained` is for those that hold the camera still.
 
-    Those of one rate go on from a trained network: they are alike among themselves, and fewer steps.
+    There are three comparisons: of systems, of the number of kernels, and of one rate with many.
     """
-    files = [path for path in FILES if path.parent.name == "compare"]
-    single = [load_experiment(path) for path in files if path.stem.startswith("single")]
-    fresh = [load_experiment(path) for path in files if not path.stem.startswith("single")]
-    assert {one.model.decoder for one in fresh} == {"joint", "source_task", "task", "latent_task"}
-    assert {one.data for one in single} == {one.data for one in fresh}
-    for compared, one in [(group, one) for group in (single, fresh) for one in group]:
-        schedule = one.schedule.model_copy(update={"trained": "all"})
-        loss = one.loss.model_copy(update={"rate": ()})
-        assert (one.data, one.teacher, loss, schedule) == (
-            compared[0].data,
-            compared[0].teacher,
-            compared[0].loss.model_copy(update={"rate": ()}),
-            compared[0].schedule.model_copy(update={"trained": "all"}),
-        )
+    compared: dict[str, list[Experiment]] = {"decoder": [], "single": [], "": []}
+    for path in (path for path in FILES if path.parent.name == "compare"):
+        compared[next(kind for kind in compared if path.stem.startswith(kind))].append(load_experiment(path))
+    assert {one.model.decoder for one in compared[""]} == {"joint", "source_task", "task", "latent_task"}
+    assert {one.model.over_parameters for one in compared["decoder"]} == {0, 3}
+    for group in compared.values():
+        shared = [
+            (
+                one.data,
+                one.teacher,
+                one.loss.model_copy(update={"rate": ()}),
+                one.schedule.model_copy(update={"trained": "all"}),
+            )
+            for one in group
+        ]
+        assert shared == [shared[0]] * len(group)
 
 
 @pytest.mark.parametrize("path", LABEL_FILES, ids=lambda path: path.stem)

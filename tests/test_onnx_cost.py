@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import ModelProto, TensorProto, helper, numpy_helper, save
 
-from benchmarks.onnx_cost import Cost, graph_cost
+from benchmarks.onnx_cost import Cost, graph_cost, picture_size
+from pipeline.errors import ConfigError
 
 
 @pytest.fixture
@@ -49,3 +50,23 @@ def test_counts_are_those_by_hand(graph: Path) -> None:
 def test_twice_the_picture_is_twice_the_work_and_the_same_parameters(graph: Path) -> None:
     one, two = (graph_cost(graph, size=(8, width), axes=(2, 3)) for width in (8, 16))
     assert (two.macs, two.parameters) == (2 * one.macs, one.parameters)
+
+
+@pytest.mark.parametrize("shape", [[1, 360, 480, 3], ["B", 360, 480, 3]])
+def test_a_graph_says_what_pictures_it_takes(shape: list[object], tmp_path: Path) -> None:
+    save(_copying(shape), tmp_path / "whole.onnx")
+    assert picture_size(tmp_path / "whole.onnx") == (360, 480)
+
+
+@pytest.mark.parametrize("shape", [["B", "H", "W", 3], ["B", 64]])
+def test_a_graph_that_leaves_them_open_is_refused(shape: list[object], tmp_path: Path) -> None:
+    save(_copying(shape), tmp_path / "open.onnx")
+    with pytest.raises(ConfigError, match=r"open\.onnx: its input is no picture"):
+        picture_size(tmp_path / "open.onnx")
+
+
+def _copying(shape: list[object]) -> ModelProto:
+    """A graph of one input of this shape."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name in ("image", "copy")]
+    nodes = [helper.make_node("Identity", ["image"], ["copy"])]
+    return helper.make_model(helper.make_graph(nodes, "test", ends[:1], ends[1:]))

@@ -1,12 +1,13 @@
 """The comparison of systems and its figure, on made-up points; the measuring itself takes minutes and is not tested."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.onnx_cost import Cost
-from benchmarks.rate_distortion import Stopwatch, Way, named, take_times
+from benchmarks.rate_distortion import Network, Stopwatch, Way, named, take_times
 from benchmarks.rate_distortion_figure import draw
 from benchmarks.systems import BUNDLE, CEILING, CODEC, Measured, System, Times, compare
 from pipeline.errors import ConfigError
@@ -33,6 +34,16 @@ def test_the_first_bundle_is_compared_with_all_that_send_bits() -> None:
     changes = {one.against: one.rate_change for one in compare(SYSTEMS)}
     expected = {"JSDE": -0.2, "JPEG": -0.95, "HEVC": -0.875, "AV1": -0.8, "best of HEVC, AV1": -0.8}
     assert changes == pytest.approx(expected)
+
+
+def test_another_bundle_is_compared_with_those_after_it() -> None:
+    third = replace(system("SE + SD/D", BUNDLE, 2.5), cost=Cost(4000, 10**7), times=Times(12.0, 9.0, None))
+    found = {(one.system, one.against): one for one in compare([*SYSTEMS, third])}
+    assert found["JSDE", "SE + SD/D"].rate_change == pytest.approx(-0.5)
+    shares = {(one.parameter_share, one.time_share) for names, one in found.items() if names[1] == "SE + SD/D"}
+    assert shares == {(0.25, 0.25)}
+    assert found["JD", "best of HEVC, AV1"].time_share is None
+    assert not any(names[0] not in ("JD", "JSDE") for names in found)
 
 
 def test_what_cannot_be_compared_says_why() -> None:
@@ -75,3 +86,22 @@ def test_systems_take_turns_on_every_image() -> None:
     assert times["a"].edge_ms is not None
     assert times["b"].edge_ms is None
     assert times["a"].network_ms <= times["a"].cloud_ms
+
+
+class Halves:
+    """Logits (1, 2, 2, 3) of pictures of 8 x 12 pixels: the right half is of class 1."""
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        assert batch.shape == (1, 8, 12, 3)
+        right = np.array([[-1.0, 1.0, 1.0]] * 2, np.float32)
+        return [np.stack([-right, right])[None]]
+
+
+@pytest.mark.parametrize("size", [(8, 12), (16, 24), (10, 9)])
+def test_a_network_sees_frames_at_its_own_size(size: tuple[int, int]) -> None:
+    network = Network(Halves(), (8, 12))
+    (mask,) = network.masks([np.zeros((*size, 3), np.uint8)])
+    assert mask.shape == size
+    assert mask[:, 0].tolist() == [0] * size[0]
+    assert mask[:, -1].tolist() == [1] * size[0]
+    assert network.classes == 2
