@@ -1,6 +1,7 @@
 """Soft labels: what a teacher tells of frames, labelled or not, made once and kept on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.kept_array import kept_array
+from pipeline.kept_array import kept_rows
 from pipeline.teachers import BATCH, Teacher, digest, load_teachers, stacked
 
 __all__ = ["STRIDE", "Teacher", "load_teachers", "soft_label_file", "soft_labels"]
@@ -22,12 +23,16 @@ def soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]]) -> NDArra
 
     Raises ConfigError on frames of several sizes, or of one that 2 does not divide.
     """
+    return np.concatenate(list(_batches(teacher, images, 0)))
+
+
+def _batches(teacher: Teacher, images: Sequence[NDArray[np.uint8]], first: int) -> Iterator[NDArray[np.uint8]]:
+    """Those of a batch of frames after the other, from the frame `first` on."""
     shapes = {image.shape[:2] for image in images}
     if len(shapes) != 1 or any(length % STRIDE for length in min(shapes)):
         sizes = ", ".join(sorted(f"{width}x{height}" for height, width in shapes)) or "no size"
         raise ConfigError(f"frames of {sizes} for a teacher: they must be of one size, divisible by {STRIDE}")
-    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-    return np.concatenate([_soft_labels(teacher, batch) for batch in batches])
+    return (_soft_labels(teacher, images[i : i + BATCH]) for i in range(first, len(images), BATCH))
 
 
 def _soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -39,7 +44,8 @@ def _soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]]) -> NDArr
 def soft_label_file(path: Path, images: Sequence[NDArray[np.uint8]], teacher: Teacher) -> NDArray[np.uint8]:
     """Soft labels (N, H/2, W/2, K) of all frames as a memory map; made once, taken from `path` after that.
 
-    What it was made of lies beside it: a file of other frames, or of another teacher, is made again.
+    What it was made of lies beside it: a file of other frames, or of another teacher, is made again. A process that
+    dies leaves those of the frames that it had come to, and the next one goes on from there.
     """
     made_of = f"{teacher.made_of}\n{STRIDE}\n{digest(images)}\n"
-    return kept_array(path, made_of, lambda: soft_labels(teacher, images))
+    return kept_rows(path, made_of, len(images), partial(_batches, teacher, images))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.distillation import STRIDE, soft_label_file, soft_labels
 from pipeline.errors import ConfigError
+from pipeline.teachers import BATCH
 
 Frames = Sequence[NDArray[np.uint8]]
 
@@ -101,14 +102,22 @@ def test_soft_labels_of_another_teacher_are_made_again(tmp_path: Path) -> None:
     assert (first.looks, second.looks) == (2, 2)
 
 
-def test_interrupted_work_leaves_no_soft_labels(tmp_path: Path) -> None:
-    path = tmp_path / "soft.npy"
+def test_interrupted_work_is_gone_on_with(tmp_path: Path) -> None:
+    path, whole = tmp_path / "soft.npy", LightMeter()
     with pytest.raises(KeyboardInterrupt):
         soft_label_file(path, pictures(9), Tired())
     assert not path.exists()
+    found = soft_label_file(path, pictures(9), whole)
+    assert whole.looks == 9 - BATCH
+    assert np.array_equal(found, soft_labels(LightMeter(), pictures(9)))
+
+
+def test_interrupted_work_of_other_frames_leaves_what_was_finished(tmp_path: Path) -> None:
+    path, whole = tmp_path / "soft.npy", LightMeter()
     soft_label_file(path, pictures(9), LightMeter())
     with pytest.raises(KeyboardInterrupt):
         soft_label_file(path, pictures(8), Tired("another"))
-    whole = LightMeter()
     assert len(soft_label_file(path, pictures(9), whole)) == 9
-    assert whole.looks == 9
+    assert whole.looks == 0
+    assert len(soft_label_file(path, pictures(8), whole)) == 8
+    assert whole.looks == 8  # what another teacher had said of them does not count
