@@ -83,7 +83,10 @@ class DecodeGraph(nn.Module):
 
 
 class WholeGraph(nn.Module):
-    """uint8 RGB (B, H, W, 3) -> logits (B, K, 4h, 4w): a network with no bottleneck, for comparisons."""
+    """uint8 RGB (B, H, W, 3) -> logits (B, K, 4h, 4w) from latents that are neither rounded nor coded, for comparisons.
+
+    A bottleneck's gains stay, those of its highest level; the offsets (L, K) are that level's too.
+    """
 
     class_offsets: Tensor
 
@@ -93,8 +96,11 @@ class WholeGraph(nn.Module):
         self.register_buffer("class_offsets", class_offsets)
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.network.decoder(self.network.encode(image.permute(0, 3, 1, 2).float()))
-        return logits + self.class_offsets[0][:, None, None]
+        y, prior = self.network.encode(image.permute(0, 3, 1, 2).float()), self.network.prior
+        if isinstance(prior, MeanScaleHyperprior):
+            y = y * (prior.gains.log_gain[-1] + prior.gains.log_inverse[-1]).exp()[:, None, None]
+        logits: Tensor = self.network.decoder(y)
+        return logits + self.class_offsets[-1][:, None, None]
 
 
 def fold_batch_norms(network: SplitSegmenter) -> SplitSegmenter:
@@ -159,12 +165,10 @@ def _write_graphs(encode: EncodeGraph, decode: DecodeGraph, folder: Path, *, siz
 def export_whole(
     network: SplitSegmenter, path: Path, *, width: int, height: int, class_offsets: NDArray[np.float32]
 ) -> None:
-    """Write a network with no bottleneck as one graph, from image to logits; ConfigError where there is one.
+    """Write a network as one graph, from image to logits: what it would do if its latents were not coded.
 
-    `class_offsets` (1, K) are added to the logits.
+    `class_offsets` (L, K) are added to the logits, those of the highest level.
     """
-    if isinstance(network.prior, MeanScaleHyperprior):
-        raise ConfigError("the network has a bottleneck, which one graph would leave out; export it with --bundle")
     path.parent.mkdir(parents=True, exist_ok=True)
     image = torch.zeros(1, height, width, 3, dtype=torch.uint8)
     graph = WholeGraph(fold_batch_norms(network.cpu()), torch.from_numpy(class_offsets))

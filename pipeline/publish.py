@@ -81,7 +81,7 @@ def _description(origin: Origin, described: Classes, size: tuple[int, ...], spli
 
 
 def publish_whole(origin: Origin, path: Path) -> None:
-    """Write the network of a run that has no bottleneck as one graph, from image to logits."""
+    """Write the network of a run as one graph, from image to logits, in which nothing is coded."""
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
     network = load_trained(origin.experiment, origin.run, len(described.classes))
     learned = _learned(origin)

@@ -69,7 +69,7 @@ def export(
     licence: Annotated[str, typer.Option(help="licence of the weights, which may differ from that of the code")] = "",
     measure_on: Annotated[str, typer.Option(help="split that the manifest's rates and mIoU are measured on")] = "val",
     hyper: Annotated[bool, typer.Option(help="send the hyper latent; without it neighbours alone predict")] = True,
-    whole: Annotated[Path | None, typer.Option(help="instead: one ONNX file of a network without bottleneck")] = None,
+    whole: Annotated[Path | None, typer.Option(help="instead: one ONNX file in which no latent is coded")] = None,
 ) -> None:
     """Write the bundle of a trained network, and measure what its manifest says."""
     _need_torch()

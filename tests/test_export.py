@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.export import export_whole, fold_batch_norms, write_manifest
 from pipeline.latent_coding import decode_latents
 from pipeline.messages import Decoded, Frame, FrameId, Packet
-from pipeline.models.entropy_model import ACTIVATION_UNITS, HYPER_LIMIT, SCALE_LEVELS, freeze
+from pipeline.models.entropy_model import ACTIVATION_UNITS, HYPER_LIMIT, SCALE_LEVELS, MeanScaleHyperprior, freeze
 from pipeline.models.over_parameterised import OverParameterisedConv
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 from pipeline.runtime import Precision, open_session
@@ -275,15 +275,25 @@ def test_a_network_without_bottleneck_is_one_graph(tmp_path: Path) -> None:
         assert difference(found, network(shown, levels_like(shown, 0)).logits.numpy()) < 0.02
 
 
-def test_what_has_no_bottleneck_has_no_bundle_and_what_has_one_is_not_one_graph(
+@torch.no_grad()
+def test_a_network_with_a_bottleneck_is_one_graph_that_codes_nothing(
     tiny_network: SplitSegmenter, tmp_path: Path
 ) -> None:
+    path, prior = tmp_path / "whole.onnx", tiny_network.prior
+    assert isinstance(prior, MeanScaleHyperprior)
+    offsets = np.arange(tiny.LEVELS * tiny.CLASSES, dtype=np.float32).reshape(tiny.LEVELS, tiny.CLASSES)
+    export_whole(tiny_network, path, width=tiny.WIDTH, height=tiny.HEIGHT, class_offsets=offsets)
+    (found,) = open_session(path, engine="onnxruntime").run(images()[:1])
+    shown = tiny.images(tiny.scenes(1))
+    highest = levels_like(shown, tiny.LEVELS - 1)
+    y, _ = prior.analyse(tiny_network.encode(shown), highest)
+    expected = tiny_network.decoder(prior.gains.unscale(y, highest))
+    assert difference(found - offsets[-1][:, None, None], expected.numpy()) < 0.02
+
+
+def test_what_has_no_bottleneck_has_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--whole"):
         tiny.bundle(tiny.network(bottleneck="none"), tmp_path / "bundle")
-    with pytest.raises(ConfigError, match="--bundle"):
-        export_whole(
-            tiny_network, tmp_path / "whole.onnx", width=tiny.WIDTH, height=tiny.HEIGHT, class_offsets=NO_OFFSETS
-        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -178,7 +178,7 @@ def test_export_of_a_network_without_bottleneck_is_one_file(
         ("--run RUN --bundle OUT/bundle", "export needs --bundle FOLDER and --licence TEXT"),
         ("--run OUT/none --bundle OUT/bundle --licence x", "none: no checkpoint.pt in it"),
         ("--run RUN --bundle OUT/bundle --licence x --measure-on nightly", "'nightly'"),
-        ("--run RUN --whole OUT/whole.onnx", "has a bottleneck"),
+        ("--run OUT/none --whole OUT/whole.onnx", "none: no checkpoint.pt in it"),
         ("--run RUN --whole OUT/whole.onnx --bundle OUT/bundle --licence x", "not both at once"),
     ],
     ids=["no bundle", "no licence", "no run", "no split", "no whole", "both"],
