@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from pipeline.errors import ConfigError
@@ -41,12 +42,18 @@ def graph_cost(path: Path, *, size: tuple[int, int], axes: tuple[int, int]) -> C
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width of the pictures (B, H, W, 3) that a graph takes; ConfigError where it leaves them open."""
-    stored = onnx.load(path).graph
+    """Height and width of the pictures (B, H, W, 3) that a graph takes.
+
+    ConfigError where it is no graph, takes something else, or leaves the size open.
+    """
+    try:
+        stored = onnx.load(path).graph
+    except (OSError, DecodeError) as error:
+        raise ConfigError(f"graph {path}: cannot be read; name what export --whole wrote") from error
     dims = [one.dim_value for one in stored.input[0].type.tensor_type.shape.dim]
-    if len(dims) != 4 or 0 in dims[1:3]:
+    if len(dims) != 4 or 0 in dims[1:3] or dims[3] != 3:
         raise ConfigError(
-            f"graph {path}: its input is no picture (B, H, W, 3) of one size; use what export --whole wrote"
+            f"graph {path}: it takes no pictures (B, H, W, 3) of one size; name what export --whole wrote"
         )
     return dims[1], dims[2]
 

@@ -9,9 +9,10 @@ the untouched frames as the ceiling. Frames are brought to the size that a bundl
 
   bpp         bundles: whole packets. Image codecs: what benchmarks/image_codecs.py counts, the parameter sets of HEVC
               and AV1 once per run, which favours them; `alone_bpp` in the JSON has them in every frame.
-  cloud ms    packet or file in, class map out: entropy or image decoding, the network, arg max.
+  cloud ms    packet or file in, class map of the frame's size out: entropy or image decoding, the network, arg max.
   network ms  of these, the graph alone.
-  edge ms     image in, packet or file out. The image codecs are set for few bits, not for speed.
+  edge ms     image in, packet or file out; where the network takes another size, a bundle's camera brings frames to it,
+              of an image codec the cloud. The image codecs are set for few bits, not for speed.
 Times are medians with all systems taking turns frame by frame, each at its middle setting: only ratios mean much.
 Parameters and MACs are the cloud graph's; image decoders and the entropy model's small tables are not counted.
 """
@@ -45,7 +46,7 @@ from pipeline.codec import Decoder, decode_graph, open_decoder, open_encoder
 from pipeline.datasets import Labelled, camvid, classes_at
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
-from pipeline.messages import Decoded, Frame, FrameId
+from pipeline.messages import Frame, FrameId
 from pipeline.runtime import Precision, Session, open_session
 from pipeline.sources import fit
 
@@ -86,12 +87,6 @@ class Network:
         """Class maps (H, W) of images (H, W, 3) of any size."""
         return [self._mask(image) for image in images]
 
-    @property
-    def classes(self) -> int:
-        """How many classes it tells apart."""
-        (logits,) = self.session.run(np.zeros((1, *self.size, 3), np.uint8))
-        return int(logits.shape[1])
-
     def _mask(self, image: Image) -> Image:
         height, width = self.size
         (logits,) = self.session.run(fit(image, (width, height))[None])
@@ -126,24 +121,27 @@ def measure_codec(setting: Setting, network: Network, data: Labelled, classes: i
     return Measured(f"q {setting}", miou, stream, alone, "half size" if setting.half else "full size")
 
 
-def bundle_way(bundle: Bundle, *, engine: str, threads: int) -> Way:
-    """The bundle at its default level, with its decode graph on a stopwatch."""
+def bundle_way(bundle: Bundle, frame: tuple[int, int], *, engine: str, threads: int) -> Way:
+    """The bundle at its default level, for frames of that size, with its decode graph on a stopwatch."""
     encoder = open_encoder(bundle, engine=engine, threads=threads)
     open_decoder(bundle, engine=engine, threads=threads)  # as nodes do it: warms the tables, keeps BLAS on one thread
     network = Stopwatch(open_session(decode_graph(bundle, engine), engine=engine, threads=threads))
     decoder, size = Decoder(bundle, network), (bundle.manifest.width, bundle.manifest.height)
     return Way(
         lambda image: pack(encoder.encode(Frame(FrameId(0, 0), 0, fit(image, size)))),
-        lambda packet: _decoded(decoder, packet),
+        lambda packet: classes_at(_decoded(decoder, packet), frame),
         network,
     )
 
 
-def _decoded(decoder: Decoder, data: bytes) -> Decoded:
+def _decoded(decoder: Decoder, data: bytes) -> Image:
+    """The class map (H, W) of a packet."""
     (result,) = decoder.decode([unpack(data)])
     if isinstance(result, PipelineError):
         raise result
-    return result
+    if result.mask is None:
+        raise ConfigError("a bundle that makes no masks cannot be compared; name another")
+    return result.mask.classes
 
 
 def codec_way(setting: Setting, network: Network, watch: Stopwatch, size: tuple[int, int]) -> Way:
@@ -192,7 +190,7 @@ def bundle_systems(run: Run, bundles: dict[str, Bundle], ways: dict[str, Way]) -
     """Every bundle measured at all its levels; its way is added to `ways`, to be timed later."""
     systems = []
     for name, bundle in bundles.items():
-        ways[name] = bundle_way(bundle, engine=run.engine, threads=run.threads)
+        ways[name] = bundle_way(bundle, run.size, engine=run.engine, threads=run.threads)
         points = measure_bundle(bundle, run.data, split=run.split, engine=run.engine)
         cost = graph_cost(bundle.graph("decode"), size=bundle.latent_size, axes=(2, 3))
         systems.append(System(name, BUNDLE, f"bundle {bundle.manifest.hash[:8]}", cost, points, _UNTIMED))
@@ -207,7 +205,8 @@ def codec_systems(run: Run, name: str, graph: Path, ways: dict[str, Way]) -> lis
     exact = Network(open_session(graph, engine=run.engine, precision=Precision.FLOAT32), size)
     watch = Stopwatch(open_session(graph, engine=run.engine, threads=run.threads))
     timed = Network(watch, size)
-    classes = exact.classes
+    (logits,) = exact.session.run(np.zeros((1, *size, 3), np.uint8))
+    classes = logits.shape[1]
     ceiling = score(exact.masks(run.data.images), run.data, classes)
     ways[name] = Way(None, lambda image: timed.masks([image]), watch)
     systems = [

@@ -105,7 +105,7 @@ def _comparison(main: System, name: str, curve: list[Point], other: System | Non
         rate_change=rate.value if rate else None,
         miou_range=(rate.low, rate.high) if rate else None,
         miou_change=miou.value if miou else None,
-        parameter_share=main.cost.parameters / other.cost.parameters if other else None,
+        parameter_share=main.cost.parameters / other.cost.parameters if other and other.cost.parameters else None,
         time_share=main.times.cloud_ms / other.times.cloud_ms if other and other.times.cloud_ms else None,
         why="; ".join(why),
     )

@@ -105,11 +105,12 @@ def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> fr
     fits.
     """
     state = _state(run)
-    return put_camera(f"run {run}", state["average"], state["experiment"]["loss"]["rate"], network, rate)
+    theirs = state["experiment"]["loss"]["rate"]
+    return put_camera(network, state["average"], origin=f"run {run}", theirs=theirs, ours=rate)
 
 
 def put_camera(
-    origin: str, state: Mapping[str, Tensor], theirs: Sequence[float], network: nn.Module, ours: Sequence[float]
+    network: nn.Module, state: Mapping[str, Tensor], *, origin: str, theirs: Sequence[float], ours: Sequence[float]
 ) -> frozenset[str]:
     """The same from the state of a network whose bits weighed `theirs`; `origin` is what a refusal names."""
     own = network.state_dict()
@@ -149,6 +150,6 @@ def _experiment_of(run: Path, state: Mapping[str, Any]) -> Experiment:
 
 def _state(run: Path) -> dict[str, Any]:
     if not (run / FILE).is_file():
-        raise ConfigError(f"run {run}: no {FILE} in it; train first, or name another run")
+        raise ConfigError(f"run {run}: no {FILE} in it; train first, or name another")
     state: dict[str, Any] = torch.load(run / FILE, map_location="cpu", weights_only=True)
     return state

@@ -1,7 +1,7 @@
 """Logits at stride 4 to the class of every pixel, without ever making the full-size logits.
 
 Most of a mask is the inside of things. A block of 4 x 4 pixels lies between four logits; a class that is the largest at
-all four is the largest between them too, and nothing is interpolated there.
+all four is the largest between them too, and nothing is interpolated there. Noise takes twice as long as without this.
 """
 
 import numpy as np
@@ -31,10 +31,10 @@ def _winners(logits: NDArray[np.float32], winners: NDArray[np.uint8]) -> None:
 
 @compiled
 def _fill(logits: NDArray[np.float32], winners: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Row of blocks by row of blocks: all get the nearest winner, then those between several are interpolated."""
+    """Row of blocks by row of blocks: all get the winner above, then those between several are interpolated."""
     rows, columns = winners.shape
     height, width = out.shape
-    mixed = np.empty(columns + 2, np.int64)  # the columns of the blocks between several winners
+    mixed = np.empty(columns + 1, np.int64)  # the columns of the blocks between several winners
     corners = np.empty((4, columns + 1), np.float32)
     best = np.empty((_PHASES, columns + 1), np.float32)
     winner = np.empty((_PHASES, columns + 1), np.uint8)

@@ -18,16 +18,12 @@ __all__ = ["STRIDE", "Teacher", "load_teachers", "soft_label_file", "soft_labels
 STRIDE = 2
 
 
-def soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Frames RGB (H, W, 3), all of one size -> probabilities (N, H/2, W/2, K) in 1/255, means over 2x2 pixels.
+def soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]], first: int = 0) -> Iterator[NDArray[np.uint8]]:
+    """Frames RGB (H, W, 3), all of one size -> probabilities (B, H/2, W/2, K) in 1/255, means over 2x2 pixels.
 
-    Raises ConfigError on frames of several sizes, or of one that 2 does not divide.
+    They come some frames at a time, from the frame `first` on. Raises ConfigError on frames of several sizes, or of one
+    that 2 does not divide.
     """
-    return np.concatenate(list(_batches(teacher, images, 0)))
-
-
-def _batches(teacher: Teacher, images: Sequence[NDArray[np.uint8]], first: int) -> Iterator[NDArray[np.uint8]]:
-    """Those of a batch of frames after the other, from the frame `first` on."""
     shapes = {image.shape[:2] for image in images}
     if len(shapes) != 1 or any(length % STRIDE for length in min(shapes)):
         sizes = ", ".join(sorted(f"{width}x{height}" for height, width in shapes)) or "no size"
@@ -48,4 +44,4 @@ def soft_label_file(path: Path, images: Sequence[NDArray[np.uint8]], teacher: Te
     dies leaves those of the frames that it had come to, and the next one goes on from there.
     """
     made_of = f"{teacher.made_of}\n{STRIDE}\n{digest(images)}\n"
-    return kept_rows(path, made_of, len(images), partial(_batches, teacher, images))
+    return kept_rows(path, made_of, partial(soft_labels, teacher, images), count=len(images))

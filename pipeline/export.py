@@ -89,18 +89,25 @@ class WholeGraph(nn.Module):
     """
 
     class_offsets: Tensor
+    gains: Tensor
 
     def __init__(self, network: SplitSegmenter, class_offsets: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("class_offsets", class_offsets)
+        self.register_buffer("class_offsets", class_offsets[-1][:, None, None])
+        self.register_buffer("gains", _gains_of(network.prior))
 
     def forward(self, image: Tensor) -> Tensor:
-        y, prior = self.network.encode(image.permute(0, 3, 1, 2).float()), self.network.prior
-        if isinstance(prior, MeanScaleHyperprior):
-            y = y * (prior.gains.log_gain[-1] + prior.gains.log_inverse[-1]).exp()[:, None, None]
-        logits: Tensor = self.network.decoder(y)
-        return logits + self.class_offsets[-1][:, None, None]
+        y = self.network.encode(image.permute(0, 3, 1, 2).float())
+        logits: Tensor = self.network.decoder(y * self.gains)
+        return logits + self.class_offsets
+
+
+def _gains_of(prior: nn.Module) -> Tensor:
+    """What the highest level makes of latents that are not rounded (C, 1, 1); 1 where nothing would be coded."""
+    if not isinstance(prior, MeanScaleHyperprior):
+        return torch.ones(1, 1, 1)
+    return (prior.gains.log_gain[-1] + prior.gains.log_inverse[-1]).detach().exp()[:, None, None]
 
 
 def fold_batch_norms(network: SplitSegmenter) -> SplitSegmenter:

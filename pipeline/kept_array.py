@@ -1,7 +1,14 @@
-"""Arrays that take long to make, kept in a file beside which lies what they were made of."""
+"""Arrays that take long to make, kept in a file beside which lies what they were made of.
 
+soft_labels.npy, .txt            the array, and what it was made of
+soft_labels.partial.npy, .txt    rows of one that is not whole yet: how many, and what they are made of
+soft_labels.lock                 held by the process that makes it; others wait, and find it made
+"""
+
+import fcntl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,65 +21,74 @@ log = structlog.get_logger(__name__)
 
 _SAY_EVERY_S = 30
 _open_memmap: Any = npy.open_memmap  # older numpy says no types of it
+Rows = Callable[[int], Iterator[NDArray[np.uint8]]]
 
 
 def kept_array(path: Path, made_of: str, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """What `make` returns, as a memory map of `path`; made once, and again where it was made of something else."""
-    if not _is_kept(path, made_of):
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, make())
-        _keep(partial, path, made_of)
+    with _alone(path):
+        if not _is_kept(path, made_of):
+            np.save(_partial_of(path), make())
+            _keep(path, made_of)
     return _mapped(path)
 
 
-def kept_rows(
-    path: Path, made_of: str, count: int, make: Callable[[int], Iterator[NDArray[np.uint8]]]
-) -> NDArray[np.uint8]:
+def kept_rows(path: Path, made_of: str, make: Rows, *, count: int) -> NDArray[np.uint8]:
     """The same of `count` rows that `make` gives from a row on, some at a time; those it gave outlast the process.
 
-    `make` must give the same rows wherever it begins, and begins where it had ended a part.
+    `make` must give the same rows wherever it begins; it begins where it had ended a part. ValueError where it gives
+    more or fewer rows, or such of several shapes.
     """
-    if not _is_kept(path, made_of):
-        partial = path.with_suffix(".partial.npy")
-        _complete(partial, made_of, count, make)
-        _keep(partial, path, made_of)
-        _note_of(partial).unlink()
+    with _alone(path):
+        if not _is_kept(path, made_of):
+            _complete(path, made_of, make, count=count)
+            _keep(path, made_of)
     return _mapped(path)
 
 
-def _complete(partial: Path, made_of: str, count: int, make: Callable[[int], Iterator[NDArray[np.uint8]]]) -> None:
+def _complete(path: Path, made_of: str, make: Rows, *, count: int, now_s: Callable[[], float] = time.monotonic) -> None:
     """Add to the partial file, or to a new one, the rows that it lacks."""
-    done, note = _rows_in(partial, made_of), _note_of(partial)
-    rows = _open_memmap(partial, mode="r+") if done else None
-    said_s = time.monotonic()
+    rows, done = _begun(path, made_of, count)
+    said_s = now_s()
     for some in make(done):
         if rows is None:
-            rows = _open_memmap(partial, mode="w+", dtype=np.uint8, shape=(count, *some.shape[1:]))
+            _note_of(path).unlink(missing_ok=True)  # it may be of rows that are gone from here on
+            rows = _open_memmap(_partial_of(path), mode="w+", dtype=np.uint8, shape=(count, *some.shape[1:]))
+        if done + len(some) > count or some.shape[1:] != rows.shape[1:]:
+            raise ValueError(f"rows {some.shape} after {done} of {rows.shape}")
         rows[done : done + len(some)] = some
         rows.flush()
         done += len(some)
-        fresh = note.with_suffix(".new")
+        fresh = _note_of(path).with_suffix(".new")
         fresh.write_text(f"{done}\n{made_of}")
-        fresh.replace(note)
-        if time.monotonic() - said_s > _SAY_EVERY_S:
-            log.info("made, and kept if this is stopped", file=str(partial), rows=done, of=count)
-            said_s = time.monotonic()
+        fresh.replace(_note_of(path))
+        if now_s() - said_s > _SAY_EVERY_S:
+            log.info("rows made; a run that is stopped goes on from here", file=path.name, rows=done, of=count)
+            said_s = now_s()
     if done != count:
         raise ValueError(f"{done} rows were made; expected {count}")
 
 
-def _rows_in(partial: Path, made_of: str) -> int:
-    """How many rows the partial file has of an array that is made of that."""
-    note = _note_of(partial)
-    if not (partial.is_file() and note.is_file()):
-        return 0
-    done, _, theirs = note.read_text().partition("\n")
-    return int(done) if theirs == made_of else 0
+def _begun(path: Path, made_of: str, count: int) -> tuple[Any, int]:
+    """The partial array and how many of its rows are made; None and 0 where there is none that can be gone on with."""
+    note = _note_of(path)
+    done, _, theirs = note.read_text().partition("\n") if note.is_file() else ("", "", "")
+    if theirs != made_of:
+        return None, 0
+    try:
+        rows = _open_memmap(_partial_of(path), mode="r+")
+    except (OSError, ValueError):  # gone, or damaged
+        return None, 0
+    return (rows, int(done)) if len(rows) == count else (None, 0)
 
 
-def _note_of(partial: Path) -> Path:
-    """The file that says how many rows of a partial one are made, and of what."""
-    return partial.with_suffix(".txt")
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process makes this array; the lock ends with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _is_kept(path: Path, made_of: str) -> bool:
@@ -80,11 +96,21 @@ def _is_kept(path: Path, made_of: str) -> bool:
     return path.is_file() and source.is_file() and source.read_text() == made_of
 
 
-def _keep(partial: Path, path: Path, made_of: str) -> None:
+def _keep(path: Path, made_of: str) -> None:
     source = path.with_suffix(".txt")
     source.unlink(missing_ok=True)
-    partial.replace(path)
+    _partial_of(path).replace(path)
     source.write_text(made_of)
+    _note_of(path).unlink(missing_ok=True)
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_suffix(".partial.npy")
+
+
+def _note_of(path: Path) -> Path:
+    """The file that says how many rows of the partial one are made, and of what."""
+    return path.with_suffix(".partial.txt")
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:

@@ -32,7 +32,7 @@ class Folders:
     teachers: tuple[Path, ...] = ()
     unlabelled: tuple[Path, ...] = ()  # folders of images, or clips
     start: Path | None = None  # the run, or the bundle, whose weights are begun with, instead of the backbone's alone
-    camera: Path | None = None  # the run whose camera and entropy model are begun with, its decoder left aside
+    camera: Path | None = None  # the run or bundle whose camera and entropy model are begun with, no decoder
     cache: Path | None = None  # where soft labels are kept; the run's folder if not named
 
 

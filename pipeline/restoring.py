@@ -29,7 +29,7 @@ from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.onnx_storage import stored_weights
 
 _HYPER_LAYERS = ("up_2", "up_1", "predict")
-_DENSITY = "prior.factorised."
+_DECODER, _DENSITY = "decoder.", "prior.factorised."
 _HYPER = ("prior.hyper_encoder.", "prior.hyper_decoder.", "prior.gains.log_hyper")
 _STEPS, _FRAMES, _LEARNING_RATE = 300, 8, 0.02  # of fitting what is fresh
 _LOOKUPS = frozenset({"Gather", "GatherND", "Unsqueeze"})  # between a table and the product or sum it goes into
@@ -113,20 +113,37 @@ def trainable(bundle: Bundle, settings: ModelSettings, rate: Sequence[float], im
         raise ConfigError(
             f"bundle {bundle.path}: its branches were merged; start with a run, or model.over_parameters 0"
         )
+    return _unfolded(bundle, images, decoder=True)
+
+
+def camera_state(bundle: Bundle, images: Tensor) -> dict[str, Tensor]:
+    """What stands in front of the cloud, as `trainable` gives it, by the names of a SplitSegmenter's state.
+
+    A bundle whose decoder's branches were merged has that too.
+    """
+    state = _unfolded(bundle, images, decoder=False).state_dict()
+    return {name: value for name, value in state.items() if not name.startswith(_DECODER)}
+
+
+def _unfolded(bundle: Bundle, images: Tensor, *, decoder: bool) -> SplitSegmenter:
+    """The network with its batch norms back in it; without `decoder` that part of it is of no use."""
     restored = restore(bundle)
     fit_fresh(restored, [image.byte().permute(1, 2, 0).numpy() for image in images])
-    network, folded = _assembled(bundle), restored.network.state_dict()
+    network, folded = _assembled(bundle, over_parameters=0), restored.network.state_dict()
+    chosen = [one for one in normed(network) if decoder or not one[0].startswith(_DECODER)]
     with torch.no_grad():
-        for name, _, norm in normed(network):
+        for name, _, norm in chosen:
             norm.bias.copy_(folded[f"{name}.bias"])
             nn.init.constant_(variance_of(norm), 1 - norm.eps)  # x + bias
     own = network.state_dict()
-    network.load_state_dict({**own, **{name: value for name, value in folded.items() if name in own}})
+    found = {name: value for name, value in folded.items() if decoder or not name.startswith(_DECODER)}
+    network.load_state_dict({**own, **{name: value for name, value in found.items() if name in own}})
     unfold_batch_norm(network.analysis, images)
     with torch.no_grad():
-        some = network.eval().encode(images)
-        unfold_batch_norm(network.decoder, network.prior(some, torch.arange(len(some)) % network.levels).y_hat)
-        for _, conv, norm in normed(network):
+        if decoder:
+            some = network.eval().encode(images)
+            unfold_batch_norm(network.decoder, network.prior(some, torch.arange(len(some)) % network.levels).y_hat)
+        for _, conv, norm in chosen:
             _normalise(conv, norm)
     return network
 
@@ -165,15 +182,15 @@ def model_settings(bundle: Bundle) -> ModelSettings:
         raise ConfigError(f"bundle {bundle.path}: {MANIFEST}: {field}: {first['msg']}; export it again") from error
 
 
-def _assembled(bundle: Bundle) -> SplitSegmenter:
-    """The network with fresh weights."""
+def _assembled(bundle: Bundle, **changed: int) -> SplitSegmenter:
+    """The network with fresh weights, some of its settings changed."""
     levels = len(network_of(bundle).rate)
     if levels != bundle.tables.levels:
         raise ConfigError(
             f"bundle {bundle.path}: {MANIFEST}: network.rate has {levels} levels, the tables have "
             f"{bundle.tables.levels}; export it again"
         )
-    return assemble(len(bundle.manifest.classes), levels, **model_settings(bundle).model_dump())
+    return assemble(len(bundle.manifest.classes), levels, **{**model_settings(bundle).model_dump(), **changed})
 
 
 def _held(bundle: Bundle) -> Mapping[str, Tensor]:

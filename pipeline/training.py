@@ -24,7 +24,7 @@ from pipeline.material import Folders, Material, prepare
 from pipeline.measuring import Measured, measure
 from pipeline.models.assembly import assemble, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.restoring import model_settings, network_of, trainable
+from pipeline.restoring import camera_state, network_of, trainable
 from pipeline.stepping import Step, optimiser_of
 
 _SAVE_EVERY_S = 60
@@ -155,9 +155,8 @@ def _load_camera(camera: Path, network: SplitSegmenter, experiment: Experiment, 
     if not (camera / MANIFEST).is_file():
         return checkpoint.load_camera(camera, network, rate)
     bundle = load_bundle(camera)
-    theirs = network_of(bundle).rate
-    found = trainable(bundle, model_settings(bundle), theirs, _at_size(images.cpu(), experiment.data.size))
-    return checkpoint.put_camera(f"bundle {camera}", found.state_dict(), theirs, network, rate)
+    state, theirs = camera_state(bundle, _at_size(images.cpu(), experiment.data.size)), network_of(bundle).rate
+    return checkpoint.put_camera(network, state, origin=f"bundle {camera}", theirs=theirs, ours=rate)
 
 
 def _at_size(images: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -168,13 +167,15 @@ def _at_size(images: Tensor, size: tuple[int, int] | None) -> Tensor:
 def _check_begun(network: SplitSegmenter, experiment: Experiment, folders: Folders) -> None:
     """ConfigError where a part of the backbone has no weights, or a camera that is to stay as it is has not learned."""
     if experiment.schedule.trained == "decoder" and folders.camera is None:
-        raise ConfigError("schedule.trained is decoder, but no run has trained the camera; add --camera RUN or BUNDLE")
+        raise ConfigError("schedule.trained is decoder, but nothing has trained the camera; add --camera RUN or BUNDLE")
     lacking = pretrained(network)
     if folders.camera is not None:
         cloud = set(network.decoder.modules())
         lacking = [part for part in lacking if part in cloud]
     if lacking and folders.backbone is None:
-        ways = "--backbone FILE, or --start" + (" or --camera" if folders.camera is None else "") + " RUN or BUNDLE"
+        ways = (
+            "--backbone FILE, or --start" + (" or --camera" if folders.camera is None else "") + " with a run or bundle"
+        )
         raise ConfigError(f"backbone {experiment.model.backbone}: no weights to begin with; add {ways}")
 
 

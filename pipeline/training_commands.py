@@ -36,7 +36,7 @@ def train(
     teacher: Annotated[list[Path] | None, typer.Option(help="a teacher's safetensors or ONNX file; repeatable")] = None,
     unlabelled: Annotated[list[Path] | None, typer.Option(help="images or a clip without labels; repeatable")] = None,
     start: Annotated[Path | None, typer.Option(help="run or bundle whose weights to begin with")] = None,
-    camera: Annotated[Path | None, typer.Option(help="the same but for the decoder, which may differ")] = None,
+    camera: Annotated[Path | None, typer.Option(help="run or bundle whose camera alone to begin with")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder that keeps soft labels for several runs")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="in place of the experiment's schedule.seed")] = None,
 ) -> None:

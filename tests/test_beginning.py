@@ -21,7 +21,7 @@ from pipeline.models.entropy_model import MeanScaleHyperprior
 from pipeline.runtime import Precision, open_session
 from pipeline.training import load_trained, train
 
-NO_WEIGHTS = "backbone mobilenet_v2: no weights to begin with; add --backbone FILE, or --start RUN or BUNDLE"
+NO_WEIGHTS = "backbone mobilenet_v2: no weights to begin with; add --backbone FILE, or --start with a run or bundle"
 HELD_STILL = {"trained": "decoder"}
 
 
@@ -90,7 +90,7 @@ def test_the_cloud_s_part_of_a_backbone_is_in_no_camera(behind: Callable[[str], 
 
 def test_a_camera_that_has_not_learned_is_not_held_still(tiny_camvid: Path, tmp_path: Path) -> None:
     said = refused(tiny.experiment(schedule=HELD_STILL), tiny.folders(tiny_camvid, tmp_path))
-    assert said == "schedule.trained is decoder, but no run has trained the camera; add --camera RUN or BUNDLE"
+    assert said == "schedule.trained is decoder, but nothing has trained the camera; add --camera RUN or BUNDLE"
 
 
 def test_a_camera_of_which_a_part_has_not_learned_is_not_held_still(tiny_camvid: Path, tmp_path: Path) -> None:
@@ -135,6 +135,24 @@ def test_the_camera_of_a_bundle_stays_as_it_was_too(tiny_camvid: Path, tiny_bund
         latents = network.prior.analyse(seen, torch.from_numpy(level))
     for found, expected in zip(latents, session.run(image[None], level), strict=True):
         np.testing.assert_allclose(found.numpy(), expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_a_run_behind_the_camera_of_a_bundle_goes_on_as_it_was(
+    tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = load_bundle(described(tiny_bundle, tmp_path / "bundle"))
+    folders = Folders(data=tiny_camvid, backbone=None, run=tmp_path / "run", camera=bundle.path)
+    next(train(tiny.experiment(schedule=HELD_STILL), folders))
+    bundle.graph("encode").write_bytes(b"no graph")  # what is not read is not missed
+    assert [p.epoch for p in epochs(tiny.experiment(schedule=HELD_STILL), folders)] == [2]
+
+
+def test_a_camera_of_a_bundle_does_not_ask_for_its_decoder(
+    tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    merged = described(tiny_bundle, tmp_path / "K", model={**tiny.MODEL, "over_parameters": 3})
+    folders = Folders(data=tiny_camvid, backbone=None, run=tmp_path / "run", camera=merged)
+    assert len(epochs(tiny.experiment(schedule=HELD_STILL), folders)) == 2
 
 
 def test_decoders_behind_one_camera_have_the_same_rates(behind: Callable[[str], Folders]) -> None:

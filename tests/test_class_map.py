@@ -14,7 +14,10 @@ def reference(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(full)[:, :height, :width]
 
 
-@pytest.mark.parametrize(("rows", "columns", "height", "width"), [(92, 120, 360, 480), (3, 5, 9, 18), (1, 1, 4, 4)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "height", "width"),
+    [(92, 120, 360, 480), (3, 5, 9, 18), (1, 1, 4, 4), (2, 2, 3, 1), (1, 3, 2, 9)],
+)
 def test_equals_interpolation_and_arg_max(rows: int, columns: int, height: int, width: int) -> None:
     logits = np.random.default_rng(0).normal(size=(11, rows, columns)).astype(np.float32)
     full = reference(logits, height, width)
@@ -50,6 +53,13 @@ def test_a_class_that_wins_at_no_corner_can_win_between_them() -> None:
 
 def test_first_of_equal_classes_wins() -> None:
     assert not class_map(np.zeros((3, 2, 2), np.float32), 8, 8).any()
+
+
+def test_first_of_equal_classes_wins_between_others_too() -> None:
+    logits = np.zeros((4, 1, 2), np.float32)
+    logits[0, 0], logits[3, 0] = (9, -9), (-9, 9)
+    logits[1:3] = 8
+    assert class_map(logits, 1, 8)[0].tolist() == [0, 0, 1, 1, 1, 1, 3, 3]
 
 
 def test_logits_that_do_not_cover_the_picture_are_refused() -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tiny import HEIGHT, WIDTH, scenes
 from torch import Tensor
 
-from pipeline.distillation import STRIDE, soft_label_file, soft_labels
+from pipeline import distillation
+from pipeline.distillation import STRIDE, Teacher, soft_label_file
 from pipeline.errors import ConfigError
 from pipeline.teachers import BATCH
 
@@ -42,6 +43,10 @@ class Tired(LightMeter):
         if self.looks:
             raise KeyboardInterrupt
         return super().probabilities(images)
+
+
+def soft_labels(teacher: Teacher, images: Frames) -> NDArray[np.uint8]:
+    return np.concatenate(list(distillation.soft_labels(teacher, images)))
 
 
 def pictures(count: int) -> list[NDArray[np.uint8]]:

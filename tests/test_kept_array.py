@@ -1,13 +1,17 @@
 """Kept arrays: made once, and again where they would be of something else or were not finished."""
 
 import itertools
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 from numpy.typing import NDArray
 
+from pipeline import kept_array as module
 from pipeline.kept_array import kept_array, kept_rows
 
 WANTED = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -32,7 +36,7 @@ def test_it_is_made_once_and_then_read(tmp_path: Path) -> None:
         assert isinstance(stored, np.memmap)
         assert np.array_equal(stored, WANTED)
     assert make.times == 1
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.npy", "a.txt"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.lock", "a.npy", "a.txt"]
 
 
 @pytest.mark.parametrize("lost", ["a.npy", "a.txt"])
@@ -46,7 +50,7 @@ def test_it_is_made_again_of_something_else_and_where_a_file_is_gone(tmp_path: P
     assert make.times == 3
 
 
-def test_one_that_could_not_be_made_leaves_nothing_that_looks_like_it(tmp_path: Path) -> None:
+def test_one_that_could_not_be_made_leaves_the_one_before(tmp_path: Path) -> None:
     make, path = Maker(), tmp_path / "a.npy"
     kept_array(path, "of this\n", make)
     with pytest.raises(ZeroDivisionError):
@@ -68,29 +72,95 @@ def test_rows_that_were_made_outlast_who_made_them(tmp_path: Path) -> None:
     path, begun = tmp_path / "a.npy", []
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            kept_rows(path, "of this\n", len(TALL), until_tired)
+            kept_rows(path, "of this\n", until_tired, count=len(TALL))
     assert not path.exists()
 
     def rest(first: int) -> Iterator[NDArray[np.uint8]]:
         begun.append(first)
         return by_pairs(first)
 
-    assert np.array_equal(kept_rows(path, "of this\n", len(TALL), rest), TALL)
+    assert np.array_equal(kept_rows(path, "of this\n", rest, count=len(TALL)), TALL)
     assert begun == [8]
-    assert np.array_equal(kept_rows(path, "of this\n", len(TALL), until_tired), TALL)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.npy", "a.txt"]
+    assert np.array_equal(kept_rows(path, "of this\n", until_tired, count=len(TALL)), TALL)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.lock", "a.npy", "a.txt"]
+
+
+def others(first: int) -> Iterator[NDArray[np.uint8]]:
+    return (rows + 100 for rows in by_pairs(first))
+
+
+def others_until_tired(first: int) -> Iterator[NDArray[np.uint8]]:
+    return (rows + 100 for rows in until_tired(first))
 
 
 def test_rows_of_something_else_are_made_from_the_first_on(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     with pytest.raises(KeyboardInterrupt):
-        kept_rows(path, "of that\n", len(TALL), until_tired)
-    assert np.array_equal(kept_rows(path, "of this\n", len(TALL), by_pairs), TALL)
+        kept_rows(path, "of that\n", others_until_tired, count=len(TALL))
+    assert np.array_equal(kept_rows(path, "of this\n", by_pairs, count=len(TALL)), TALL)
 
 
-def test_rows_are_as_many_as_were_announced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="11 rows were made; expected 12"):
-        kept_rows(tmp_path / "a.npy", "of this\n", 12, by_pairs)
+def test_rows_that_were_written_over_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npy"
+    with pytest.raises(KeyboardInterrupt):
+        kept_rows(path, "of this\n", until_tired, count=len(TALL))
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(Path, "write_text", full)  # the process ends before it can say what it made
+        kept_rows(path, "of that\n", others, count=len(TALL))
+    assert np.array_equal(kept_rows(path, "of this\n", by_pairs, count=len(TALL)), TALL)
+
+
+def full(*_: object) -> int:
+    raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY"], ids=["gone", "empty", "damaged"])
+def test_rows_that_cannot_be_read_are_made_again(tmp_path: Path, content: bytes | None) -> None:
+    path, partial = tmp_path / "a.npy", tmp_path / "a.partial.npy"
+    with pytest.raises(KeyboardInterrupt):
+        kept_rows(path, "of this\n", until_tired, count=len(TALL))
+    partial.unlink()
+    if content is not None:
+        partial.write_bytes(content)
+    assert np.array_equal(kept_rows(path, "of this\n", by_pairs, count=len(TALL)), TALL)
+
+
+def test_who_comes_while_it_is_made_waits_and_finds_it(tmp_path: Path) -> None:
+    path, begun, go_on = tmp_path / "a.npy", threading.Event(), threading.Event()
+
+    def slowly(first: int) -> Iterator[NDArray[np.uint8]]:
+        for rows in by_pairs(first):
+            begun.set()
+            go_on.wait(10)
+            yield rows
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(kept_rows, path, "of this\n", slowly, count=len(TALL))
+        assert begun.wait(10)
+        two = pool.submit(kept_rows, path, "of this\n", others, count=len(TALL))
+        assert not two.done()
+        go_on.set()
+        assert np.array_equal(one.result(10), TALL)
+        assert np.array_equal(two.result(10), TALL)
+
+
+def test_how_far_it_is_is_said_every_half_minute(tmp_path: Path) -> None:
+    seconds = itertools.count(0, 20)
+    with structlog.testing.capture_logs() as said:
+        module._complete(tmp_path / "a.npy", "of this\n", by_pairs, count=len(TALL), now_s=lambda: float(next(seconds)))
+    assert [one["rows"] for one in said] == [4, 8, 11]
+    assert {one["of"] for one in said} == {len(TALL)}
+
+
+@pytest.mark.parametrize("count", [10, 12])
+def test_rows_are_as_many_as_were_announced(tmp_path: Path, count: int) -> None:
+    with pytest.raises(ValueError, match="rows"):
+        kept_rows(tmp_path / "a.npy", "of this\n", by_pairs, count=count)
+
+
+def test_rows_are_of_one_shape(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rows"):
+        kept_rows(tmp_path / "a.npy", "of this\n", lambda _: iter([TALL[:2], TALL[2:4, :1]]), count=4)
 
 
 def test_who_changes_it_changes_no_file(tmp_path: Path) -> None:

@@ -58,11 +58,19 @@ def test_a_graph_says_what_pictures_it_takes(shape: list[object], tmp_path: Path
     assert picture_size(tmp_path / "whole.onnx") == (360, 480)
 
 
-@pytest.mark.parametrize("shape", [["B", "H", "W", 3], ["B", 64]])
-def test_a_graph_that_leaves_them_open_is_refused(shape: list[object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [["B", "H", "W", 3], ["B", 64], [1, 3, 360, 480]])
+def test_a_graph_that_takes_no_pictures_of_one_size_is_refused(shape: list[object], tmp_path: Path) -> None:
     save(_copying(shape), tmp_path / "open.onnx")
-    with pytest.raises(ConfigError, match=r"open\.onnx: its input is no picture"):
+    with pytest.raises(ConfigError, match=r"open\.onnx: it takes no pictures"):
         picture_size(tmp_path / "open.onnx")
+
+
+@pytest.mark.parametrize("content", [None, b"no graph"], ids=["missing", "damaged"])
+def test_a_file_that_is_no_graph_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "no.onnx").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"no\.onnx: cannot be read"):
+        picture_size(tmp_path / "no.onnx")
 
 
 def _copying(shape: list[object]) -> ModelProto:

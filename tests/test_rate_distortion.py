@@ -104,4 +104,3 @@ def test_a_network_sees_frames_at_its_own_size(size: tuple[int, int]) -> None:
     assert mask.shape == size
     assert mask[:, 0].tolist() == [0] * size[0]
     assert mask[:, -1].tolist() == [1] * size[0]
-    assert network.classes == 2

@@ -21,13 +21,12 @@ def made_up(size: tuple[int, int]) -> tuple[NDArray[np.int16], Context]:
     return coding.symbols(4, (9, *size), one), one
 
 
-def guarded(sums: Sums, fill: int) -> tuple[Sums, NDArray[np.int16]]:
-    """The same memory, all of it `fill`, and where its pairs lie, with a margin on both sides."""
-    margin = np.full(sums.pairs.size + 2 * GUARD, fill, np.int16)
-    pairs, row = margin[GUARD:-GUARD], np.full_like(sums.row, fill)
-    line, heard = np.full_like(sums.line, fill), np.full_like(sums.heard, fill)
-    near, whole = np.full_like(sums.near, fill), np.full_like(sums.whole, fill)
-    return Sums(pairs, pairs.view(np.int32), row, row.view(np.int32), sums.factors, line, heard, near, whole), margin
+def guarded(sums: Sums, fill: int) -> tuple[Sums, list[NDArray[np.generic]]]:
+    """The same memory, all of it `fill`, and that of what is found by computed places, with a margin on both sides."""
+    margins = [np.full(part.size + 2 * GUARD, fill, part.dtype) for part in (sums.pairs, sums.near, sums.whole)]
+    pairs, near, whole = (one[GUARD:-GUARD] for one in margins)
+    row, line, heard = (np.full_like(part, fill) for part in (sums.row, sums.line, sums.heard))
+    return Sums(pairs, pairs.view(np.int32), row, row.view(np.int32), sums.factors, line, heard, near, whole), margins
 
 
 def coded(symbols: NDArray[np.int16], one: Context, sums: Sums) -> bytes:
@@ -43,10 +42,9 @@ def test_nothing_is_read_before_it_is_written_and_nothing_is_written_outside(siz
     symbols, one = made_up(size)
     found = set()
     for fill in (0, 3, -5):
-        sums, margin = guarded(entropy._sums(size, one), fill)
+        sums, margins = guarded(entropy._sums(size, one), fill)
         found.add(coded(symbols, one, sums))
-        assert (margin[:GUARD] == fill).all()
-        assert (margin[-GUARD:] == fill).all()
+        assert all((margin[:GUARD] == fill).all() and (margin[-GUARD:] == fill).all() for margin in margins)
     writer = Writer(symbols.size)
     writer.put(symbols, one, coding.TABLES)
     assert found == {writer.finish()}

@@ -100,7 +100,7 @@ def test_a_seed_takes_the_place_of_the_experiments(
         ({"loss": {"labels": 0.0, "lovasz": 0.0}}, "--data DATA", "nothing to learn from"),
         ({}, "--data DATA --start none", "run none: no checkpoint.pt"),
         ({}, "--data DATA --camera none", "run none: no checkpoint.pt"),
-        ({}, "--data DATA", "add --backbone FILE, or --start or --camera RUN or BUNDLE"),
+        ({}, "--data DATA", "add --backbone FILE, or --start or --camera with a run or bundle"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
