@@ -45,9 +45,12 @@ class _Layer:
         """Integers (C_in, h, w) -> sums (C_out, h, w), to be rounded down."""
         channels, height, width = x.shape
         margin, reach = self.kernel // 2, range(self.kernel)
-        padded = np.zeros((channels, height + 2 * margin, width + 2 * margin), np.float32)
-        padded[:, margin : margin + height, margin : margin + width] = x
-        columns = np.ones((self.folded.shape[1], height * width), np.float32)  # the last row is the bias's
+        padded = x
+        if margin:
+            padded = np.zeros((channels, height + 2 * margin, width + 2 * margin), np.float32)
+            padded[:, margin : margin + height, margin : margin + width] = x
+        columns = np.empty((self.folded.shape[1], height * width), np.float32)
+        columns[-1] = 1  # the bias's
         places = columns[:-1].reshape(channels, self.kernel, self.kernel, height, width)
         for i, j in itertools.product(reach, reach):
             places[:, i, j] = padded[:, i : i + height, j : j + width]
