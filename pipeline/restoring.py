@@ -113,7 +113,7 @@ def trainable(bundle: Bundle, settings: ModelSettings, rate: Sequence[float], im
         raise ConfigError(
             f"bundle {bundle.path}: its branches were merged; start with a run, or model.over_parameters 0"
         )
-    return _unfolded(bundle, images, decoder=True)
+    return _unfolded(bundle, images)
 
 
 def camera_state(bundle: Bundle, images: Tensor) -> dict[str, Tensor]:
@@ -121,29 +121,26 @@ def camera_state(bundle: Bundle, images: Tensor) -> dict[str, Tensor]:
 
     A bundle whose decoder's branches were merged has that too.
     """
-    state = _unfolded(bundle, images, decoder=False).state_dict()
+    state = _unfolded(bundle, images).state_dict()
     return {name: value for name, value in state.items() if not name.startswith(_DECODER)}
 
 
-def _unfolded(bundle: Bundle, images: Tensor, *, decoder: bool) -> SplitSegmenter:
-    """The network with its batch norms back in it; without `decoder` that part of it is of no use."""
+def _unfolded(bundle: Bundle, images: Tensor) -> SplitSegmenter:
+    """The network with its batch norms back in it, and one branch where it had several."""
     restored = restore(bundle)
     fit_fresh(restored, [image.byte().permute(1, 2, 0).numpy() for image in images])
     network, folded = _assembled(bundle, over_parameters=0), restored.network.state_dict()
-    chosen = [one for one in normed(network) if decoder or not one[0].startswith(_DECODER)]
     with torch.no_grad():
-        for name, _, norm in chosen:
+        for name, _, norm in normed(network):
             norm.bias.copy_(folded[f"{name}.bias"])
             nn.init.constant_(variance_of(norm), 1 - norm.eps)  # x + bias
     own = network.state_dict()
-    found = {name: value for name, value in folded.items() if decoder or not name.startswith(_DECODER)}
-    network.load_state_dict({**own, **{name: value for name, value in found.items() if name in own}})
+    network.load_state_dict({**own, **{name: value for name, value in folded.items() if name in own}})
     unfold_batch_norm(network.analysis, images)
     with torch.no_grad():
-        if decoder:
-            some = network.eval().encode(images)
-            unfold_batch_norm(network.decoder, network.prior(some, torch.arange(len(some)) % network.levels).y_hat)
-        for _, conv, norm in chosen:
+        some = network.eval().encode(images)
+        unfold_batch_norm(network.decoder, network.prior(some, torch.arange(len(some)) % network.levels).y_hat)
+        for _, conv, norm in normed(network):
             _normalise(conv, norm)
     return network
 
