@@ -138,9 +138,9 @@ def evaluate(
 
 
 def measured_levels(
-    bundle: Bundle, data: Labelled, *, split: str, progress: Callable[[int], None] = lambda _: None
+    bundle: Bundle, data: Labelled, *, split: str, tell: Callable[[str], None] = lambda _: None
 ) -> list[QualityLevel]:
-    """What a manifest says of its levels, measured with onnxruntime; `progress` is told how many are done.
+    """What a manifest says of its levels, measured with onnxruntime; `tell` is told how many are done.
 
     Masks are made as workers on this machine make them (`codec.decode_graph`). Rates are in bits per pixel of the
     bundle's own frames, and the default is the one that it has. ConfigError as `evaluate` raises it.
@@ -150,7 +150,7 @@ def measured_levels(
         result = evaluate(bundle, data, split=split, engine="onnxruntime", quality=level.index)
         rate_bpp = 8 * result.frame_bytes / pixels
         found.append(level.model_copy(update={"rate_bpp": rate_bpp, "miou": result.miou}))
-        progress(len(found))
+        tell(f"quality levels measured: {len(found)}")
     return found
 
 

@@ -42,11 +42,11 @@ def publish(
     split: str,
     hyper: bool = True,
     effort: Effort = DEFAULT_EFFORT,
-    progress: Callable[[int], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Write the bundle of a run, its manifest's rates and accuracies measured on a split with onnxruntime.
 
-    `progress` is told how many levels are measured. Raises ConfigError where run, data and experiment do not fit.
+    `tell` is told in lines what goes on. Raises ConfigError where run, data and experiment do not fit.
     """
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
     network = load_trained(origin.experiment, origin.run, len(described.classes))
@@ -56,8 +56,8 @@ def publish(
     traced = export(
         network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
     )
-    bundle = refine(traced, learned.images, folder).bundle
-    levels = evaluation.measured_levels(bundle, shown, split=split, progress=progress)
+    bundle = refine(traced, learned.images, folder, tell=tell).bundle
+    levels = evaluation.measured_levels(bundle, shown, split=split, tell=tell)
     pixels = description.width * description.height
     measured = {"quality_levels": tuple(mark_default(levels, pixels))}
     return seal(bundle.manifest.model_copy(update=measured), folder)

@@ -43,15 +43,16 @@ def refine(
     images: Sequence[NDArray[np.uint8]],
     folder: Path,
     *,
-    progress: Callable[[int], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Refined:
     """Write the refined bundle to a folder, which may be its own.
 
-    `images`, RGB (H, W, 3) of the bundle's size, are such as it was trained on. `progress` is told how many levels are
-    done. What the manifest says of rates and accuracies is that of before. ConfigError where there are no images, or
+    `images`, RGB (H, W, 3) of the bundle's size, are such as it was trained on. `tell` is told in lines what goes
+    on. What the manifest says of rates and accuracies is that of before. ConfigError where there are no images, or
     the bundle makes no masks.
     """
-    fitted = tuple(rdoq_fitting.fit(bundle, _spread(images, _ROUNDED), progress=progress))
+    some = _spread(images, _ROUNDED)
+    fitted = tuple(rdoq_fitting.fit(bundle, some, progress=lambda n: tell(f"quality levels fitted: {n}")))
     thrifty = rdoq_fitting.write(bundle, fitted, folder)
     fewer = min(_CALIBRATED, max(1, _CALIBRATED * _LARGE // images[0][..., 0].size))
     encoder = open_encoder(thrifty, engine="onnxruntime")
@@ -77,10 +78,8 @@ def refine_and_measure(
     size = bundle.manifest.width, bundle.manifest.height
     images = [fit(image, size) for image in learned.images]
     with tempfile.TemporaryDirectory() as scratch:
-        made = refine(bundle, images, Path(scratch), progress=lambda count: tell(f"quality levels fitted: {count}"))
-        levels = evaluation.measured_levels(
-            made.bundle, shown, split=split, progress=lambda count: tell(f"quality levels measured: {count}")
-        )
+        made = refine(bundle, images, Path(scratch), tell=tell)
+        levels = evaluation.measured_levels(made.bundle, shown, split=split, tell=tell)
         copy_content(made.bundle, folder)
     dataset = f"{bundle.manifest.dataset.split('; rates and mIoU')[0]}; rates and mIoU measured on {split}"
     manifest = made.bundle.manifest.model_copy(update={"quality_levels": tuple(levels), "dataset": dataset})

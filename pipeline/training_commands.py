@@ -86,7 +86,7 @@ def export(
         return
     if bundle is None or not licence:
         raise ConfigError("export needs --bundle FOLDER and --licence TEXT, or --whole FILE")
-    print_manifest(publish(origin, bundle, split=measure_on, hyper=hyper, progress=_say_measured))
+    print_manifest(publish(origin, bundle, split=measure_on, hyper=hyper, tell=_say))
 
 
 def refine(
@@ -193,10 +193,6 @@ def train_decide(
     watched = Watched(tuple(source), tuple(held or ()), tuple(pictures or ()))
     for line in train_into_bundle(config_file, watched, run=run, bundle=bundle, output=output):
         print(line, flush=True)
-
-
-def _say_measured(levels: int) -> None:
-    _say(f"quality levels measured: {levels}")
 
 
 def _say(line: str) -> None:

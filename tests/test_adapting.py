@@ -100,7 +100,8 @@ def test_the_new_bundle_says_what_it_is_and_can_be_tuned_again(ran: Ran, bundle:
 
 def test_what_goes_on_is_told(ran: Ran) -> None:
     assert ran.said[0] == "20 frames to learn from, 6 of other times to measure on"
-    assert ran.said[-1].startswith(f"{STEPS} steps; ")
+    assert ran.said[-4].startswith(f"{STEPS} steps; ")
+    assert ran.said[-1] == f"quality levels fitted: {tiny.LEVELS}"
     (left_out,) = [line for line in ran.said if "left out" in line]
     assert "train-decide" in left_out
     assert not ran.result.bundle.has_graph(GRAPH)

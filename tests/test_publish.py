@@ -30,15 +30,15 @@ def origin(data: Path, run: Path) -> Origin:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[int]:
-    """How many levels were measured, each time that it was said."""
+def told() -> list[str]:
+    """What was said while it was made."""
     return []
 
 
 @pytest.fixture(scope="module")
-def published(tiny_camvid: Path, tiny_run: Path, told: list[int], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def published(tiny_camvid: Path, tiny_run: Path, told: list[str], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("published") / "bundle"
-    return publish(origin(tiny_camvid, tiny_run), folder, split="test", effort=tiny.SHORT, progress=told.append)
+    return publish(origin(tiny_camvid, tiny_run), folder, split="test", effort=tiny.SHORT, tell=told.append)
 
 
 @pytest.mark.parametrize("level", range(tiny.LEVELS))
@@ -51,12 +51,13 @@ def test_manifest_claims_what_is_measured_on_the_split(published: Bundle, tiny_c
     assert claimed.rate_bpp > 0
 
 
-def test_every_level_is_claimed_and_one_is_the_default(published: Bundle, told: list[int]) -> None:
+def test_every_level_is_claimed_and_one_is_the_default(published: Bundle, told: list[str]) -> None:
     levels = published.manifest.quality_levels
     assert [level.index for level in levels] == list(range(tiny.LEVELS))
     assert [level.default for level in levels].count(True) == 1
     assert list(levels) == mark_default(list(levels), tiny.WIDTH * tiny.HEIGHT)
-    assert told == [1, 2, 3]
+    steps = [f"quality levels {done}: {count}" for done in ("fitted", "measured") for count in (1, 2, 3)]
+    assert told == steps
 
 
 def test_manifest_describes_run_and_data(published: Bundle) -> None:

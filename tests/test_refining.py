@@ -33,9 +33,9 @@ def labelled(count: int, seed: int, *, wrong: bool = False) -> Labelled:
 
 @pytest.mark.usefixtures("bold")
 def test_both_are_fitted_and_a_second_time_gives_the_same(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    told: list[int] = []
-    made = refine(tiny_bundle, IMAGES, tmp_path, progress=told.append)
-    assert told == [1, 2, 3]
+    told: list[str] = []
+    made = refine(tiny_bundle, IMAGES, tmp_path, tell=told.append)
+    assert told == [f"quality levels fitted: {count}" for count in (1, 2, 3)]
     assert made.bundle.has_graph(DECODE_INT8)
     assert made.int8_moved is not None and 0 < made.int8_moved < 1
     assert made.bundle.tables.rdoq_lambda == pytest.approx([one.chosen.rdoq_lambda for one in made.levels])
