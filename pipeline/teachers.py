@@ -6,9 +6,10 @@ frame -- at the size it knows -- network -- our classes -+
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -82,13 +83,18 @@ class View:
         return _resize(group_classes(logits.softmax(1), self.target, self.classes), (height, width), "bilinear")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: the network is kept in one
 class NetworkTeacher:
-    """A network of NETWORKS."""
+    """A network of NETWORKS, made when it is first asked: its answers may be on disk already."""
 
-    network: nn.Module
+    make: Callable[[], nn.Module]
     view: View
     made_of: str
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """In eval mode, on the view's device."""
+        return self.make()
 
     @property
     def device(self) -> torch.device:
@@ -98,21 +104,25 @@ class NetworkTeacher:
     def probabilities(self, images: Tensor) -> Tensor:
         return self.view.probabilities(self._logits(self.network, images), *images.shape[2:])
 
-    @torch.no_grad()
     def acquainted(self, images: Sequence[NDArray[np.uint8]], *, share: float) -> Self:
+        chosen = images[:: max(1, len(images) // _ACQUAINTANCE)]
+        made_of = f"{self.made_of} {share} of {digest(chosen)}"
+        return replace(self, make=partial(self._acquainted, chosen, share), made_of=made_of)
+
+    @torch.no_grad()
+    def _acquainted(self, images: Sequence[NDArray[np.uint8]], share: float) -> nn.Module:
         seen, mixed = deepcopy(self.network).train(), deepcopy(self.network)
         for module in seen.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
                 module.momentum = None  # the plain mean over batches
-        chosen = images[:: max(1, len(images) // _ACQUAINTANCE)]
-        batches = max(1, len(chosen) // BATCH)
+        batches = max(1, len(images) // BATCH)
         for first in range(batches):  # each of them spread over all frames
-            self._logits(seen, stacked(chosen[first::batches], self.device))
+            self._logits(seen, stacked(images[first::batches], self.device))
         for (name, own), taken in zip(mixed.state_dict().items(), seen.state_dict().values(), strict=True):
             if name.endswith(("running_mean", "running_var")):
                 own.lerp_(taken, share)
-        return replace(self, network=mixed, made_of=f"{self.made_of} {share} of {digest(chosen)}")
+        return mixed
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         x = normalise(self.view.of(images)).contiguous(memory_format=torch.channels_last)
@@ -220,7 +230,7 @@ def _load(path: Path, size: tuple[int, int], described: Classes, device: torch.d
     network, classes = _load_known(path)
     view = View(size, _target(path, classes, described).to(device), len(described.classes))
     network = network.to(memory_format=torch.channels_last).to(device)
-    return NetworkTeacher(network, view, f"{made_of} {view}")
+    return NetworkTeacher(lambda: network, view, f"{made_of} {view}")
 
 
 def _load_known(path: Path) -> tuple[nn.Module, int]:

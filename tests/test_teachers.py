@@ -1,6 +1,7 @@
 """Teachers from files: which network it is, what its classes count as, and what several of them say together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.datasets import Classes, LabelledClass
 from pipeline.errors import ConfigError
 from pipeline.models.mininetv2 import MiniNetV2
 from pipeline.models.teacher import FDDWNet, group_classes, normalise
-from pipeline.teachers import Teacher, load_teachers, stacked
+from pipeline.teachers import NetworkTeacher, Teacher, load_teachers, stacked
 
 OURS = Classes(tuple(LabelledClass(n, c) for n, c in COLOURS.items()), FROM_CITYSCAPES)
 SIZE = (2 * WIDTH, 2 * HEIGHT)
@@ -142,6 +143,18 @@ def test_acquainted_teacher_has_taken_a_share_of_the_frames_statistics(tmp_path:
     mean = nn.functional.conv2d(normalise(x), first, stride=2, padding=1).mean((0, 2, 3))
     taken = whole.network.get_submodule("d1_2.0.conv.1").running_mean
     assert torch.allclose(taken, mean, atol=1e-4)
+
+
+def test_acquaintance_waits_until_the_teacher_is_asked(tmp_path: Path) -> None:
+    def gone() -> nn.Module:
+        raise AssertionError("asked for its network")
+
+    teacher = load(stored(tmp_path / "m.safetensors", MiniNetV2()))
+    assert isinstance(teacher, NetworkTeacher)
+    polite = replace(teacher, make=gone).acquainted(FRAMES, share=0.5)
+    assert polite.made_of == teacher.acquainted(FRAMES, share=0.5).made_of
+    with pytest.raises(AssertionError, match="asked"):
+        said(polite)
 
 
 def test_ensemble_is_acquainted_through_its_members_and_graphs_stay(tmp_path: Path) -> None:
