@@ -131,8 +131,16 @@ class Watch:
         return f"{name}  {state}" if changed else None
 
     def _take_legend(self, bundle: str, payload: bytes) -> None:
-        if payload and (bundle in self.legends or len(self.legends) < _LEGEND_LIMIT):
-            self.legends[bundle] = read_report(Legend, payload)
+        if not payload:
+            self.legends.pop(bundle, None)
+            return
+        legend = read_report(Legend, payload)
+        if legend.hash != bundle:
+            raise BitstreamError(f"bundle: manifest of {legend.hash!r} on the topic of {bundle!r}")
+        self.legends.pop(bundle, None)
+        self.legends[bundle] = legend
+        if len(self.legends) > _LEGEND_LIMIT:
+            del self.legends[next(iter(self.legends))]  # told of longest ago
 
     def colours(self, seen: Seen) -> dict[str, str]:
         """Class name -> colour as a terminal takes it, in the order of the class indexes; empty if not known."""

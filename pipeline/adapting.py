@@ -111,14 +111,14 @@ def adapt(
     site: Site,
     *,
     budget: Budget,
-    progress: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Adapted:
-    """Tune a bundle and write the new one; `progress` is told in lines what goes on.
+    """Tune a bundle and write the new one; `tell` is told in lines what goes on.
 
     Raises ConfigError when the bundle cannot be restored, or video or teachers cannot be used.
     """
-    bundle, teller = load_bundle(site.bundle), _Teller(progress, clock)
+    bundle, teller = load_bundle(site.bundle), _Teller(tell, clock)
     if site.output.resolve() == site.bundle.resolve():
         raise ConfigError(f"output {site.output}: that is the bundle itself; name another folder")
     restored, device = restore(bundle), torch.device("cuda" if torch.cuda.is_available() else "cpu")

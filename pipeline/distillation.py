@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.kept_array import kept_rows
+from pipeline.kept_array import kept_rows, made_of
 from pipeline.teachers import BATCH, Teacher, digest, load_teachers, stacked
 
-__all__ = ["STRIDE", "Teacher", "load_teachers", "soft_label_file", "soft_labels"]
+__all__ = ["STRIDE", "Teacher", "learned_soft_labels", "load_teachers", "soft_label_file", "soft_labels"]
 
 # Of soft labels to the frame. At 4 poles and signs are lost: 91.7 mIoU to the full size's classes, 97.0 at 2.
 STRIDE = 2
+_FILE = "soft_labels.npy"
 
 
 def soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]], first: int = 0) -> Iterator[NDArray[np.uint8]]:
@@ -37,11 +38,31 @@ def _soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]]) -> NDArr
     return rounded
 
 
-def soft_label_file(path: Path, images: Sequence[NDArray[np.uint8]], teacher: Teacher) -> NDArray[np.uint8]:
-    """Soft labels (N, H/2, W/2, K) of all frames as a memory map; made once, taken from `path` after that.
+def soft_label_file(
+    folder: Path, images: Sequence[NDArray[np.uint8]], teacher: Teacher, *, run: Path | None = None
+) -> NDArray[np.uint8]:
+    """Soft labels (N, H/2, W/2, K) of all frames as a memory map; made once, taken from the folder after that.
 
-    What it was made of lies beside it: a file of other frames, or of another teacher, is made again. A process that
-    dies leaves those of the frames that it had come to, and the next one goes on from there.
+    What they were made of lies beside them: those of other frames, or of another teacher, are made again. A process
+    that dies leaves those of the frames that it had come to, and the next one goes on from there. In the folder of a
+    run that learns from them it is told too, for `learned_soft_labels`.
     """
-    made_of = f"{teacher.made_of}\n{STRIDE}\n{digest(images)}\n"
-    return kept_rows(path, made_of, partial(soft_labels, teacher, images), count=len(images))
+    source = f"{teacher.made_of}\n{STRIDE}\n{digest(images)}\n"
+    found = kept_rows(folder / _FILE, source, partial(soft_labels, teacher, images), count=len(images))
+    if run is not None:
+        (run / _FILE).with_suffix(".txt").write_text(source)
+    return found
+
+
+def learned_soft_labels(folder: Path, run: Path) -> NDArray[np.uint8]:
+    """The soft labels that a run learned from (N, H/2, W/2, K), those of the data set's frames first.
+
+    ConfigError where the folder that kept them has none, or others by now.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no {_FILE}, and labels are not looked at; name the --cache of run {run}")
+    if made_of(path) is None or made_of(path) != made_of(run / _FILE):
+        raise ConfigError(f"{path}: not what run {run} learned from; train once more with this --cache: it makes that")
+    stored: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return stored

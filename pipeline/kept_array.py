@@ -2,10 +2,12 @@
 
 soft_labels.npy, .txt            the array, and what it was made of
 soft_labels.partial.npy, .txt    rows of one that is not whole yet: how many, and what they are made of
+soft_labels.new                  what the array was made of, while that is put in its place
 soft_labels.lock                 held by the process that makes it; others wait, and find it made
 """
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,43 +26,43 @@ _open_memmap: Any = npy.open_memmap  # older numpy says no types of it
 Rows = Callable[[int], Iterator[NDArray[np.uint8]]]
 
 
-def kept_array(path: Path, made_of: str, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def kept_array(path: Path, source: str, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """What `make` returns, as a memory map of `path`; made once, and again where it was made of something else."""
     with _alone(path):
-        if not _is_kept(path, made_of):
+        if not _is_kept(path, source):
             np.save(_partial_of(path), make())
-            _keep(path, made_of)
+            _keep(path, source)
     return _mapped(path)
 
 
-def kept_rows(path: Path, made_of: str, make: Rows, *, count: int) -> NDArray[np.uint8]:
+def kept_rows(path: Path, source: str, make: Rows, *, count: int) -> NDArray[np.uint8]:
     """The same of `count` rows that `make` gives from a row on, some at a time; those it gave outlast the process.
 
     `make` must give the same rows wherever it begins; it begins where it had ended a part. ValueError where it gives
     more or fewer rows, or such of several shapes.
     """
     with _alone(path):
-        if not _is_kept(path, made_of):
-            _complete(path, made_of, make, count=count)
-            _keep(path, made_of)
+        if not _is_kept(path, source):
+            _complete(path, source, make, count=count)
+            _keep(path, source)
     return _mapped(path)
 
 
-def _complete(path: Path, made_of: str, make: Rows, *, count: int, now_s: Callable[[], float] = time.monotonic) -> None:
+def _complete(path: Path, source: str, make: Rows, *, count: int, now_s: Callable[[], float] = time.monotonic) -> None:
     """Add to the partial file, or to a new one, the rows that it lacks."""
-    rows, done = _begun(path, made_of, count)
+    rows, done = _begun(path, source, count)
     said_s = now_s()
     for some in make(done):
         if rows is None:
             _note_of(path).unlink(missing_ok=True)  # it may be of rows that are gone from here on
-            rows = _open_memmap(_partial_of(path), mode="w+", dtype=np.uint8, shape=(count, *some.shape[1:]))
+            rows = _reserved(_partial_of(path), (count, *some.shape[1:]))
         if done + len(some) > count or some.shape[1:] != rows.shape[1:]:
             raise ValueError(f"rows {some.shape} after {done} of {rows.shape}")
         rows[done : done + len(some)] = some
         rows.flush()
         done += len(some)
         fresh = _note_of(path).with_suffix(".new")
-        fresh.write_text(f"{done}\n{made_of}")
+        fresh.write_text(f"{done}\n{source}")
         fresh.replace(_note_of(path))
         if now_s() - said_s > _SAY_EVERY_S:
             log.info("rows made; a run that is stopped goes on from here", file=path.name, rows=done, of=count)
@@ -69,11 +71,11 @@ def _complete(path: Path, made_of: str, make: Rows, *, count: int, now_s: Callab
         raise ValueError(f"{done} rows were made; expected {count}")
 
 
-def _begun(path: Path, made_of: str, count: int) -> tuple[Any, int]:
+def _begun(path: Path, source: str, count: int) -> tuple[Any, int]:
     """The partial array and how many of its rows are made; None and 0 where there is none that can be gone on with."""
     note = _note_of(path)
     done, _, theirs = note.read_text().partition("\n") if note.is_file() else ("", "", "")
-    if theirs != made_of:
+    if theirs != source:
         return None, 0
     try:
         rows = _open_memmap(_partial_of(path), mode="r+")
@@ -82,25 +84,49 @@ def _begun(path: Path, made_of: str, count: int) -> tuple[Any, int]:
     return (rows, int(done)) if len(rows) == count else (None, 0)
 
 
+def _reserved(path: Path, shape: tuple[int, ...]) -> Any:
+    """A new array of uint8 in a file; OSError where the disk is too small for it: a map would end the process later."""
+    rows = _open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    return rows
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Wait until no other process makes this array; the lock ends with the process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process makes this file; waiting for it", file=path.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _is_kept(path: Path, made_of: str) -> bool:
+def made_of(path: Path) -> str | None:
+    """What the array in this file was made of, as it was told; None where nothing tells."""
     source = path.with_suffix(".txt")
-    return path.is_file() and source.is_file() and source.read_text() == made_of
+    return source.read_text() if source.is_file() else None
 
 
-def _keep(path: Path, made_of: str) -> None:
-    source = path.with_suffix(".txt")
-    source.unlink(missing_ok=True)
+def _is_kept(path: Path, wanted: str) -> bool:
+    fresh = path.with_suffix(".new")
+    if fresh.is_file() and path.is_file() and not _partial_of(path).exists():  # a process died while it kept it
+        fresh.replace(path.with_suffix(".txt"))
+    return path.is_file() and made_of(path) == wanted
+
+
+def _keep(path: Path, source: str) -> None:
+    """Put the partial array in its place; whenever the process dies, what lies there is whole and said rightly."""
+    path.with_suffix(".new").write_text(source)
+    path.with_suffix(".txt").unlink(missing_ok=True)
     _partial_of(path).replace(path)
-    source.write_text(made_of)
+    path.with_suffix(".new").replace(path.with_suffix(".txt"))
     _note_of(path).unlink(missing_ok=True)
 
 

@@ -188,7 +188,7 @@ def _soft_labels(
     )
     if settings.acquaintance > 0:
         teacher = teacher.acquainted(images[:labelled], share=settings.acquaintance)
-    return distillation.soft_label_file((folders.cache or folders.run) / "soft_labels.npy", images, teacher)
+    return distillation.soft_label_file(folders.cache or folders.run, images, teacher, run=folders.run)
 
 
 def _translated(

@@ -12,6 +12,7 @@ from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, seal
 from pipeline.class_offsets import as_taught, offsets_of
 from pipeline.context_fitting import DEFAULT_EFFORT, Effort
 from pipeline.datasets import Classes, Labelled, at_size
+from pipeline.distillation import learned_soft_labels
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.export import Description, export, export_whole
@@ -20,7 +21,6 @@ from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.refining import refine
 from pipeline.training import load_trained
 
-SOFT_LABELS = "soft_labels.npy"  # as training leaves them in the run's folder
 _DEFAULT_BYTES = 1080  # per frame, what the default level may cost: 0.05 bits per pixel of 480x360
 
 
@@ -33,6 +33,7 @@ class Origin:
     run: Path
     licence: str
     command: str
+    cache: Path | None = None  # where the run kept its soft labels; its own folder if not named
 
 
 def publish(
@@ -93,19 +94,12 @@ def publish_whole(origin: Origin, path: Path) -> None:
 def _offsets(origin: Origin, network: SplitSegmenter, learned: Labelled) -> NDArray[np.float32]:
     """What is added to the classes' logits (L, K), by the labels, or by the teachers where labels were not looked at.
 
-    ConfigError where a run without labels has no soft labels of its frames.
+    ConfigError where the soft labels of a run without labels are gone.
     """
     loss = origin.experiment.loss
-    return offsets_of(network, as_taught(learned, _soft(origin)) if loss.labels + loss.lovasz == 0 else learned)
-
-
-def _soft(origin: Origin) -> NDArray[np.uint8]:
-    """The soft labels that a run learned from (N, h, w, K), those of the data set's frames first."""
-    path = origin.run / SOFT_LABELS
-    if not path.is_file():
-        raise ConfigError(f"run {origin.run}: no {SOFT_LABELS}, and labels are not looked at; copy it from --cache")
-    stored: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return stored
+    if loss.labels + loss.lovasz == 0:
+        learned = as_taught(learned, learned_soft_labels(origin.cache or origin.run, origin.run))
+    return offsets_of(network, learned)
 
 
 def mark_default(levels: list[QualityLevel], pixels: int) -> list[QualityLevel]:

@@ -57,7 +57,8 @@ def restore(bundle: Bundle) -> Restored:
     strange += [name for name in parameters.keys() & held.keys() if parameters[name].shape != held[name].shape]
     if strange:
         raise ConfigError(
-            f"bundle {bundle.path}: its graphs have not the {strange[0]} of the network in {MANIFEST}; export it again"
+            f"bundle {bundle.path}: its graphs do not give back {strange[0]} of the network in {MANIFEST}, as those of "
+            "resnet50 and latent_task never do; begin with its run"
         )
     for name in parameters.keys() - fresh:
         parameters[name].copy_(held[name])

@@ -112,7 +112,8 @@ def _set_up(experiment: Experiment, folders: Folders) -> torch.device:
 def _trainee(experiment: Experiment, folders: Folders, material: Material, device: torch.device) -> Trainee:
     network = build(experiment, len(material.class_weights))
     network = network.to(memory_format=torch.channels_last).to(device)
-    _begin(network, experiment, folders, material.calibration.to(device))
+    if not (folders.run / checkpoint.FILE).is_file():
+        _begin(network, experiment, folders, material.calibration.to(device))
     average = deepcopy(network).eval().requires_grad_(False)
     network.train()
     if experiment.schedule.trained == "decoder":
@@ -123,17 +124,16 @@ def _trainee(experiment: Experiment, folders: Folders, material: Material, devic
 
 def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, images: Tensor) -> None:
     """Load what the folders name to begin with; ConfigError where chance would stand in for something learned."""
-    resumes = (folders.run / checkpoint.FILE).is_file()
-    if folders.start is None and not resumes:
+    if folders.start is None:
         _check_begun(network, experiment, folders)
     if folders.backbone is not None:
         load_pretrained(network, experiment.model.backbone, _read_weights(folders.backbone), images)
-    if folders.start is not None and (folders.start / MANIFEST).is_file():
-        if not resumes:  # it takes a while
+    if folders.start is not None:
+        if (folders.start / MANIFEST).is_file():
             _begin_with(load_bundle(folders.start), network, experiment, images)
-    elif folders.start is not None:
-        checkpoint.load_average(folders.start, network, experiment.loss.rate)
-    if folders.camera is not None and not (resumes and (folders.camera / MANIFEST).is_file()):
+        else:
+            checkpoint.load_average(folders.start, network, experiment.loss.rate)
+    if folders.camera is not None:
         lacking = _load_camera(folders.camera, network, experiment, images)
         if lacking and folders.start is None and experiment.schedule.trained == "decoder":
             raise ConfigError(

@@ -70,6 +70,7 @@ def export(
     measure_on: Annotated[str, typer.Option(help="split that the manifest's rates and mIoU are measured on")] = "val",
     hyper: Annotated[bool, typer.Option(help="send the hyper latent; without it neighbours alone predict")] = True,
     whole: Annotated[Path | None, typer.Option(help="instead: one ONNX file in which no latent is coded")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder that kept the run's soft labels, as train had it")] = None,
 ) -> None:
     """Write the bundle of a trained network, and measure what its manifest says."""
     _need_torch()
@@ -77,7 +78,7 @@ def export(
     from pipeline.publish import Origin, publish, publish_whole
 
     command = f"maskcast train, then maskcast export, with {config_file}, whose head has the whole commands"
-    origin = Origin(load_experiment(config_file), data=data, run=run, licence=licence, command=command)
+    origin = Origin(load_experiment(config_file), data=data, run=run, licence=licence, command=command, cache=cache)
     if whole is not None and bundle is not None:
         raise ConfigError("export writes --bundle FOLDER or --whole FILE, not both at once; leave one out")
     if whole is not None:
@@ -142,7 +143,7 @@ def adapt(
     from pipeline.agreement import as_table
 
     site = adapting.Site(bundle=bundle, source=source, teachers=tuple(teacher), output=output)
-    result = adapting.adapt(site, budget=adapting.Budget(minutes=minutes), progress=_say)
+    result = adapting.adapt(site, budget=adapting.Budget(minutes=minutes), tell=_say)
     title = f"{source.name}, with its teachers, on {result.held} frames not trained on"
     Console().print(as_table(result.before, result.after, title))
     print(f"{output}: {result.bundle.manifest.hash}, after {result.steps} steps on {result.learned} frames")

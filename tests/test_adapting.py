@@ -58,7 +58,7 @@ def ran(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         output=home / "tuned",
     )
     budget = Budget(minutes=60, steps=STEPS, tables=SHORT)
-    return Ran(site, adapt(site, budget=budget, progress=said.append), said)
+    return Ran(site, adapt(site, budget=budget, tell=said.append), said)
 
 
 def test_the_teacher_is_agreed_with_more_on_frames_that_were_not_trained_on(ran: Ran) -> None:

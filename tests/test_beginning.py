@@ -1,5 +1,6 @@
 """What a training run begins with: published weights, another run's, or its camera alone; and what then learns."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,18 @@ def test_a_run_behind_the_camera_of_a_bundle_goes_on_as_it_was(
     assert [p.epoch for p in epochs(tiny.experiment(schedule=HELD_STILL), folders)] == [2]
 
 
-def test_a_camera_of_a_bundle_does_not_ask_for_its_decoder(
+@pytest.mark.parametrize("named", ["start", "camera"])
+def test_a_run_that_goes_on_reads_nothing_that_it_began_with(
+    tiny_camvid: Path, tiny_run: Path, tmp_path: Path, named: str
+) -> None:
+    first = Path(shutil.copytree(tiny_run, tmp_path / "first"))
+    folders = replace(tiny.folders(tiny_camvid, tmp_path), **{named: first})
+    next(train(tiny.experiment(), folders))
+    shutil.rmtree(first)
+    assert [p.epoch for p in epochs(tiny.experiment(), folders)] == [2]
+
+
+def test_a_camera_of_a_bundle_whose_branches_were_merged(
     tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     merged = described(tiny_bundle, tmp_path / "K", model={**tiny.MODEL, "over_parameters": 3})

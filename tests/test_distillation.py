@@ -12,7 +12,7 @@ from tiny import HEIGHT, WIDTH, scenes
 from torch import Tensor
 
 from pipeline import distillation
-from pipeline.distillation import STRIDE, Teacher, soft_label_file
+from pipeline.distillation import STRIDE, Teacher, learned_soft_labels, soft_label_file
 from pipeline.errors import ConfigError
 from pipeline.teachers import BATCH
 
@@ -80,49 +80,73 @@ def test_no_frames_are_refused() -> None:
 
 
 def test_soft_labels_are_made_once_and_then_read(tmp_path: Path) -> None:
-    teacher, path = LightMeter(), tmp_path / "soft.npy"
-    first = soft_label_file(path, pictures(3), teacher)
+    teacher, folder = LightMeter(), tmp_path
+    first = soft_label_file(folder, pictures(3), teacher)
     assert teacher.looks == 3
     assert isinstance(first, np.memmap)
     assert np.array_equal(first, soft_labels(LightMeter(), pictures(3)))
-    assert np.array_equal(soft_label_file(path, pictures(3), teacher), first)
+    assert np.array_equal(soft_label_file(folder, pictures(3), teacher), first)
     assert teacher.looks == 3
 
 
 def test_soft_labels_of_other_frames_are_made_again(tmp_path: Path) -> None:
-    teacher, path = LightMeter(), tmp_path / "soft.npy"
-    soft_label_file(path, pictures(2), teacher)
-    assert len(soft_label_file(path, pictures(3), teacher)) == 3
+    teacher, folder = LightMeter(), tmp_path
+    soft_label_file(folder, pictures(2), teacher)
+    assert len(soft_label_file(folder, pictures(3), teacher)) == 3
     assert teacher.looks == 5
     changed = pictures(3)
     changed[1][0, 0, 0] ^= 1
-    soft_label_file(path, changed, teacher)
+    soft_label_file(folder, changed, teacher)
     assert teacher.looks == 8
 
 
 def test_soft_labels_of_another_teacher_are_made_again(tmp_path: Path) -> None:
-    path, first, second = tmp_path / "soft.npy", LightMeter(), LightMeter("another")
-    soft_label_file(path, pictures(2), first)
-    soft_label_file(path, pictures(2), second)
+    folder, first, second = tmp_path, LightMeter(), LightMeter("another")
+    soft_label_file(folder, pictures(2), first)
+    soft_label_file(folder, pictures(2), second)
     assert (first.looks, second.looks) == (2, 2)
 
 
 def test_interrupted_work_is_gone_on_with(tmp_path: Path) -> None:
-    path, whole = tmp_path / "soft.npy", LightMeter()
+    folder, whole = tmp_path, LightMeter()
     with pytest.raises(KeyboardInterrupt):
-        soft_label_file(path, pictures(9), Tired())
-    assert not path.exists()
-    found = soft_label_file(path, pictures(9), whole)
+        soft_label_file(folder, pictures(9), Tired())
+    assert not (folder / "soft_labels.npy").exists()
+    found = soft_label_file(folder, pictures(9), whole)
     assert whole.looks == 9 - BATCH
     assert np.array_equal(found, soft_labels(LightMeter(), pictures(9)))
 
 
 def test_interrupted_work_of_other_frames_leaves_what_was_finished(tmp_path: Path) -> None:
-    path, whole = tmp_path / "soft.npy", LightMeter()
-    soft_label_file(path, pictures(9), LightMeter())
+    folder, whole = tmp_path, LightMeter()
+    soft_label_file(folder, pictures(9), LightMeter())
     with pytest.raises(KeyboardInterrupt):
-        soft_label_file(path, pictures(8), Tired("another"))
-    assert len(soft_label_file(path, pictures(9), whole)) == 9
+        soft_label_file(folder, pictures(8), Tired("another"))
+    assert len(soft_label_file(folder, pictures(9), whole)) == 9
     assert whole.looks == 0
-    assert len(soft_label_file(path, pictures(8), whole)) == 8
+    assert len(soft_label_file(folder, pictures(8), whole)) == 8
     assert whole.looks == 8  # what another teacher had said of them does not count
+
+
+def test_a_run_finds_what_it_learned_from_in_its_own_folder_and_in_a_cache(tmp_path: Path) -> None:
+    alone, sharing, cache = (tmp_path / name for name in ("alone", "sharing", "cache"))
+    for run in (alone, sharing):
+        run.mkdir()
+    made = soft_label_file(alone, pictures(3), LightMeter(), run=alone)
+    soft_label_file(cache, pictures(3), LightMeter(), run=sharing)
+    assert np.array_equal(learned_soft_labels(alone, alone), made)
+    assert np.array_equal(learned_soft_labels(cache, sharing), made)
+    with pytest.raises(ConfigError, match=r"sharing: no soft_labels\.npy, .* --cache"):
+        learned_soft_labels(sharing, sharing)
+
+
+def test_a_run_does_not_take_what_another_learned_from(tmp_path: Path) -> None:
+    first, second, cache = (tmp_path / name for name in ("first", "second", "cache"))
+    for run, count in ((first, 3), (second, 4)):
+        run.mkdir()
+        soft_label_file(cache, pictures(count), LightMeter(), run=run)
+    with pytest.raises(ConfigError, match=r"not what run .*first learned from; train once more"):
+        learned_soft_labels(cache, first)
+    (cache / "soft_labels.txt").unlink()
+    with pytest.raises(ConfigError, match=r"not what run .*second learned from"):
+        learned_soft_labels(cache, second)

@@ -1,10 +1,12 @@
 """Kept arrays: made once, and again where they would be of something else or were not finished."""
 
+import errno
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +116,50 @@ def full(*_: object) -> int:
     raise OSError("the disk is full")
 
 
+@pytest.mark.parametrize("done", range(5))
+def test_wherever_a_process_dies_while_it_keeps_a_whole_array_that_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    path, left = tmp_path / "a.npy", done
+    kept_rows(path, "of that\n", others, count=len(TALL))  # it takes another's place
+
+    def dying(name: str) -> Callable[..., Any]:
+        real = getattr(Path, name)
+
+        def one(self: Path, *arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return real(self, *arguments, **options)
+
+        return one
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        np.save(tmp_path / "a.partial.npy", TALL)
+        (tmp_path / "a.partial.txt").write_text(f"{len(TALL)}\nof this\n")
+        for name in ("write_text", "unlink", "replace"):
+            patched.setattr(Path, name, dying(name))
+        module._keep(path, "of this\n")
+    assert np.array_equal(kept_rows(path, "of this\n", nothing, count=len(TALL)), TALL)
+    assert np.array_equal(kept_rows(path, "of that\n", others, count=len(TALL)), TALL + 100)
+
+
+def nothing(first: int) -> Iterator[NDArray[np.uint8]]:
+    assert first == len(TALL), "made again"
+    return iter(())
+
+
+def test_a_disk_that_is_full_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", full_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        kept_rows(tmp_path / "a.npy", "of this\n", by_pairs, count=len(TALL))
+    assert caught.value.filename == str(tmp_path / "a.partial.npy")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY"], ids=["gone", "empty", "damaged"])
 def test_rows_that_cannot_be_read_are_made_again(tmp_path: Path, content: bytes | None) -> None:
     path, partial = tmp_path / "a.npy", tmp_path / "a.partial.npy"
@@ -134,14 +180,16 @@ def test_who_comes_while_it_is_made_waits_and_finds_it(tmp_path: Path) -> None:
             go_on.wait(10)
             yield rows
 
-    with ThreadPoolExecutor(2) as pool:
+    with structlog.testing.capture_logs() as said, ThreadPoolExecutor(2) as pool:
         one = pool.submit(kept_rows, path, "of this\n", slowly, count=len(TALL))
         assert begun.wait(10)
         two = pool.submit(kept_rows, path, "of this\n", others, count=len(TALL))
-        assert not two.done()
+        while not said:  # until it waits
+            assert not two.done()
         go_on.set()
         assert np.array_equal(one.result(10), TALL)
         assert np.array_equal(two.result(10), TALL)
+    assert [line["event"] for line in said] == ["another process makes this file; waiting for it"]
 
 
 def test_how_far_it_is_is_said_every_half_minute(tmp_path: Path) -> None:

@@ -105,11 +105,15 @@ def test_offsets_of_a_run_without_labels_are_by_what_its_teachers_said(
 ) -> None:
     network, data = load_trained(tiny.experiment(), tiny_run, tiny.CLASSES), camvid(tiny_camvid, "train")
     void = replace(data, labels=tuple(np.full_like(labels, tiny.VOID) for labels in data.labels))
+    blind = replace(label_free(tiny_camvid, tmp_path / "run"), cache=tmp_path / "cache")
     one_hot = np.eye(tiny.CLASSES, dtype=np.uint8)
     opinions = np.stack([one_hot[labels[::2, ::2] % tiny.CLASSES] for labels in data.labels])
     of_frames_beside = opinions[::-1]
-    np.save(tmp_path / module.SOFT_LABELS, np.concatenate([opinions, of_frames_beside]))
-    offsets = module._offsets(label_free(tiny_camvid, tmp_path), network, void)
+    for folder in (tmp_path / "run", tmp_path / "cache"):
+        folder.mkdir()
+        (folder / "soft_labels.txt").write_text("of these\n")
+    np.save(tmp_path / "cache" / "soft_labels.npy", np.concatenate([opinions, of_frames_beside]))
+    offsets = module._offsets(blind, network, void)
     assert np.array_equal(offsets, offsets_of(network, as_taught(data, opinions)))
     assert offsets.any()
 

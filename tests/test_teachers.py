@@ -157,6 +157,20 @@ def test_acquaintance_waits_until_the_teacher_is_asked(tmp_path: Path) -> None:
         said(polite)
 
 
+def test_acquaintance_is_made_once(tmp_path: Path) -> None:
+    teacher = load(stored(tmp_path / "m.safetensors", MiniNetV2())).acquainted(FRAMES, share=0.5)
+    assert isinstance(teacher, NetworkTeacher)
+    made = []
+
+    def make() -> nn.Module:
+        made.append(teacher.network)
+        return teacher.network
+
+    counted = replace(teacher, make=make)
+    assert torch.equal(said(counted), said(counted))
+    assert len(made) == 1
+
+
 def test_ensemble_is_acquainted_through_its_members_and_graphs_stay(tmp_path: Path) -> None:
     network = stored(tmp_path / "m.safetensors", MiniNetV2())
     graph = light_meter(tmp_path / "g.onnx", CLASSES, bright=4, dark=7)

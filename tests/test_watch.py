@@ -188,6 +188,7 @@ async def test_picture_that_cannot_be_written_ends_the_watch(tmp_path: Path) -> 
         ("cam-1/state", b"{}"),
         ("Cam 1/state", b'{"state": "online"}'),
         ("bundle/00", b"[]"),
+        ("bundle/00", json.dumps(MANIFEST).encode()),
     ],
 )
 async def test_what_is_wrong_is_dropped_and_counted(watch: Watch, topic: str, payload: bytes) -> None:
@@ -209,6 +210,14 @@ async def test_cameras_are_bounded(watch: Watch) -> None:
     for number in range(100):
         await take(watch, f"cam-{number}/state", {"state": "online"})
     assert len(watch.cameras) == 64
+
+
+async def test_legends_are_bounded_and_forgotten(watch: Watch) -> None:
+    for number in range(100):
+        await take(watch, f"bundle/{number:064x}", {**MANIFEST, "hash": f"{number:064x}"})
+    assert list(watch.legends) == [f"{number:064x}" for number in range(36, 100)]  # the newest
+    await take(watch, f"bundle/{99:064x}", b"")
+    assert f"{99:064x}" not in watch.legends
 
 
 async def test_table_shows_age_state_and_the_picture_in_its_colours(watch: Watch) -> None:
