@@ -148,11 +148,19 @@ def measure(here: Bench, setting: Setting, plan: Plan, *, name: str) -> Result:
     return Result(setting, found, sent_bytes * 8 / 1000 / span.seconds, after.refused - before.refused)
 
 
+def _pair(link: str) -> tuple[float, float]:
+    try:
+        rtt_ms, loss = link.split("/")
+        return float(rtt_ms), float(loss)
+    except ValueError as error:
+        raise ConfigError(f"--link {link}: write round trip in ms and loss in percent, such as 150/5") from error
+
+
 def settings_of(
     links: Sequence[str], rates: Sequence[float], uplinks: Sequence[str], controls: Sequence[str], queue_kib: float
 ) -> list[Setting]:
     """All rows; those that are held against one another follow one another, so that they see the same machine."""
-    pairs = [tuple(float(part) for part in link.split("/")) for link in links]
+    pairs = [_pair(link) for link in links]
     return [
         Setting(uplink, control, rtt_ms, loss / 100, rate, queue_kib)
         for control in controls
@@ -239,9 +247,9 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="for each row")] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    settings = settings_of(link or LINKS, rate or RATES, uplink or (MQTT, WEBRTC), control or (OFF,), queue_kib)
     console, plan, results = Console(width=170), Plan(warm_s, seconds), list[Result]()
     try:
+        settings = settings_of(link or LINKS, rate or RATES, uplink or (MQTT, WEBRTC), control or (OFF,), queue_kib)
         loaded = load_bundle(bundle or default_bundle())
         with bench(loaded, data, congestion=congestion) as here:
             title = f"{here.footage.name} at {here.footage.fps:g} Hz, {loaded.manifest.name}, {seconds:g} s each"

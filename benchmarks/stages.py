@@ -175,9 +175,12 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     torch.set_num_threads(threads)
-    loaded = load_bundle(bundle or default_bundle())
-    images = images_of(source or sample_path(), loaded, frames)
-    codecs = open_codecs(loaded, experiment=experiment, threads=threads)
+    try:
+        loaded = load_bundle(bundle or default_bundle())
+        images = images_of(source or sample_path(), loaded, frames)
+        codecs = open_codecs(loaded, experiment=experiment, threads=threads)
+    except PipelineError as error:
+        raise SystemExit(str(error)) from error
     size = f"{loaded.manifest.width}x{loaded.manifest.height}, {threads} threads, {len(images)} frames"
     known = [one.index for one in loaded.manifest.quality_levels]
     if unknown := set(level or ()) - set(known):

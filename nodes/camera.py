@@ -37,7 +37,7 @@ from pipeline import metrics
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.config import CameraSettings
-from pipeline.errors import BitstreamError, TransportError
+from pipeline.errors import BitstreamError, SourceError, TransportError
 from pipeline.messages import Frame
 from pipeline.operating_points import OperatingPoint
 from pipeline.scene import SceneGate, SimpleScenes
@@ -91,7 +91,7 @@ class Camera:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Send the source until it ends."""
+        """Send the source until it ends; SourceError where it is played as a recording and pictures are missing."""
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._obey()), tasks.create_task(self.losses.report())]
             if self._rate is not None and self._rate.asks_receipts:
@@ -106,6 +106,8 @@ class Camera:
             await sending
             for task in beside:
                 task.cancel()
+        if self._window is not None and self.video.damage is not None:
+            raise SourceError(self.video.damage)
 
     async def _encode(self) -> None:
         """Frames -> buffer; a frame is taken only when its packet can leave, until then the newest waits."""

@@ -17,7 +17,7 @@ from rich.table import Table
 from pipeline import config, training_commands
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.bundle_table import print_manifest
-from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceError
+from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError, SourceError
 from pipeline.keys import key_sequence
 from pipeline.messages import Packet, Region
 
@@ -128,6 +128,8 @@ def camera(
     """Encode a video source and publish its packets."""
     from nodes import camera as node
 
+    if threshold is not None and price is not None:
+        raise ConfigError("a threshold and a price are two ways to decide on a KEY; give only one of the two")
     overrides = {
         "source.url": source,
         "source.loop": loop,
@@ -263,7 +265,10 @@ def inspect(path: Annotated[Path, typer.Argument(help="bundle folder, or packet 
         return
     if not path.is_file():
         raise ConfigError(f"{path}: no such bundle folder or packet file")
-    packet = unpack(path.read_bytes())
+    try:
+        packet = unpack(path.read_bytes())
+    except BitstreamError as error:
+        raise BitstreamError(f"{path}: {error}; name a bundle folder, or a file of maskcast encode") from error
     table = Table("field", "value", title=path.name, title_justify="left")
     for field, value in (
         ("bundle", packet.bundle.hex()),
@@ -300,19 +305,26 @@ def watch(
 
 
 @config_app.command("validate")
-def validate(file: Annotated[Path, typer.Argument(help="YAML file of a node")]) -> None:
+def validate(
+    file: Annotated[Path, typer.Argument(help="YAML file of a node")],
+    node: Annotated[str | None, typer.Option(help="of this node; without it, what its sections tell")] = None,
+) -> None:
     """Check a settings file; says which key is wrong."""
-    kind = config.kind_of(file)
-    config.load_settings(config.SETTINGS[kind], file, {})
+    kind = node or config.kind_of(file)
+    config.load_settings(_settings_of(kind), file, {})
     print(f"{file}: valid settings of the {kind} node")
 
 
 @config_app.command("schema")
 def schema(node: Annotated[str, typer.Argument(help="camera, gateway, worker, viewer or demo")]) -> None:
     """Print the JSON schema of a node's settings."""
+    print(json.dumps(_settings_of(node).model_json_schema(), indent=2))
+
+
+def _settings_of(node: str) -> type[config.NodeSettings]:
     if node not in config.SETTINGS:
         raise ConfigError(f"node {node!r} is unknown; use one of {', '.join(config.SETTINGS)}")
-    print(json.dumps(config.SETTINGS[node].model_json_schema(), indent=2))
+    return config.SETTINGS[node]
 
 
 def _run(node: Any, settings: config.NodeSettings) -> NoReturn:

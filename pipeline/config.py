@@ -108,8 +108,8 @@ _MQTT_URL = Field(
 _UPLINK = Field(
     None,
     pattern=r"^(mqtts?|memory|webrtc\+https?)://",
-    description="where packets go: mqtt:// or mqtts:// as above, webrtc+http://host:port or webrtc+https://host:port "
-    "of a gateway; null: mqtt_url",
+    description="where packets go: mqtt://host:port or mqtts://host:port of a broker, webrtc+http://host:port or "
+    "webrtc+https://host:port of a gateway; null: mqtt_url",
 )
 _REDIS_URL = Field(
     "redis://localhost:6379",
@@ -207,7 +207,8 @@ def kind_of(file: Path) -> str:
     for kind in ("demo", *SETTINGS):  # a demo has sections of the others
         if kind in sections:
             return kind
-    raise ConfigError(f"{file}: cannot tell which node it is for; it needs a section {', '.join(SETTINGS)}")
+    known = ", ".join(SETTINGS)
+    raise ConfigError(f"{file}: cannot tell which node it is for; say it by --node, or add a section, {known}")
 
 
 def variables(kind: type[NodeSettings]) -> Iterator[str]:
@@ -293,7 +294,17 @@ def _sentence(kind: type[NodeSettings], error: ValidationError, layers: Mapping[
     if fault["type"] == "model_type":
         example = next(name for name in keys(kind) if name.startswith(f"{key}."))
         return f"{layer}: {key}: this is a section; set its fields, such as {example}"
+    if fault["type"] == "string_pattern_mismatch" and (told := _description(kind, fields)):
+        return f"{layer}: {key}: not of its form; {told}"
     return f"{layer}: {key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+
+
+def _description(model: Any, path: Sequence[str]) -> str | None:
+    """What the field at this path is told to be, if there is one; places in lists are no part of the path."""
+    field = getattr(model, "model_fields", {}).get(path[0]) if path else None
+    if field is None:
+        return None
+    return field.description if len(path) == 1 else _description(field.annotation, path[1:])
 
 
 def _holds(values: Any, path: Sequence[str]) -> bool:

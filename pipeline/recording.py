@@ -6,6 +6,7 @@ Where a bundle makes no masks but says which classes are in the picture, JSON ta
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineErr
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Decoded, Frame, FrameId
-from pipeline.sources import fit, image_files, open_source
+from pipeline.sources import damage_of, fit, image_files, open_source
 from pipeline.video_encoder import VideoEncoder
 
 SUFFIX = ".mcp"
@@ -31,15 +32,25 @@ class Written:
 
 
 def encode_files(encoder: Encoder | VideoEncoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
-    """Write one packet file per frame of `source` into `folder`; raises SourceError when it cannot be read."""
+    """Write one packet file per frame of `source` into `folder`.
+
+    Raises SourceError where the source cannot be read, or not all of it, and ConfigError where the folder has packets
+    of a longer video of this name, whose WARPs would move keys of this one; all is written before that is said.
+    """
     size = (bundle.manifest.width, bundle.manifest.height)
     with open_source(str(source), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
         folder.mkdir(parents=True, exist_ok=True)
         names = _stems(source)
+        written = None
         for sequence, picture in enumerate(opened.pictures):
             frame = Frame(FrameId(0, sequence), round(1000 * picture.time_s), fit(picture.image, size))
             stem = names[sequence] if names else f"{source.stem}-{sequence:06d}"
-            yield _write(folder / f"{stem}{SUFFIX}", pack(encoder.encode(frame)))
+            written = _write(folder / f"{stem}{SUFFIX}", pack(encoder.encode(frame)))
+            yield written
+        if (damage := damage_of(str(source), opened)) is not None:
+            raise SourceError(damage)
+    if written is not None and not names:
+        _check_is_last(written.path)
 
 
 def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
@@ -69,6 +80,16 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
         elif decoded.scores is not None:
             names = [one.name for one in bundle.manifest.classes]
             yield _write(folder / f"{path.stem}.json", pack_labels(decoded.scores, names))
+
+
+def _check_is_last(last: Path) -> None:
+    """ConfigError where packets of a clip of the same name follow this one."""
+    clip, _, _ = last.stem.rpartition("-")
+    later = sorted(path for path in last.parent.glob(f"{escape(clip)}-*{SUFFIX}") if path.stem > last.stem)
+    if later:
+        raise ConfigError(
+            f"output {last.parent}: {later[0].name} and those after it are of a longer clip of this name; remove them"
+        )
 
 
 def _stems(source: Path) -> list[str]:

@@ -26,7 +26,9 @@ class SegmentationGraph:
     def __init__(self, path: Path, *, size: tuple[int, int]) -> None:
         self._path = path
         self._session = _open(path)
-        self._input = self._session.get_inputs()[0]
+        self._input, *others = self._session.get_inputs()
+        if others:
+            raise self._refusal(f"it has {1 + len(others)} inputs, {', '.join(one.name for one in others)} among them")
         self._mean, self._std = (self._setting(name) for name in ("mean", "std"))
         height, width = self._input.shape[-2:] if len(self._input.shape) == 4 else (None, None)
         self.size = (width, height) if isinstance(width, int) and isinstance(height, int) else size

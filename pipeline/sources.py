@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -40,12 +40,21 @@ class Picture:
     time_s: float
 
 
+@dataclass(slots=True, eq=False)
+class Damage:
+    """What of a source could not be read so far: how many packets of its video, and why not the last of them."""
+
+    packets: int = 0
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """A source that can be read, once."""
 
     origin: Origin
     pictures: Iterator[Picture]
+    damage: Damage = field(default_factory=Damage)
 
 
 def kind_of(url: str) -> Kind:
@@ -93,7 +102,8 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
         stream.thread_type = "AUTO" if kind == "file" else "SLICE"  # frame threads would delay what is live
         stream.thread_count = decode_threads
         origin = Origin(stream.width, stream.height, float(stream.average_rate or fps))
-        yield Opened(origin, _pictures(url, container, stream, origin.fps))
+        damage = Damage()
+        yield Opened(origin, _pictures(url, container, stream, origin.fps, damage), damage)
 
 
 def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
@@ -108,8 +118,17 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
         raise _cannot_open(url, _reason(error)) from error
 
 
-def _pictures(url: str, container: InputContainer, stream: VideoStream, fps: float) -> Iterator[Picture]:
-    """Damaged packets are passed over, but not without end; without time stamps, pictures come at the rate."""
+def damage_of(url: str, opened: Opened) -> str | None:
+    """What to say of a file that was read to its end: None where all of it could be read."""
+    if not opened.damage.packets:
+        return None
+    return f"{shown(url)} is damaged, so that pictures are missing: {opened.damage.reason}; repair it"
+
+
+def _pictures(
+    url: str, container: InputContainer, stream: VideoStream, fps: float, damage: Damage
+) -> Iterator[Picture]:
+    """Damaged packets are counted and passed over, not without end. Without time stamps, pictures come at the rate."""
     damaged, count, first_s = 0, 0, None
     packets = container.demux(stream)
     while True:
@@ -120,6 +139,7 @@ def _pictures(url: str, container: InputContainer, stream: VideoStream, fps: flo
             return
         except av.InvalidDataError as error:
             damaged += 1
+            damage.packets, damage.reason = damage.packets + 1, _reason(error)
             if damaged >= _DAMAGED_PACKETS:
                 raise SourceError(f"{shown(url)} is damaged: {_reason(error)}") from error
             continue

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.messages import Frame, FrameId
-from pipeline.sources import Kind, Opened, Origin, Picture, fit, kind_of, open_source, shown
+from pipeline.sources import Kind, Opened, Origin, Picture, damage_of, fit, kind_of, open_source, shown
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
 _BEHIND_S, _AHEAD_S = 1.0, 10.0  # beyond, the machine slept or time stamps jumped: go on from here
@@ -142,6 +142,7 @@ class Video:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.origin: Origin | None = None  # known once the source was opened
+        self.damage: str | None = None  # of a file, once it was read to its end: what to say of what is missing
         self._url, self._width, self._height = url, width, height
         self._loop, self._fast, self._start_s, self._mirror = loop, fast, start_s, mirror
         self._fps, self._timeout_s, self._threads = fps, timeout_s, decode_threads
@@ -251,6 +252,9 @@ class Video:
                         return
                     if not self._show(picture):
                         return
+                if self.damage is None and (found := damage_of(self._url, source)) is not None:
+                    self.damage = found
+                    log.warning("pictures are missing", reason=found)
             if end_s <= skip_s:
                 raise SourceError(f"{shown(self._url)} has no picture after {skip_s:g} s; name another source")
             if not self._loop:

@@ -32,6 +32,15 @@ def write_clip(path: Path, *, frames: int = 10, fps: int = 25, width: int = 64, 
     return path
 
 
+def write_scratched_clip(path: Path, *, frames: int = 30) -> Path:
+    """A video file of the numbered pictures in whose middle some bytes were lost, and so some pictures."""
+    data = bytearray(write_clip(path, frames=frames).read_bytes())
+    at = (data.index(b"mdat") + data.index(b"moov")) // 2
+    data[at : at + 40] = bytes(40)
+    path.write_bytes(data)
+    return path
+
+
 def write_stream(path: Path, *, frames: int = 10) -> Path:
     """The numbered pictures as a bare stream: no container, so no time stamps."""
     path.write_bytes(_encoded(frames, fps=25, format="m4v"))

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import structlog
 from channels import until
-from clips import RtspServer, picture, write_clip
+from clips import RtspServer, picture, write_clip, write_scratched_clip
 from processes import site, wait_until
 from servers import accepts, free_port
 from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
@@ -97,6 +98,27 @@ async def test_of_a_recording_a_frame_is_taken_when_the_masks_of_those_before_ca
             await running
     assert [packet.id.sequence for packet in packets] == list(range(10))
     assert all(packet.recorded for packet in packets)
+
+
+async def test_a_damaged_recording_is_told_when_all_that_could_be_read_has_its_mask(tmp_path: Path, lane: Lane) -> None:
+    broker, clip = MemoryBroker(), write_scratched_clip(tmp_path / "clip.mp4")
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        Video(str(clip), width=64, height=48, fast=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        window = Window("cam-1", uplink, packets=3)
+        running = asyncio.create_task(camera_of(video, uplink, lane, window=window).run())
+        while not running.done():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    packet = unpack((await anext(arriving)).payload)
+                    mask = Mask(packet.id, 0, bytes(4), np.zeros((4, 4), np.uint8))
+                    await other.publish("cam-1/mask", pack_mask(mask, "cam-1", np.zeros((1, 3), np.uint8)))
+        with pytest.raises(SourceError, match="is damaged"):
+            await running
+    assert 20 <= window.answered < 30
 
 
 def test_a_recording_that_nobody_answers_ends_the_camera_with_a_sentence(tmp_path: Path, mqtt_url: str) -> None:

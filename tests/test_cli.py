@@ -193,6 +193,9 @@ def test_every_node_has_a_schema(node: str) -> None:
         (["camera", "--name", "Bad Name"], "camera name"),
         (["camera", "--key-interval", "257"], "encoder.key_interval"),
         (["camera", "--threshold", "-1"], "encoder.threshold"),
+        (["camera", "--threshold", "96", "--price", "8"], "only one of the two"),
+        (["camera", "--uplink", "http://x"], "uplink: not of its form; where packets go: mqtt://host:port"),
+        (["camera", "--grid", "2by2"], "encoder.grid: not of its form; rows x columns of regions, such as 2x2"),
         (["worker", "--bundle", "none"], "there is no such folder"),
         (["gateway", "--config", "none.yaml"], "none.yaml"),
         (["config", "schema", "fridge"], "use one of"),
@@ -215,7 +218,22 @@ def test_a_damaged_packet_file_is_failed_work(capsys: pytest.CaptureFixture[str]
     (tmp_path / "x.mcp").write_bytes(b"nonsense")
     code, err = failure(capsys, "inspect", tmp_path / "x.mcp")
     assert code == 1
-    assert err.startswith("maskcast: ")
+    assert err.startswith(f"maskcast: {tmp_path / 'x.mcp'}: packet: ")
+    assert err.endswith("name a bundle folder, or a file of maskcast encode\n")
+
+
+def test_a_file_with_few_settings_is_valid_for_the_node_that_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("encoder: {quality: 3}\n")
+    code, err = failure(capsys, "config", "validate", file)
+    assert (code, "--node" in err) == (2, True)
+    code, out, _ = maskcast("config", "validate", file, "--node", "camera")
+    assert (code, out.endswith("valid settings of the camera node\n")) == (0, True)
+    file.write_text("encoder: {qualty: 3}\n")
+    code, err = failure(capsys, "config", "validate", file, "--node", "camera")
+    assert (code, "did you mean encoder.quality?" in err) == (2, True)
 
 
 def test_a_place_that_cannot_be_written_is_named(

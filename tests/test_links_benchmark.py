@@ -147,6 +147,12 @@ def test_every_link_is_measured_with_both_uplinks_one_after_the_other() -> None:
     assert (settings[-1].way.delay_ms, settings[-1].way.loss, settings[-1].way.rate_kbit_s) == (75, 0.05, 256)
 
 
+@pytest.mark.parametrize("link", ["abc", "150", "150/5/1", "150/x"])
+def test_a_link_that_is_none_is_named(link: str) -> None:
+    with pytest.raises(ConfigError, match=f"--link {link}: write .* such as 150/5"):
+        settings_of((link,), (256.0,), ("mqtt",), ("off",), 64.0)
+
+
 def test_what_is_written_is_json_with_rows_of_numbers_on_one_line(tmp_path: Path) -> None:
     told = {"title": "[1, 2]", "rows": [1, 2.5, -3e-07], "nothing": float("nan")}
     write_json(told, tmp_path / "told.json")

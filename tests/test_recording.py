@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from clips import write_clip, write_scratched_clip
 
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -95,6 +96,26 @@ def video(tmp_path: Path) -> Path:
     for number in range(5):
         cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(noise, (480, 360)))
     return folder
+
+
+def test_of_a_damaged_clip_all_that_can_be_read_is_written_and_then_said(
+    bundle: Bundle, encoder: Encoder, tmp_path: Path
+) -> None:
+    clip, written = write_scratched_clip(tmp_path / "clip.mp4"), []
+    with pytest.raises(SourceError, match=r"clip\.mp4 is damaged, so that pictures are missing"):
+        written.extend(encode_files(encoder, bundle, clip, tmp_path / "packets"))
+    assert len(list((tmp_path / "packets").iterdir())) >= 20
+
+
+def test_packets_of_a_longer_clip_of_this_name_are_not_left_behind_unsaid(
+    bundle: Bundle, encoder: Encoder, tmp_path: Path
+) -> None:
+    clip, folder = tmp_path / "clip.mp4", tmp_path / "packets"
+    assert len(list(encode_files(encoder, bundle, write_clip(clip, frames=4), folder))) == 4
+    list(encode_files(encoder, bundle, write_clip(tmp_path / "another.mp4", frames=2), folder))  # another's do no harm
+    assert len(list(encode_files(encoder, bundle, clip, folder))) == 4  # nor does the same clip again
+    with pytest.raises(ConfigError, match=r"packets: clip-000002\.mcp and those after it are of a longer clip"):
+        list(encode_files(encoder, bundle, write_clip(clip, frames=2), folder))
 
 
 def test_a_folder_of_keys_and_warps_is_one_stream(

@@ -53,6 +53,7 @@ class Frames:
     """Stands in for a video, and counts what was taken from it."""
 
     skipped = 0
+    damage = None
 
     def __init__(self) -> None:
         self.taken = 0

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import flat, light_meter
 
@@ -67,6 +68,15 @@ def test_graph_that_takes_other_pictures_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"depth\.onnx: not RGB") as caught:
         SegmentationGraph(path, size=SIZE)
     assert "\n" not in str(caught.value)
+
+
+def test_graph_that_takes_more_than_a_picture_is_named(tmp_path: Path) -> None:
+    path = light_meter(tmp_path / "two.onnx", 3, bright=0, dark=1)
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("quality", onnx.TensorProto.INT64, [1]))
+    onnx.save(model, path)
+    with pytest.raises(ConfigError, match=r"two\.onnx: not RGB .* 2 inputs, quality among them"):
+        SegmentationGraph(path, size=SIZE)
 
 
 def test_without_onnxruntime_the_teachers_load_and_a_graph_says_what_is_missing(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from clips import number_of, picture, write_clip, write_images, write_stream
+from clips import number_of, picture, write_clip, write_images, write_scratched_clip, write_stream
 
 from pipeline.errors import SourceError
-from pipeline.sources import Origin, fit, image_files, kind_of, open_source, shown
+from pipeline.sources import Origin, damage_of, fit, image_files, kind_of, open_source, shown
 
 OPTIONS = {"fps": 10.0, "timeout_s": 2.0, "decode_threads": 1}
 
@@ -77,13 +77,19 @@ def test_pictures_are_rgb(tmp_path: Path) -> None:
 
 
 def test_a_scratch_in_a_file_does_not_end_it(tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", frames=30)
-    data = bytearray(clip.read_bytes())
-    begin = data.index(b"mdat")
-    at = (begin + data.index(b"moov")) // 2
-    data[at : at + 40] = bytes(40)
-    clip.write_bytes(data)
-    assert len(read(clip)[1]) >= 20
+    clip = write_scratched_clip(tmp_path / "clip.mp4")
+    with open_source(str(clip), fps=25, timeout_s=5, decode_threads=1) as source:
+        found = list(source.pictures)
+        assert 20 <= len(found) < 30
+        assert 0 < source.damage.packets <= 30 - len(found)
+        assert str(damage_of(str(clip), source)).startswith(f"{clip} is damaged, so that pictures are missing: ")
+
+
+def test_nothing_is_said_of_a_file_that_is_whole(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+    with open_source(str(clip), fps=25, timeout_s=5, decode_threads=1) as source:
+        assert len(list(source.pictures)) == 10
+        assert damage_of(str(clip), source) is None
 
 
 @pytest.mark.parametrize("url", ["none.mp4", "rtmp://host/live", "99", "/dev/video99", "https://host/a.mp4"])

@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from clips import RtspServer, number_of, picture, write_clip, write_images
+import structlog
+from clips import RtspServer, number_of, picture, write_clip, write_images, write_scratched_clip
 
 from pipeline.errors import SourceError
 from pipeline.messages import Frame, FrameId
@@ -183,6 +184,14 @@ async def test_a_damaged_image_ends_the_frames_with_an_error(tmp_path: Path) -> 
     (folder / "002.png").write_bytes(b"nothing")
     with pytest.raises(SourceError, match=r"002\.png"):
         await play(Video(str(folder), **SIZE, fast=True))
+
+
+async def test_what_is_missing_of_a_damaged_file_is_told_once_and_a_loop_goes_on(tmp_path: Path) -> None:
+    video = Video(str(write_scratched_clip(tmp_path / "clip.mp4")), **SIZE, fast=True, loop=True)
+    with structlog.testing.capture_logs() as logs:
+        assert len(await play(video, 70)) == 70
+    assert [line["reason"] for line in logs] == [video.damage]
+    assert str(video.damage).endswith("repair it")
 
 
 async def test_leaving_ends_a_reader_that_waits(tmp_path: Path) -> None:
