@@ -50,6 +50,7 @@ def soft_label_file(
     source = f"{teacher.made_of}\n{STRIDE}\n{digest(images)}\n"
     found = kept_rows(folder / _FILE, source, partial(soft_labels, teacher, images), count=len(images))
     if run is not None:
+        run.mkdir(parents=True, exist_ok=True)
         (run / _FILE).with_suffix(".txt").write_text(source)
     return found
 

@@ -53,8 +53,9 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
     Raises ConfigError on wrong folders and TrainingDiverged when a gradient is not finite.
     """
     schedule = experiment.schedule
-    device = _set_up(experiment, folders)
+    device = _set_up(experiment)
     material = prepare(experiment, folders, device)
+    folders.run.mkdir(parents=True, exist_ok=True)
     trainee = _trainee(experiment, folders, material, device)
     step_once, batches = Step(trainee, experiment, material.class_weights), material.batches
     saved_s = time.monotonic()
@@ -101,11 +102,10 @@ def load_trained(experiment: Experiment, run: Path, classes: int) -> SplitSegmen
     return network.eval()
 
 
-def _set_up(experiment: Experiment, folders: Folders) -> torch.device:
+def _set_up(experiment: Experiment) -> torch.device:
     keep_freed_memory()
     torch.manual_seed(experiment.schedule.seed)
     torch.backends.cudnn.benchmark = True  # views are all of one size
-    folders.run.mkdir(parents=True, exist_ok=True)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -6,6 +6,7 @@ Each imports what is heavy itself; all but refine need torch.
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -202,6 +203,7 @@ def _say(line: str) -> None:
 
 def _need_torch() -> None:
     _need("training", "torch", "compressai", remedy="pip install 'maskcast[train]'")
+    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", FutureWarning)  # of what compressai imports
 
 
 def _need(what: str, *packages: str, remedy: str) -> None:

@@ -215,9 +215,11 @@ def test_teacher_gives_a_distillation_term_and_its_labels_are_kept(everything: t
     assert (folders.run / "soft_labels.npy").is_file()
 
 
-def test_teacher_that_is_not_named_is_asked_for(tiny_camvid: Path, tmp_path: Path) -> None:
+def test_teacher_that_is_not_named_is_asked_for_and_leaves_no_folder(tiny_camvid: Path, tmp_path: Path) -> None:
+    folders = tiny.folders(tiny_camvid, tmp_path)
     with pytest.raises(ConfigError, match="--teacher"):
-        epochs(tiny.experiment(teacher={"weight": 0.5}), tiny.folders(tiny_camvid, tmp_path))
+        epochs(tiny.experiment(teacher={"weight": 0.5}), folders)
+    assert not folders.run.exists()
 
 
 def test_frames_without_labels_that_are_not_named_are_asked_for(everything: tuple[Experiment, Folders]) -> None:
