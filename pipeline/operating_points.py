@@ -175,13 +175,14 @@ def points_of(
 ) -> list[OperatingPoint]:
     """The points worth having, for a source of so many frames per second: each the best of its rate in some scene.
 
+    So are KEYs in every frame of each level: of a high threshold the model may think that it is the same, and be wrong.
     No level above `max_quality`, nor one that a better takes as few bits as; no threshold above `max_threshold`.
     """
     levels = _worthwhile([one for one in manifest.quality_levels if max_quality is None or one.index <= max_quality])
     rates = sorted({min(max(rate, min_fps), fps) for rate in (*RATES, fps)})
     thresholds = sorted({min(one, max_threshold) for one in THRESHOLDS})
     points = [OperatingPoint(*one) for one in product(levels, thresholds, rates)]
-    kept: set[OperatingPoint] = set()
+    kept = {point for point in points if point.threshold == thresholds[-1] and point.fps == rates[-1]}
     for change, speed in _SCENES:
         costs = CostModel(manifest)
         costs._change, costs._speed = change, speed

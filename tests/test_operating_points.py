@@ -115,6 +115,14 @@ def test_points_keep_to_what_was_asked_for(manifest: Manifest) -> None:
     assert {point.fps for point in points} <= {6.0, 8.0, 12.5}
 
 
+def test_every_level_can_be_key_in_every_frame_whatever_the_model_thinks_of_thresholds(manifest: Manifest) -> None:
+    points = points_of(manifest, fps=15.0)
+    levels = {point.quality for point in points}
+    assert len(levels) > 4
+    assert all(OperatingPoint(level, 100.0, 15.0) in points for level in levels)
+    assert OperatingPoint(4, 96.0, 15.0) in points_of(manifest, fps=15.0, max_threshold=96.0)
+
+
 def test_of_levels_that_take_as_much_the_best_is_offered(manifest: Manifest) -> None:
     first, second, *others = manifest.quality_levels
     as_dear = first.model_copy(update={"rate_bpp": second.rate_bpp})
