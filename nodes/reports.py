@@ -94,6 +94,31 @@ class Legend(_Report):
     classes: Annotated[tuple[ClassLook, ...], Field(max_length=256)]
 
 
+class Legends(dict[str, Legend]):
+    """The legends of bundles by hash, of those that were told of last, so many at most."""
+
+    def __init__(self, limit: int = 64) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def take(self, bundle: str, payload: bytes) -> Legend | None:
+        """Keep what came on the topic of a bundle; an empty retained message, how MQTT forgets one, gives None.
+
+        Raises BitstreamError for what is no legend, or that of another bundle.
+        """
+        if not payload:
+            self.pop(bundle, None)
+            return None
+        legend = read_report(Legend, payload)
+        if legend.hash != bundle:
+            raise BitstreamError(f"bundle: manifest of {legend.hash!r} on the topic of {bundle!r}")
+        self.pop(bundle, None)
+        self[bundle] = legend
+        if len(self) > self._limit:
+            del self[next(iter(self))]
+        return legend
+
+
 R = TypeVar("R", bound=_Report)
 
 

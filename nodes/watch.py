@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nodes.reports import Labels, Legend, State, Stats, read_report
+from nodes.reports import Labels, Legends, State, Stats, read_report
 from nodes.service import Lane, now_ms
 from pipeline.config import ViewerSettings
 from pipeline.errors import BitstreamError, ConfigError
@@ -29,7 +29,6 @@ from pipeline.transport import Channel, Message, open_channel
 _CONNECT_TIMEOUT_S = 10.0
 _REFRESH_S = 0.25
 _CAMERA_LIMIT = 64
-_LEGEND_LIMIT = 64
 _SHARES_SHOWN = 5
 _PICTURE_COLUMNS = 36
 _HEADING_ROWS = 5
@@ -78,7 +77,7 @@ class Watch:
 
     def __init__(self, *, lane: Lane, camera: str | None = None, save: Path | None = None) -> None:
         self.cameras: dict[str, Seen] = {}
-        self.legends: dict[str, Legend] = {}
+        self.legends = Legends()
         self.masks = 0
         self._lane, self._camera, self._save = lane, camera, save
 
@@ -103,7 +102,7 @@ class Watch:
             elif last == "state":
                 return self._take_state(first, message.payload)
             else:
-                self._take_legend(last, message.payload)
+                self.legends.take(last, message.payload)
         except BitstreamError:
             drop("watch", last if last in ("mask", "labels", "stats", "state") else "bundle")
         return None
@@ -129,18 +128,6 @@ class Watch:
         seen = self._seen(name)
         changed, seen.state = seen.state != state, state
         return f"{name}  {state}" if changed else None
-
-    def _take_legend(self, bundle: str, payload: bytes) -> None:
-        if not payload:
-            self.legends.pop(bundle, None)
-            return
-        legend = read_report(Legend, payload)
-        if legend.hash != bundle:
-            raise BitstreamError(f"bundle: manifest of {legend.hash!r} on the topic of {bundle!r}")
-        self.legends.pop(bundle, None)
-        self.legends[bundle] = legend
-        if len(self.legends) > _LEGEND_LIMIT:
-            del self.legends[next(iter(self.legends))]  # told of longest ago
 
     def colours(self, seen: Seen) -> dict[str, str]:
         """Class name -> colour as a terminal takes it, in the order of the class indexes; empty if not known."""

@@ -127,9 +127,10 @@ def camera(
 ) -> None:
     """Encode a video source and publish its packets."""
     from nodes import camera as node
+    from pipeline.video_encoder import key_policy
 
-    if threshold is not None and price is not None:
-        raise ConfigError("a threshold and a price are two ways to decide on a KEY; give only one of the two")
+    if threshold is not None and price is not None:  # in settings a price goes before the usual threshold
+        key_policy(threshold=threshold, price=price)
     overrides = {
         "source.url": source,
         "source.loop": loop,

@@ -299,12 +299,14 @@ def _sentence(kind: type[NodeSettings], error: ValidationError, layers: Mapping[
     return f"{layer}: {key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 
-def _description(model: Any, path: Sequence[str]) -> str | None:
-    """What the field at this path is told to be, if there is one; places in lists are no part of the path."""
-    field = getattr(model, "model_fields", {}).get(path[0]) if path else None
-    if field is None:
-        return None
-    return field.description if len(path) == 1 else _description(field.annotation, path[1:])
+def _description(model: type[BaseModel], path: Sequence[str]) -> str | None:
+    """What the field at this path is told to be, if that is told; keys of a mapping are no fields."""
+    for name in path[:-1]:
+        section = model.model_fields[name].annotation
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return None
+        model = section
+    return model.model_fields[path[-1]].description
 
 
 def _holds(values: Any, path: Sequence[str]) -> bool:

@@ -105,6 +105,7 @@ def _alone(path: Path) -> Iterator[None]:
         except BlockingIOError:
             log.info("another process makes this file; waiting for it", file=path.name)
             fcntl.flock(file, fcntl.LOCK_EX)
+        _finish_keeping(path)
         yield
 
 
@@ -115,19 +116,23 @@ def made_of(path: Path) -> str | None:
 
 
 def _is_kept(path: Path, wanted: str) -> bool:
-    fresh = path.with_suffix(".new")
-    if fresh.is_file() and path.is_file() and not _partial_of(path).exists():  # a process died while it kept it
-        fresh.replace(path.with_suffix(".txt"))
     return path.is_file() and made_of(path) == wanted
 
 
 def _keep(path: Path, source: str) -> None:
-    """Put the partial array in its place; whenever the process dies, what lies there is whole and said rightly."""
+    """Put the partial array in its place; wherever the process dies, that can be finished."""
     path.with_suffix(".new").write_text(source)
     path.with_suffix(".txt").unlink(missing_ok=True)
     _partial_of(path).replace(path)
     path.with_suffix(".new").replace(path.with_suffix(".txt"))
     _note_of(path).unlink(missing_ok=True)
+
+
+def _finish_keeping(path: Path) -> None:
+    """Say what the array is made of where a process died before it could, its partial file in place already."""
+    fresh = path.with_suffix(".new")
+    if fresh.is_file() and path.is_file() and not _partial_of(path).exists():
+        fresh.replace(path.with_suffix(".txt"))
 
 
 def _partial_of(path: Path) -> Path:

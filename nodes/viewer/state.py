@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from nodes.reports import Labels, Legend, State, Stats, read_report
+from nodes.reports import Labels, Legend, Legends, State, Stats, read_report
 from nodes.service import now_ms
 from nodes.viewer.pictures import MaskPicture, check_preview, read_mask
 from pipeline.errors import BitstreamError, ConfigError
@@ -77,8 +77,8 @@ class Wall:
         now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self.cameras: dict[str, CameraView] = {}
-        self.legends: dict[str, Legend] = {}
-        self._camera_limit, self._legend_limit = camera_limit, legend_limit
+        self.legends = Legends(legend_limit)
+        self._camera_limit = camera_limit
         self._now_ms = now_ms
         self._takers: Mapping[str, Callable[[str, bytes], list[Update]]] = {
             "mask": self._take_mask,
@@ -165,17 +165,8 @@ class Wall:
         return [state_update(camera)]
 
     def _take_legend(self, bundle: str, payload: bytes) -> list[Update]:
-        if not payload:
-            self.legends.pop(bundle, None)
-            return []
-        legend = read_report(Legend, payload)
-        if legend.hash != bundle:
-            raise BitstreamError(f"bundle: manifest of {legend.hash!r} on the topic of {bundle!r}")
-        self.legends.pop(bundle, None)
-        self.legends[bundle] = legend
-        if len(self.legends) > self._legend_limit:
-            del self.legends[next(iter(self.legends))]
-        return [legend_update(legend)]
+        legend = self.legends.take(bundle, payload)
+        return [] if legend is None else [legend_update(legend)]
 
     def _heard(self, name: str) -> CameraView:
         """The view of this camera, now the one that was heard of last."""
