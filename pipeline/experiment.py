@@ -100,6 +100,9 @@ class LossSettings(_Section):
 
     labels: float = Field(ge=0, description="weight of the labels' cross entropy; 0: the labels are not looked at")
     lovasz: float = Field(ge=0, description="weight of the Lovasz softmax term, a surrogate of mIoU")
+    pixels: float = Field(
+        default=0.0, ge=0, description="weight of the squared error, in grey levels, where model.decoder is image"
+    )
     rate: _Weights = Field(description="lambda, the weight of one bit per pixel, by level; it never rises")
 
     @property
@@ -134,6 +137,18 @@ class Experiment(_Section):
     teacher: TeacherSettings
     loss: LossSettings
     schedule: ScheduleSettings
+
+    @model_validator(mode="after")
+    def _rebuilt(self) -> "Experiment":
+        image = self.model.decoder == "image"
+        if image != (self.loss.pixels > 0):
+            raise ValueError("loss.pixels is for model.decoder image, and above 0 there")
+        learned = self.loss.labels + self.loss.lovasz + self.teacher.weight + self.teacher.lovasz
+        if image and (learned > 0 or self.data.choose_by):
+            raise ValueError(
+                "model.decoder image makes no masks; loss.labels, lovasz, teacher.weight must be 0, data.choose_by []"
+            )
+        return self
 
     def with_seed(self, seed: int) -> "Experiment":
         """The same, repeated with other chances."""

@@ -19,6 +19,7 @@ class Losses:
     lovasz: Tensor
     distillation: Tensor
     taught_lovasz: Tensor  # with the teachers' likeliest classes
+    pixels: Tensor  # squared error of the rebuilt picture, in grey levels
     rate: Tensor
     rate_bpp: Tensor  # the same without weights
 

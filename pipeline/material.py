@@ -58,7 +58,7 @@ class _Drawn:
 def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> Material:
     """Read everything; ConfigError names the folder or the setting that is wrong."""
     settings, schedule, loss = experiment.data, experiment.schedule, experiment.loss
-    if loss.labels + loss.lovasz + experiment.teacher.weight == 0:
+    if loss.labels + loss.lovasz + loss.pixels + experiment.teacher.weight == 0:
         raise ConfigError("loss.labels, loss.lovasz and teacher.weight are all 0: there is nothing to learn from")
     if experiment.teacher.translated and loss.labels + loss.lovasz == 0:
         raise ConfigError("teacher.translated learns from labels, but loss.labels and lovasz are 0; set it to false")
@@ -148,7 +148,7 @@ def _extra_frames(experiment: Experiment, folders: Folders, size: tuple[int, ...
         return []
     if not folders.unlabelled:
         raise ConfigError("data.unlabelled is above 0, but no frames are named; add --unlabelled FOLDER")
-    if experiment.teacher.weight == 0:
+    if experiment.teacher.weight + experiment.loss.pixels == 0:
         raise ConfigError("data.unlabelled is above 0, but teacher.weight is 0: nothing would be learned from them")
     found = [image for path in folders.unlabelled for image in datasets.unlabelled_frames(path)]
     return [_middle(image, size[0], size[1]) for image in found]

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.export import Description, export, export_whole
 from pipeline.layouts import LAYOUTS
+from pipeline.models.assembly import IMAGE
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.refining import refine
 from pipeline.training import load_trained
@@ -50,7 +51,7 @@ def publish(
     `tell` is told in lines what goes on. Raises ConfigError where run, data and experiment do not fit.
     """
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
-    network = load_trained(origin.experiment, origin.run, len(described.classes))
+    network = _network(origin, described)
     shown, learned = _frames(origin, split), _learned(origin)
     description = _description(origin, described, learned.images[0].shape, split)
     offsets = _offsets(origin, network, learned)
@@ -62,6 +63,12 @@ def publish(
     pixels = description.width * description.height
     measured = {"quality_levels": tuple(mark_default(levels, pixels))}
     return seal(bundle.manifest.model_copy(update=measured), folder)
+
+
+def _network(origin: Origin, described: Classes) -> SplitSegmenter:
+    if origin.experiment.model.decoder == IMAGE:
+        raise ConfigError("model.decoder image makes no masks; export what was trained behind its camera")
+    return load_trained(origin.experiment, origin.run, len(described.classes))
 
 
 def _description(origin: Origin, described: Classes, size: tuple[int, ...], split: str) -> Description:
@@ -84,7 +91,7 @@ def _description(origin: Origin, described: Classes, size: tuple[int, ...], spli
 def publish_whole(origin: Origin, path: Path) -> None:
     """Write the network of a run as one graph, from image to logits, in which nothing is coded."""
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
-    network = load_trained(origin.experiment, origin.run, len(described.classes))
+    network = _network(origin, described)
     learned = _learned(origin)
     height, width, _ = learned.images[0].shape
     offsets = _offsets(origin, network, learned)

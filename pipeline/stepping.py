@@ -61,7 +61,8 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch, *, learning: float, rise: float, decay: float) -> Tensor:
-        """One step; returns (5,): cross entropy, Lovasz terms, distillation, bits per pixel, norm of the gradient.
+        """One step; returns (6,): cross entropy, Lovasz terms, distillation, squared error, bits per pixel, norm of the
+        gradient.
 
         `learning` is the share of the peak learning rates, `rise` that of the rate's weight, `decay` the average's.
         Raises TrainingDiverged when a gradient is not finite.
@@ -111,6 +112,7 @@ class Step:
             + settings.loss.lovasz * terms.lovasz
             + settings.teacher.weight * terms.distillation
             + settings.teacher.lovasz * terms.taught_lovasz
+            + settings.loss.pixels * terms.pixels
             + self._rise * terms.rate
         )
         optimiser.zero_grad(set_to_none=True)
@@ -123,7 +125,7 @@ class Step:
         optimiser.step()
         self._update_average()
         lovasz = terms.lovasz + terms.taught_lovasz
-        logged = (terms.segmentation, lovasz, terms.distillation, terms.rate_bpp, norm)
+        logged = (terms.segmentation, lovasz, terms.distillation, terms.pixels, terms.rate_bpp, norm)
         return torch.stack([term.detach() for term in logged])
 
     def _losses(self, batch: Batch) -> losses.Losses:
@@ -132,7 +134,7 @@ class Step:
             seen = self._trainee.network(images, batch.quality)
         # Plane by plane: what follows would else be copied into that order, at the size of the picture.
         logits, settings = seen.logits.float().contiguous(), self._experiment.loss
-        segmentation = lovasz = soft_term = taught_lovasz = logits.new_zeros(())
+        segmentation = lovasz = soft_term = taught_lovasz = pixels = logits.new_zeros(())
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]
             full = upsample(logits, height, width)
@@ -147,9 +149,11 @@ class Step:
             if self._experiment.teacher.lovasz > 0:
                 guessed = losses.likeliest(batch.soft, (logits.shape[-2], logits.shape[-1]))
                 taught_lovasz = losses.lovasz_softmax(logits, guessed)
+        if settings.pixels > 0:
+            pixels = F.mse_loss(logits, batch.images)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
         weighted = (self._rate_weights[batch.quality] * bpp).mean()
-        return losses.Losses(segmentation, lovasz, soft_term, taught_lovasz, rate=weighted, rate_bpp=bpp.mean())
+        return losses.Losses(segmentation, lovasz, soft_term, taught_lovasz, pixels, rate=weighted, rate_bpp=bpp.mean())
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -28,7 +28,7 @@ from pipeline.restoring import camera_state, network_of, trainable
 from pipeline.stepping import Step, optimiser_of
 
 _SAVE_EVERY_S = 60
-_TERMS = ("segmentation", "lovasz", "distillation", "rate_bpp", "gradient_norm")  # as a step returns them
+_TERMS = ("segmentation", "lovasz", "distillation", "pixels", "rate_bpp", "gradient_norm")  # as a step returns them
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -41,6 +41,7 @@ class Progress:
     segmentation: float
     lovasz: float
     distillation: float
+    pixels: float
     rate_bpp: float
     gradient_norm: float
     images_per_s: float
@@ -61,7 +62,7 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
     saved_s = time.monotonic()
 
     for epoch in range(checkpoint.resume(folders.run, trainee, experiment), schedule.epochs):
-        began_s, sums = time.monotonic(), torch.zeros(5, device=device)
+        began_s, sums = time.monotonic(), torch.zeros(len(_TERMS), device=device)
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
         for step, batch in zip(steps, batches.of(steps), strict=True):
             sums += step_once(batch, **_paces(schedule, step, batches.per_epoch * schedule.epochs))
@@ -203,9 +204,13 @@ def _measure(network: SplitSegmenter, material: Material, size: tuple[int, int] 
 
 def describe(progress: Progress) -> str:
     """One line for the log, and one for each split that was measured."""
+    terms = (
+        f"picture {20 * math.log10(255) - 10 * math.log10(progress.pixels):.2f} dB"
+        if progress.pixels
+        else f"labels {progress.segmentation:.3f}  lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}"
+    )
     line = (
-        f"epoch {progress.epoch}/{progress.epochs}  labels {progress.segmentation:.3f}  "
-        f"lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}  rate {progress.rate_bpp:.4f} bpp  "
+        f"epoch {progress.epoch}/{progress.epochs}  {terms}  rate {progress.rate_bpp:.4f} bpp  "
         f"gradient {progress.gradient_norm:.2f}  {progress.images_per_s:.0f} images/s"
     )
     for split in dict.fromkeys(one.split for one in progress.measured):

@@ -56,13 +56,16 @@ def test_each_experiment_that_decides_is_valid_and_named_as_its_file(path: Path)
 def test_experiments_to_compare_differ_in_what_is_compared_alone() -> None:
     """The same data, teachers, losses and steps; `trained` is for those that hold the camera still.
 
-    There are three comparisons: of systems, of the number of kernels, and of one rate with many.
+    There are three comparisons: of systems, of the number of kernels, and of one rate with many. The image codec is in
+    none: what stands behind its camera is.
     """
-    compared: dict[str, list[Experiment]] = {"decoder": [], "single": [], "": []}
+    compared: dict[str, list[Experiment]] = {"decoder": [], "single": [], "image": [], "": []}
     for path in (path for path in FILES if path.parent.name == "compare"):
         compared[next(kind for kind in compared if path.stem.startswith(kind))].append(load_experiment(path))
     assert {one.model.decoder for one in compared[""]} == {"joint", "source_task", "task", "latent_task"}
     assert {one.model.over_parameters for one in compared["decoder"]} == {0, 3}
+    (codec,), (behind,) = compared["image"], [one for one in compared[""] if one.model.decoder == "latent_task"]
+    assert codec.loss.rate == behind.loss.rate
     for group in compared.values():
         shared = [
             (
@@ -128,6 +131,8 @@ def test_another_seed_is_all_that_is_changed() -> None:
             {"translated": True, "weight": 0.0},
             "teacher: translated is true, but weight 0: there is no teacher",
         ),
+        ("loss", {"pixels": 0.01}, "loss.pixels is for model.decoder image, and above 0 there"),
+        ("model", {"decoder": "image"}, "loss.pixels is for model.decoder image, and above 0 there"),
     ],
 )
 def test_what_does_not_fit_together_is_said(tmp_path: Path, section: str, values: dict[str, object], said: str) -> None:

@@ -115,11 +115,24 @@ def test_the_terms_are_those_of_the_losses(settled: SplitSegmenter) -> None:
         losses.segmentation(full, shown.labels, WEIGHTS),
         losses.lovasz_softmax(logits, sparse),
         losses.distillation(at_soft, shown.soft, WEIGHTS, sharpness=1.5),
+        torch.zeros(()),  # there is no picture
         losses.rate_bpp(seen.coded, tiny.HEIGHT * tiny.WIDTH).mean(),
     )
     found = one_step(made, experiment, shown)
-    assert found[:4].tolist() == pytest.approx([one.item() for one in expected], rel=1e-3)
-    assert found.shape == (5,)
+    assert found[:5].tolist() == pytest.approx([one.item() for one in expected], rel=1e-3)
+    assert found.shape == (6,)
+
+
+def test_what_an_image_codec_learns_is_the_squared_error_of_its_pictures() -> None:
+    torch.manual_seed(0)
+    loss = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
+    experiment = tiny.experiment(model={"decoder": "image"}, data={"choose_by": ()}, loss=loss)
+    made, shown = trainee(build(experiment, tiny.CLASSES), experiment), batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rebuilt = deepcopy(made.network)(shown.images, shown.quality).logits
+    found = one_step(made, experiment, shown)
+    assert found[:3].tolist() == [0, 0, 0]
+    assert found[3].item() == pytest.approx((rebuilt.float() - shown.images).square().mean().item(), rel=1e-3)
 
 
 def test_the_lovasz_term_of_teachers_is_that_of_labels_that_say_the_same(settled: SplitSegmenter) -> None:

@@ -336,6 +336,7 @@ def progress(*measured: Measured) -> Progress:
         segmentation=1.0,
         lovasz=0.5,
         distillation=0.25,
+        pixels=0.0,
         rate_bpp=0.123,
         gradient_norm=2.0,
         images_per_s=88.2,
@@ -348,6 +349,12 @@ def test_line_of_the_log_names_epoch_and_terms() -> None:
     assert "\n" not in line
     terms = ("3/70", "labels 1.000", "lovasz 0.500", "teacher 0.250", "0.1230 bpp", "2.00", "88 images/s")
     assert all(part in line for part in terms)
+
+
+def test_line_of_the_log_of_an_image_codec_has_its_pictures_instead_of_masks() -> None:
+    line = describe(replace(progress(), pixels=65.025))
+    assert "picture 30.00 dB  rate 0.1230 bpp" in line
+    assert "labels" not in line
 
 
 def test_each_split_that_was_measured_has_a_line_of_its_levels() -> None:

@@ -3,6 +3,7 @@
     SE + SD/D      y_hat -> SD -> features at stride 16 -> D            SourceTaskDecoder
     uncompressed                  features at stride 16 -> D            FeatureTaskDecoder
     JSDE           y_hat of an image codec -> upsampled -> stages -> D  JSDEDecoder, behind ImageAnalysis
+    image codec    y_hat -> picture                                     ImageSynthesis: what ImageAnalysis learns with
 
 D is the tail of the backbone and DeepLabv3's head. All of them give logits at stride 4, as the joint decoder does.
 Nazir et al. (ECCV 2024, arXiv 2407.11224) name these systems; layers and widths are not published, those here are ours.
@@ -81,6 +82,20 @@ class ImageAnalysis(nn.Module):
         return y
 
 
+class ImageSynthesis(nn.Module):
+    """The decoder of a learned image codec, g_s of the same paper: what its encoder learns with, in no bundle."""
+
+    def __init__(self, latents: int, *, width: int = 128) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(_double(c_in, width), GDN(width, inverse=True)) for c_in in (latents, width, width)]
+        self.up = nn.Sequential(*blocks, _double(width, 3))
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> RGB (B, 3, 16h, 16w), about 0..255."""
+        image: Tensor = (self.up(y_hat) + 1) * 127.5
+        return image
+
+
 class JSDEDecoder(nn.Module):
     """JSDE: latents of a learned image codec -> a map of the backbone where `stages` begin -> those stages -> D.
 
@@ -148,3 +163,7 @@ def _halve(c_in: int, c_out: int) -> nn.Conv2d:
     # torch's own start takes two thirds of the variance at each layer: all of y would be rounded to zero.
     nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
     return conv
+
+
+def _double(c_in: int, c_out: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(c_in, c_out, 5, stride=2, padding=2, output_padding=1)

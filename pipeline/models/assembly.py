@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.alternatives import FeatureTaskDecoder, ImageAnalysis, JSDEDecoder, SourceTaskDecoder
+from pipeline.models.alternatives import (
+    FeatureTaskDecoder,
+    ImageAnalysis,
+    ImageSynthesis,
+    JSDEDecoder,
+    SourceTaskDecoder,
+)
 from pipeline.models.backbone import MobileNetV2, MobileNetV2Tail, load_folded, unfold_batch_norm
 from pipeline.models.entropy_model import MeanScaleHyperprior, NoBottleneck
 from pipeline.models.joint_decoder import JointDecoder
@@ -30,14 +36,16 @@ class BackboneParts:
     load: Callable[[Any, Mapping[str, Tensor], Tensor], None]
 
 
-DECODERS = ("joint", "source_task", "task", "latent_task")
+IMAGE = "image"  # rebuilds the picture, which is what a learned image codec learns by; it makes no masks
+DECODERS = ("joint", "source_task", "task", "latent_task", IMAGE)
 
 
 def assemble(classes: int, levels: int, **settings: Any) -> SplitSegmenter:
     """A network with fresh weights; settings are those of an experiment's section `model`.
 
     Decoders: `joint` is JD; `source_task` is SE + SD/D; `task` is D on the backbone's untouched features; `latent_task`
-    is JSDE, whose camera runs an image codec's encoder. Raises ConfigError on names that do not exist.
+    is JSDE, whose camera runs an image codec's encoder; `image` is what that encoder learns with. Raises ConfigError on
+    names that do not exist.
     """
     for key, known in (("backbone", BACKBONES), ("decoder", DECODERS)):
         if settings[key] not in known:
@@ -89,7 +97,7 @@ BACKBONES: Mapping[str, BackboneParts] = {
 
 
 def _analysis(settings: Mapping[str, Any]) -> nn.Module:
-    if settings["decoder"] == "latent_task":
+    if settings["decoder"] in ("latent_task", IMAGE):
         return ImageAnalysis(settings["latents"], width=settings["encoder_width"])
     backbone = BACKBONES[settings["backbone"]].head()
     if settings["decoder"] == "task":
@@ -116,6 +124,8 @@ def _prior(levels: int, settings: Mapping[str, Any]) -> MeanScaleHyperprior | No
 
 def _decoder(classes: int, settings: Mapping[str, Any]) -> nn.Module:
     latents, width, dilations = settings["latents"], settings["decoder_width"], tuple(settings["dilations"])
+    if settings["decoder"] == IMAGE:
+        return ImageSynthesis(latents, width=width)
     if settings["decoder"] == "joint":
         return JointDecoder(
             latents,

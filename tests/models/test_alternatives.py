@@ -15,6 +15,7 @@ from pipeline.export import fold_batch_norms
 from pipeline.models.alternatives import (
     FeatureTaskDecoder,
     ImageAnalysis,
+    ImageSynthesis,
     JSDEDecoder,
     SourceDecoder,
     SourceTaskDecoder,
@@ -189,6 +190,22 @@ def test_an_image_codecs_four_convolutions_halve_the_map_and_three_divide_by_the
     assert [(m.in_channels, m.out_channels) for m in convolutions] == [(3, 128), (128, 128), (128, 128), (128, 192)]
     assert {(m.kernel_size, m.stride) for m in convolutions} == {((5, 5), (2, 2))}
     assert sum(isinstance(m, GDN) for m in layers) == 3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (23, 30)])
+def test_an_image_codec_rebuilds_pictures_of_16_pixels_a_latent(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        rebuilt = ImageSynthesis(6, width=16)(torch.zeros(2, 6, *size))
+    assert rebuilt.shape == (2, 3, 16 * size[0], 16 * size[1])
+    assert rebuilt.mean().item() == pytest.approx(127.5, abs=10)  # nothing known: middle grey
+
+
+def test_an_image_codecs_two_halves_mirror_each_other() -> None:
+    layers = list(ImageSynthesis(192).modules())
+    convolutions = [m for m in layers if isinstance(m, nn.ConvTranspose2d)]
+    assert [(m.in_channels, m.out_channels) for m in convolutions] == [(192, 128), (128, 128), (128, 128), (128, 3)]
+    assert [m.inverse for m in layers if isinstance(m, GDN)] == [True] * 3
 
 
 def test_an_image_codecs_latents_are_large_enough_to_survive_rounding_at_the_start() -> None:
