@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.operating_points import CostModel, Ladder, points_of
 from pipeline.rate_rule import DelayRule
 from pipeline.scene import SceneGate, SimpleScenes
-from pipeline.sources import Origin, kind_of
+from pipeline.sources import Origin, kind_of, shown
 from pipeline.transport import Channel
 from pipeline.video import Video
 from pipeline.video_encoder import VideoEncoder, key_policy, open_video_encoder
@@ -28,7 +28,9 @@ _MQTT_HEADER_BYTES, _WEBRTC_HEADER_BYTES = 70, 100  # of IP, TCP, MQTT; of IP, U
 
 
 def open_video(source: SourceSection, *, width: int, height: int) -> Video:
-    """The video that the settings name, to be entered."""
+    """The video that the settings name, to be entered; ConfigError where one that is live should be a recording."""
+    if source.fast and kind_of(source.url) in ("server", "device"):
+        raise ConfigError(f"source.fast: {shown(source.url)} is live and comes at its own pace; leave out source.fast")
     return Video(
         source.url,
         width=width,
@@ -48,7 +50,7 @@ def open_window(
     name: str, settings: CameraSection, source: SourceSection, *, bundle: Bundle, channel: Channel
 ) -> Window | None:
     """The window of a camera whose source is played as a recording."""
-    if not source.fast or kind_of(source.url) in ("server", "device"):
+    if not source.fast:
         return None
     return Window(
         name,

@@ -14,8 +14,9 @@ from test_rate_control import MANIFEST
 
 from nodes import camera_setup
 from nodes.camera import main
-from nodes.camera_setup import open_gate, open_rate, open_simple, open_window
+from nodes.camera_setup import open_gate, open_rate, open_simple, open_video, open_window
 from nodes.rate_control import RateControl
+from nodes.window import Window
 from pipeline.config import CameraSection, CameraSettings, SceneSection, SourceSection, load_settings
 from pipeline.errors import ConfigError
 from pipeline.sources import Origin
@@ -24,18 +25,24 @@ from pipeline.transport.memory import MemoryBroker, MemoryChannel
 LIMIT_S = 60  # an engine opens in a few seconds, more where the machine is busy
 
 
-def test_only_a_file_can_be_a_recording(tmp_path: Path) -> None:
-    for url, fast, expected in (("a.mp4", True, True), (str(tmp_path), True, True), ("a.mp4", False, False),
-                                ("rtsp://camera/1", True, False), ("0", True, False)):  # fmt: skip
-        source, bundle = SourceSection(url=url, fast=fast), SimpleNamespace(has_graph=lambda graph: graph == "decode")
-        window = open_window(
-            "cam-1",
-            CameraSection(),
-            source,
-            bundle=bundle,
-            channel=MemoryChannel(MemoryBroker()),  # type: ignore[arg-type]
-        )
-        assert (window is not None) is expected
+def window_of(url: str, *, fast: bool) -> Window | None:
+    bundle = SimpleNamespace(has_graph=lambda graph: graph == "decode")
+    channel, source = MemoryChannel(MemoryBroker()), SourceSection(url=url, fast=fast)
+    return open_window("cam-1", CameraSection(), source, bundle=bundle, channel=channel)  # type: ignore[arg-type]
+
+
+def test_a_recording_has_a_window(tmp_path: Path) -> None:
+    for url in ("a.mp4", str(tmp_path)):
+        assert window_of(url, fast=True) is not None
+        assert window_of(url, fast=False) is None
+
+
+@pytest.mark.parametrize(("url", "named"), [("rtsp://user:secret@camera/1", "rtsp://camera/1"), ("0", "0")])
+def test_a_live_source_is_no_recording(url: str, named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_video(SourceSection(url=url, fast=True), width=64, height=48)
+    said = f"source.fast: {named} is live and comes at its own pace; leave out source.fast"
+    assert str(caught.value) == said
 
 
 def rate_of(video: object = None, **overrides: object) -> RateControl | None:
