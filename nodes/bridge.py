@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from nodes.buffer import Losses
-from nodes.reports import Legend, State, read_report
+from nodes.reports import State, read_legend, read_report
 from pipeline.errors import BitstreamError, TransportError
 from pipeline.transport import CONTROL, STATE, Channel, Delivery, Message
 
@@ -142,8 +142,7 @@ class Bridge:
             await self._broker.publish(f"{camera}/state", gone, STATE)
 
     async def _carry_manifest(self, name: str, payload: bytes) -> None:
-        if read_report(Legend, payload).hash != name:
-            raise BitstreamError(f"bundle: a manifest of another one on the topic of {name!r}")
+        read_legend(name, payload)
         if name not in self._bundles and len(self._bundles) >= _BUNDLES:
             raise BitstreamError(f"bundle: {_BUNDLES} others were told of already")
         self._bundles.add(name)

@@ -28,7 +28,10 @@ _MQTT_HEADER_BYTES, _WEBRTC_HEADER_BYTES = 70, 100  # of IP, TCP, MQTT; of IP, U
 
 
 def open_video(source: SourceSection, *, width: int, height: int) -> Video:
-    """The video that the settings name, to be entered; ConfigError where one that is live should be a recording."""
+    """The video that the settings name, to be entered.
+
+    ConfigError where one that is live should be a recording, SourceError where the address is of no known kind.
+    """
     if source.fast and kind_of(source.url) in ("server", "device"):
         raise ConfigError(f"source.fast: {shown(source.url)} is live and comes at its own pace; leave out source.fast")
     return Video(
@@ -49,7 +52,7 @@ def open_video(source: SourceSection, *, width: int, height: int) -> Video:
 def open_window(
     name: str, settings: CameraSection, source: SourceSection, *, bundle: Bundle, channel: Channel
 ) -> Window | None:
-    """The window of a camera whose source is played as a recording."""
+    """The window of a camera whose source, which `open_video` let pass, is played as a recording."""
     if not source.fast:
         return None
     return Window(

@@ -1,5 +1,6 @@
 """What cameras and workers report as JSON: bounded, checked, and open to keys of newer senders."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
@@ -7,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from pipeline.errors import BitstreamError
 
 LIMIT_BYTES = 256 << 10
+LEGEND_LIMIT = 64
 
 
 def _printable(text: str) -> str:
@@ -94,31 +96,6 @@ class Legend(_Report):
     classes: Annotated[tuple[ClassLook, ...], Field(max_length=256)]
 
 
-class Legends(dict[str, Legend]):
-    """The legends of bundles by hash, of those that were told of last, so many at most."""
-
-    def __init__(self, limit: int = 64) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def take(self, bundle: str, payload: bytes) -> Legend | None:
-        """Keep what came on the topic of a bundle; an empty retained message, how MQTT forgets one, gives None.
-
-        Raises BitstreamError for what is no legend, or that of another bundle.
-        """
-        if not payload:
-            self.pop(bundle, None)
-            return None
-        legend = read_report(Legend, payload)
-        if legend.hash != bundle:
-            raise BitstreamError(f"bundle: manifest of {legend.hash!r} on the topic of {bundle!r}")
-        self.pop(bundle, None)
-        self[bundle] = legend
-        if len(self) > self._limit:
-            del self[next(iter(self))]
-        return legend
-
-
 R = TypeVar("R", bound=_Report)
 
 
@@ -133,3 +110,42 @@ def read_report(kind: type[R], payload: bytes) -> R:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in fault["loc"])
         raise BitstreamError(f"{name}: {field or 'report'}: {fault['msg']}") from error
+
+
+def read_legend(bundle: str, payload: bytes) -> Legend:
+    """What came on the topic of a bundle; BitstreamError for what is no legend, or that of another bundle."""
+    legend = read_report(Legend, payload)
+    if legend.hash != bundle:
+        raise BitstreamError(f"bundle: manifest of {legend.hash!r} on the topic of {bundle!r}")
+    return legend
+
+
+class Legends(Mapping[str, Legend]):
+    """The legends of bundles by hash, of those that were told of last, so many at most."""
+
+    def __init__(self, limit: int = LEGEND_LIMIT) -> None:
+        self._limit, self._told = limit, dict[str, Legend]()
+
+    def __getitem__(self, bundle: str) -> Legend:
+        return self._told[bundle]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._told)
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def take(self, bundle: str, payload: bytes) -> Legend | None:
+        """Keep what came on the topic of a bundle; an empty retained message, how MQTT forgets one, gives None.
+
+        Raises BitstreamError for what is no legend, or that of another bundle.
+        """
+        if not payload:
+            self._told.pop(bundle, None)
+            return None
+        legend = read_legend(bundle, payload)
+        self._told.pop(bundle, None)
+        self._told[bundle] = legend
+        if len(self._told) > self._limit:
+            del self._told[next(iter(self._told))]
+        return legend

@@ -122,7 +122,7 @@ def camera(
     grid: Grid = None,
     loop: Annotated[bool | None, typer.Option("--loop", help="begin a file again at its end")] = None,
     fast: Annotated[
-        bool | None, typer.Option("--fast", help="a recording: as fast as its masks come, each frame gets one")
+        bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
     ] = None,
 ) -> None:
     """Encode a video source and publish its packets."""

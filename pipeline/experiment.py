@@ -18,7 +18,7 @@ class ModelSettings(_Section):
     """The network: its parts by name, and their sizes in channels."""
 
     backbone: str = Field(description="image encoder, a name in pipeline.models.BACKBONES")
-    decoder: str = Field(description="what runs in the cloud, a name in pipeline.models.DECODERS")
+    decoder: str = Field(description="what is made of the latents, and how; a name in pipeline.models.DECODERS")
     bottleneck: Literal["hyperprior", "none"] = Field(description="how latents are coded; none: not at all")
     latents: int = Field(ge=1, le=512, description="channels of the latent y")
     hyper_latents: int = Field(ge=1, le=128, description="channels of the hyper latent z")
@@ -101,7 +101,7 @@ class LossSettings(_Section):
     labels: float = Field(ge=0, description="weight of the labels' cross entropy; 0: the labels are not looked at")
     lovasz: float = Field(ge=0, description="weight of the Lovasz softmax term, a surrogate of mIoU")
     pixels: float = Field(
-        default=0.0, ge=0, description="weight of the squared error, in grey levels, where model.decoder is image"
+        default=0.0, ge=0, description="weight of the squared error, in squared grey levels; for model.decoder image"
     )
     rate: _Weights = Field(description="lambda, the weight of one bit per pixel, by level; it never rises")
 
@@ -140,13 +140,23 @@ class Experiment(_Section):
 
     @model_validator(mode="after")
     def _rebuilt(self) -> "Experiment":
-        image = self.model.decoder == "image"
-        if image != (self.loss.pixels > 0):
+        """An image codec learns from pictures, and from nothing else."""
+        if (self.model.decoder == "image") != (self.loss.pixels > 0):
             raise ValueError("loss.pixels is for model.decoder image, and above 0 there")
-        learned = self.loss.labels + self.loss.lovasz + self.teacher.weight + self.teacher.lovasz
-        if image and (learned > 0 or self.data.choose_by):
+        if self.loss.pixels == 0:
+            return self
+        for setting, other in (
+            ("loss.labels", self.loss.labels),
+            ("loss.lovasz", self.loss.lovasz),
+            ("teacher.weight", self.teacher.weight),
+            ("data.balanced", self.data.balanced),
+            ("data.mixed", self.data.mixed),
+        ):
+            if other > 0:
+                raise ValueError(f"model.decoder image knows no classes, but {setting} is {other}; set it to 0")
+        if self.model.bottleneck == "none" or self.schedule.trained == "decoder":
             raise ValueError(
-                "model.decoder image makes no masks; loss.labels, lovasz, teacher.weight must be 0, data.choose_by []"
+                "model.decoder image is how a camera learns to code; set bottleneck hyperprior, trained all"
             )
         return self
 

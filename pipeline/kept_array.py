@@ -97,7 +97,10 @@ def _reserved(path: Path, shape: tuple[int, ...]) -> Any:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process makes this array; the lock ends with the process, however that ends."""
+    """Wait until no other process makes this array; the lock ends with the process, however that ends.
+
+    What one that died had all but finished is finished.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as file:
         try:
@@ -121,8 +124,9 @@ def _is_kept(path: Path, wanted: str) -> bool:
 
 def _keep(path: Path, source: str) -> None:
     """Put the partial array in its place; wherever the process dies, that can be finished."""
-    path.with_suffix(".new").write_text(source)
     path.with_suffix(".txt").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # so that what lies there beside `.new` is the new one
+    path.with_suffix(".new").write_text(source)
     _partial_of(path).replace(path)
     path.with_suffix(".new").replace(path.with_suffix(".txt"))
     _note_of(path).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ class Losses:
     lovasz: Tensor
     distillation: Tensor
     taught_lovasz: Tensor  # with the teachers' likeliest classes
-    pixels: Tensor  # squared error of the rebuilt picture, in grey levels
+    pixels: Tensor  # squared error of the rebuilt picture
     rate: Tensor
     rate_bpp: Tensor  # the same without weights
 
@@ -27,6 +27,11 @@ class Losses:
 def rate_bpp(coded: Coded, pixels: int) -> Tensor:
     """(R_y + R_z) / (H W) per image (B,), in bits per image pixel."""
     return (coded.y_bits + coded.z_bits) / pixels
+
+
+def squared_error(rebuilt: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error of RGB (B, 3, H, W), in squared grey levels of 0..255; what an image codec is trained by."""
+    return F.mse_loss(rebuilt, images)
 
 
 def segmentation(logits: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:

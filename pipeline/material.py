@@ -118,6 +118,9 @@ def _resident(
         labels.to(device),
         None if soft is None else torch.from_numpy(soft).permute(0, 3, 1, 2).to(device),
     )
+    if experiment.loss.pixels > 0:
+        unseen = replace(pool, labels=torch.full_like(pool.labels, VOID))
+        return _Drawn(unseen, np.full(classes, 1 / classes), ClassPixels(()))
     if soft is None or experiment.loss.labels + experiment.loss.lovasz > 0:
         return _Drawn(pool, _label_share(labels, classes), class_pixels(labels, classes))
     # Nobody's labels may be looked at: the teacher says which classes there are, and where.
@@ -137,6 +140,8 @@ def _streamed(
         raise ConfigError(
             f"data.dataset {settings.dataset}: frames on disk have the size of its layout; leave out size"
         )
+    if experiment.loss.pixels > 0:
+        raise ConfigError(f"data.dataset {settings.dataset}: an image codec learns from frames of one size; use camvid")
     some = [data.read(i).labels for i in range(0, len(data), max(1, len(data) // _COUNTED))]
     share = _label_share(torch.from_numpy(np.stack(some)), classes)
     return _Drawn(Streamed(data, size, device), share, ClassPixels(()))

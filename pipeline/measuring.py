@@ -1,5 +1,9 @@
-"""Accuracy and estimated rate of a network while it trains, on whole frames; `evaluation` measures what is deployed."""
+"""Accuracy and estimated rate of a network while it trains, on whole frames; `evaluation` measures what is deployed.
 
+Of an image codec it is how near its pictures come instead of mIoU.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +16,7 @@ from torch import Tensor
 from pipeline.accuracy import VOID, mean_iou
 from pipeline.datasets import Frames, at_size
 from pipeline.errors import ConfigError
+from pipeline.losses import squared_error
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 
 _TOGETHER = 16  # frames of one size that are measured at once on a GPU
@@ -25,6 +30,21 @@ class Measured:
     quality: int
     miou: float
     rate_bpp: float  # bits per pixel of the split's frames
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """How near an image codec's pictures come on one split at one level, in dB, and its estimated rate."""
+
+    split: str
+    quality: int
+    psnr_db: float  # mean over the split's frames
+    rate_bpp: float  # bits per pixel of the split's frames
+
+
+def psnr_db(squared_error: float) -> float:
+    """Peak signal-to-noise ratio of a mean squared error in squared grey levels; 0 gives that of 0.001 grey levels."""
+    return 20 * math.log10(255) - 10 * math.log10(max(squared_error, 1e-6))
 
 
 @torch.no_grad()
@@ -50,6 +70,25 @@ def measure(
     return [
         Measured(split, level, mean_iou(matrix), float(bits[level]) / pixels) for level, matrix in enumerate(matrices)
     ]
+
+
+@torch.no_grad()
+def measure_pictures(
+    network: SplitSegmenter, data: Frames, split: str, *, size: tuple[int, int] | None
+) -> list[Rebuilt]:
+    """One entry per quality level of an image codec in eval mode, its pictures held against those of `size` it sees."""
+    found, bits, pixels, frames = np.zeros(network.levels), np.zeros(network.levels), 0, 0
+    for images, labels in _groups(data, size, next(network.parameters()).device):
+        pixels, frames = pixels + labels.numel(), frames + len(images)
+        height, width = images.shape[-2:]
+        with torch.autocast(images.device.type, torch.bfloat16):
+            y = network.encode(images.contiguous(memory_format=torch.channels_last))
+            for level in range(network.levels):
+                coded = network.prior(y, levels_like(images, level))
+                rebuilt = network.decoder(coded.y_hat).float()[..., :height, :width].clamp(0, 255)
+                found[level] += sum(psnr_db(squared_error(*pair).item()) for pair in zip(rebuilt, images, strict=True))
+                bits[level] += float((coded.y_bits + coded.z_bits).sum())
+    return [Rebuilt(split, level, db / frames, bits[level] / pixels) for level, db in enumerate(found.tolist())]
 
 
 def _groups(data: Frames, size: tuple[int, int] | None, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -90,7 +90,9 @@ class SourceSection(Section):
         description="video file, directory of images, rtsp:// address, device (/dev/video0 or 0), or: sample",
     )
     loop: bool = Field(False, description="begin a file or directory again at its end")
-    fast: bool = Field(False, description="play a file as a recording: every frame gets its mask, as fast as they come")
+    fast: bool = Field(
+        False, description="play a file or directory as a recording: every frame gets its mask, as fast as they come"
+    )
     fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
     start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
     mirror: bool = Field(False, description="swap left and right")

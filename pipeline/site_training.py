@@ -30,7 +30,7 @@ from pipeline.experiment import (
 from pipeline.models.entropy_model import MeanScaleHyperprior
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import model_settings, network_of
-from pipeline.stepping import Step
+from pipeline.stepping import TERMS, Step
 from pipeline.training import keep_freed_memory
 from pipeline.views import Augmentation
 
@@ -173,8 +173,8 @@ def optimiser_of(network: SplitSegmenter) -> torch.optim.AdamW:
 
 
 def _line(step: int, done: float, logged: Tensor) -> str:
-    _, _, distillation, rate_bpp, _ = logged.tolist()
-    return f"step {step}, {done:.0%}: teacher {distillation:.3f}, rate {rate_bpp:.4f} bits per pixel"
+    terms = dict(zip(TERMS, logged.tolist(), strict=True))
+    return f"step {step}, {done:.0%}: teacher {terms['distillation']:.3f}, rate {terms['rate_bpp']:.4f} bits per pixel"
 
 
 def _batches(experiment: Experiment, taught: Taught, device: torch.device) -> Batches:

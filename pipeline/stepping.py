@@ -18,6 +18,7 @@ from pipeline.models.assembly import pretrained
 from pipeline.models.split_segmenter import SplitSegmenter, upsample
 from pipeline.views import Batch
 
+TERMS = ("segmentation", "lovasz", "distillation", "pixels", "rate_bpp", "gradient_norm")  # as a step returns them
 _CHECK_LATER = 8  # steps
 _EAGER_STEPS = 3  # before recording: libraries choose their kernels, the optimiser makes its state
 
@@ -61,8 +62,8 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch, *, learning: float, rise: float, decay: float) -> Tensor:
-        """One step; returns (6,): cross entropy, Lovasz terms, distillation, squared error, bits per pixel, norm of the
-        gradient.
+        """One step; returns what TERMS names (6,): cross entropy, Lovasz terms, distillation, squared error, bits per
+        pixel, norm of the gradient.
 
         `learning` is the share of the peak learning rates, `rise` that of the rate's weight, `decay` the average's.
         Raises TrainingDiverged when a gradient is not finite.
@@ -133,7 +134,7 @@ class Step:
         with torch.autocast(images.device.type, torch.bfloat16):
             seen = self._trainee.network(images, batch.quality)
         # Plane by plane: what follows would else be copied into that order, at the size of the picture.
-        logits, settings = seen.logits.float().contiguous(), self._experiment.loss
+        logits, settings = seen.output.float().contiguous(), self._experiment.loss
         segmentation = lovasz = soft_term = taught_lovasz = pixels = logits.new_zeros(())
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]
@@ -150,7 +151,7 @@ class Step:
                 guessed = losses.likeliest(batch.soft, (logits.shape[-2], logits.shape[-1]))
                 taught_lovasz = losses.lovasz_softmax(logits, guessed)
         if settings.pixels > 0:
-            pixels = F.mse_loss(logits, batch.images)
+            pixels = losses.squared_error(logits, batch.images)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
         weighted = (self._rate_weights[batch.quality] * bpp).mean()
         return losses.Losses(segmentation, lovasz, soft_term, taught_lovasz, pixels, rate=weighted, rate_bpp=bpp.mean())

@@ -21,14 +21,13 @@ from pipeline.checkpoint import Trainee
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment, ScheduleSettings
 from pipeline.material import Folders, Material, prepare
-from pipeline.measuring import Measured, measure
-from pipeline.models.assembly import assemble, load_pretrained, pretrained
+from pipeline.measuring import Measured, Rebuilt, measure, measure_pictures, psnr_db
+from pipeline.models.assembly import IMAGE, assemble, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import camera_state, network_of, trainable
-from pipeline.stepping import Step, optimiser_of
+from pipeline.stepping import TERMS, Step, optimiser_of
 
 _SAVE_EVERY_S = 60
-_TERMS = ("segmentation", "lovasz", "distillation", "pixels", "rate_bpp", "gradient_norm")  # as a step returns them
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -45,7 +44,7 @@ class Progress:
     rate_bpp: float
     gradient_norm: float
     images_per_s: float
-    measured: tuple[Measured, ...]
+    measured: tuple[Measured, ...] | tuple[Rebuilt, ...]
 
 
 def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
@@ -62,7 +61,7 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
     saved_s = time.monotonic()
 
     for epoch in range(checkpoint.resume(folders.run, trainee, experiment), schedule.epochs):
-        began_s, sums = time.monotonic(), torch.zeros(len(_TERMS), device=device)
+        began_s, sums = time.monotonic(), torch.zeros(len(TERMS), device=device)
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
         for step, batch in zip(steps, batches.of(steps), strict=True):
             sums += step_once(batch, **_paces(schedule, step, batches.per_epoch * schedule.epochs))
@@ -71,11 +70,11 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
         images_per_s = batches.per_epoch * batches.size / (time.monotonic() - began_s)
         last = epoch + 1 == schedule.epochs
         due = last or (epoch + 1) % schedule.measure_every == 0
-        measured = _measure(trainee.average, material, experiment.data.size) if due else ()
+        measured = _measure(trainee.average, material, experiment) if due else ()
         if due or time.monotonic() - saved_s > _SAVE_EVERY_S:
             checkpoint.save(folders.run, trainee, experiment, epochs_done=epoch + 1)
             saved_s = time.monotonic()
-        terms = dict(zip(_TERMS, means, strict=True))
+        terms = dict(zip(TERMS, means, strict=True))
         yield Progress(epoch + 1, schedule.epochs, **terms, images_per_s=images_per_s, measured=measured)
 
 
@@ -196,24 +195,32 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         raise ConfigError(f"backbone weights {path}: {error}; name the backbone's safetensors file") from error
 
 
-def _measure(network: SplitSegmenter, material: Material, size: tuple[int, int] | None) -> tuple[Measured, ...]:
+def _measure(
+    network: SplitSegmenter, material: Material, experiment: Experiment
+) -> tuple[Measured, ...] | tuple[Rebuilt, ...]:
+    size, held = experiment.data.size, material.held.items()
+    if experiment.model.decoder == IMAGE:
+        return tuple(one for name, part in held for one in measure_pictures(network, part, name, size=size))
     classes = len(material.class_weights)
-    held = material.held.items()
     return tuple(one for name, part in held for one in measure(network, part, name, classes=classes, size=size))
 
 
 def describe(progress: Progress) -> str:
     """One line for the log, and one for each split that was measured."""
-    terms = (
-        f"picture {20 * math.log10(255) - 10 * math.log10(progress.pixels):.2f} dB"
-        if progress.pixels
-        else f"labels {progress.segmentation:.3f}  lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}"
-    )
+    terms = f"labels {progress.segmentation:.3f}  lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}"
+    if progress.pixels > 0:
+        terms = f"PSNR {psnr_db(progress.pixels):.2f} dB"
     line = (
         f"epoch {progress.epoch}/{progress.epochs}  {terms}  rate {progress.rate_bpp:.4f} bpp  "
         f"gradient {progress.gradient_norm:.2f}  {progress.images_per_s:.0f} images/s"
     )
     for split in dict.fromkeys(one.split for one in progress.measured):
-        figures = (f"{100 * m.miou:.2f} at {m.rate_bpp:.4f}" for m in progress.measured if m.split == split)
-        line += f"\n  {split}: mIoU {', '.join(figures)} bpp"
+        of_split = [one for one in progress.measured if one.split == split]
+        what = "PSNR" if isinstance(of_split[0], Rebuilt) else "mIoU"
+        line += f"\n  {split}: {what} {', '.join(map(_figures, of_split))} bpp"
     return line
+
+
+def _figures(one: Measured | Rebuilt) -> str:
+    value = f"{one.psnr_db:.2f} dB" if isinstance(one, Rebuilt) else f"{100 * one.miou:.2f}"
+    return f"{value} at {one.rate_bpp:.4f}"

@@ -85,6 +85,8 @@ def key_policy(
 
     With none of them each frame is a KEY; ConfigError as the policies' own.
     """
+    if threshold is not None and price is not None:
+        raise ConfigError("a threshold and a price are two ways to decide on a KEY; give only one of the two")
     if threshold is None and price is None:
         return EVERY_FRAME if key_interval is None else at_interval(key_interval)
     longest_age = LONGEST_AGE if key_interval is None else at_interval(key_interval).longest_age

@@ -119,7 +119,7 @@ def _tiny_miou(network: torch.nn.Module, data: Labelled, level: int, offsets: ND
     matrix = np.zeros((tiny.CLASSES, tiny.CLASSES), np.int64)
     for image, labels in zip(data.images, data.labels, strict=True):
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-        logits = network(pixels, levels_like(pixels, level)).logits[0].numpy()
+        logits = network(pixels, levels_like(pixels, level)).output[0].numpy()
         logits = logits[:, : labels.shape[0] // 4, : labels.shape[1] // 4] + offsets[level][:, None, None]
         matrix += confusion(labels[2::4, 2::4], logits.argmax(0).astype(np.uint8), tiny.CLASSES)
     return mean_iou(matrix)

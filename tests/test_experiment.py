@@ -66,6 +66,10 @@ def test_experiments_to_compare_differ_in_what_is_compared_alone() -> None:
     assert {one.model.over_parameters for one in compared["decoder"]} == {0, 3}
     (codec,), (behind,) = compared["image"], [one for one in compared[""] if one.model.decoder == "latent_task"]
     assert codec.loss.rate == behind.loss.rate
+    for part in ("dataset", "split", "without_drives", "choose_by", "size"):
+        assert getattr(codec.data, part) == getattr(behind.data, part)
+    for part in ("bottleneck", "latents", "hyper_latents", "encoder_width", "prior_width"):
+        assert getattr(codec.model, part) == getattr(behind.model, part)
     for group in compared.values():
         shared = [
             (
@@ -137,6 +141,28 @@ def test_another_seed_is_all_that_is_changed() -> None:
 )
 def test_what_does_not_fit_together_is_said(tmp_path: Path, section: str, values: dict[str, object], said: str) -> None:
     assert complaint(written(tmp_path, {section: values})).endswith(said)
+
+
+BLIND: dict[str, object] = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("loss", {**BLIND, "labels": 0.5}, "knows no classes, but loss.labels is 0.5; set it to 0"),
+        ("loss", {**BLIND, "lovasz": 0.5}, "knows no classes, but loss.lovasz is 0.5; set it to 0"),
+        ("teacher", {"weight": 1.0}, "knows no classes, but teacher.weight is 1.0; set it to 0"),
+        ("data", {"balanced": 0.3}, "knows no classes, but data.balanced is 0.3; set it to 0"),
+        ("data", {"mixed": 0.3}, "knows no classes, but data.mixed is 0.3; set it to 0"),
+        ("model", {"decoder": "image", "bottleneck": "none"}, "set bottleneck hyperprior, trained all"),
+        ("schedule", {"trained": "decoder"}, "set bottleneck hyperprior, trained all"),
+    ],
+)
+def test_an_image_codec_learns_from_pictures_alone(
+    tmp_path: Path, section: str, values: dict[str, object], said: str
+) -> None:
+    codec: dict[str, dict[str, object]] = {"model": {"decoder": "image"}, "loss": BLIND}
+    assert complaint(written(tmp_path, codec | {section: values})).endswith(said)
 
 
 @pytest.mark.parametrize("section", ["model", "data", "teacher", "loss", "schedule"])

@@ -272,7 +272,7 @@ def test_a_network_without_bottleneck_is_one_graph(tmp_path: Path) -> None:
     for batch in (1, COUNT):
         (found,) = session.run(images()[:batch])
         shown = tiny.images(tiny.scenes(COUNT))[:batch]
-        assert difference(found, network(shown, levels_like(shown, 0)).logits.numpy()) < 0.02
+        assert difference(found, network(shown, levels_like(shown, 0)).output.numpy()) < 0.02
 
 
 @torch.no_grad()

@@ -3,16 +3,19 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from test_training import epochs
 
+from pipeline.datasets import camvid
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.material import Folders
+from pipeline.measuring import Rebuilt, psnr_db
 from pipeline.publish import Origin, publish, publish_whole
-from pipeline.training import load_trained
+from pipeline.training import Progress, describe, load_trained
 
 BLIND: dict[str, object] = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
 
@@ -20,7 +23,7 @@ BLIND: dict[str, object] = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
 def image_codec(**schedule: object) -> Experiment:
     return tiny.experiment(
         model={"decoder": "image"},
-        data={"choose_by": (), "unlabelled": 0.5},
+        data={"unlabelled": 0.5},
         loss=BLIND,
         schedule={"lr": 2e-3, **schedule},
     )
@@ -35,7 +38,39 @@ def test_an_image_codec_learns_to_rebuild_pictures(tiny_camvid: Path, tmp_path: 
     found = epochs(image_codec(epochs=12), frames(tiny_camvid, tmp_path))
     assert found[-1].pixels < 0.5 * found[0].pixels
     assert all(one.segmentation == one.lovasz == one.distillation == 0 and one.rate_bpp > 0 for one in found)
-    assert all(one.measured == () for one in found)
+
+
+def test_its_pictures_are_measured_by_level_on_what_is_held_out(tiny_camvid: Path, tmp_path: Path) -> None:
+    experiment, folders = image_codec(epochs=1), frames(tiny_camvid, tmp_path)
+    (found,) = epochs(experiment, folders)
+    network = load_trained(experiment, folders.run, tiny.CLASSES)
+    held, bits, errors = camvid(tiny_camvid, "val"), np.zeros(tiny.LEVELS), np.zeros((tiny.LEVELS, 2))
+    for row, image in enumerate(held.images):
+        picture = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        for level in range(tiny.LEVELS):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                seen = network(picture, torch.tensor([level]))
+            errors[level, row] = (seen.output.float().clamp(0, 255) - picture).square().mean()
+            bits[level] += (seen.coded.y_bits + seen.coded.z_bits).item()
+    expected = 10 * np.log10(255**2 / errors).mean(1)
+    assert [one.psnr_db for one in found.measured] == pytest.approx(expected, rel=1e-3)
+    pixels = sum(image.shape[0] * image.shape[1] for image in held.images)
+    assert [one.rate_bpp for one in found.measured] == pytest.approx(bits / pixels, rel=1e-3)
+    assert [(one.split, one.quality) for one in found.measured] == [("val", level) for level in range(tiny.LEVELS)]
+
+
+def test_what_was_measured_is_told_in_db() -> None:
+    measured = (Rebuilt("val", 0, 25.25, 0.1), Rebuilt("val", 1, 30.0, 0.25))
+    told = Progress(1, 2, 0.0, 0.0, 0.0, 65.025, 0.1, 1.0, 8.0, measured)
+    line, of_val = describe(told).splitlines()
+    assert "PSNR 30.00 dB  rate 0.1000 bpp" in line
+    assert "labels" not in line
+    assert of_val.strip() == "val: PSNR 25.25 dB at 0.1000, 30.00 dB at 0.2500 bpp"
+
+
+@pytest.mark.parametrize(("error", "expected"), [(255.0**2, 0.0), (65.025, 30.0), (0.0, 108.13)])
+def test_psnr_is_finite_for_a_picture_without_error(error: float, expected: float) -> None:
+    assert psnr_db(error) == pytest.approx(expected, abs=0.01)
 
 
 def test_its_labels_are_not_looked_at(tiny_camvid: Path, tmp_path: Path) -> None:

@@ -116,11 +116,9 @@ def full(*_: object) -> int:
     raise OSError("the disk is full")
 
 
-@pytest.mark.parametrize("done", range(5))
-def test_wherever_a_process_dies_while_it_keeps_a_whole_array_that_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
-) -> None:
-    path, left = tmp_path / "a.npy", done
+def dies_keeping(path: Path, monkeypatch: pytest.MonkeyPatch, *, done: int) -> None:
+    """Keep TALL, of this, in the place of another's array, by a process that dies after so many steps of it."""
+    left = done
     kept_rows(path, "of that\n", others, count=len(TALL))  # it takes another's place
 
     def dying(name: str) -> Callable[..., Any]:
@@ -136,13 +134,32 @@ def test_wherever_a_process_dies_while_it_keeps_a_whole_array_that_is_not_lost(
         return one
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        np.save(tmp_path / "a.partial.npy", TALL)
-        (tmp_path / "a.partial.txt").write_text(f"{len(TALL)}\nof this\n")
+        np.save(path.with_suffix(".partial.npy"), TALL)
+        path.with_suffix(".partial.txt").write_text(f"{len(TALL)}\nof this\n")
         for name in ("write_text", "unlink", "replace"):
             patched.setattr(Path, name, dying(name))
         module._keep(path, "of this\n")
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_wherever_a_process_dies_while_it_keeps_a_whole_array_that_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    path = tmp_path / "a.npy"
+    dies_keeping(path, monkeypatch, done=done)
     assert np.array_equal(kept_rows(path, "of this\n", nothing, count=len(TALL)), TALL)
     assert np.array_equal(kept_rows(path, "of that\n", others, count=len(TALL)), TALL + 100)
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_an_array_is_not_taken_for_another_where_someone_tidies_up_after_a_process_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    path = tmp_path / "a.npy"
+    dies_keeping(path, monkeypatch, done=done)
+    for left in tmp_path.glob("*.partial.*"):
+        left.unlink()
+    assert np.array_equal(kept_rows(path, "of this\n", by_pairs, count=len(TALL)), TALL)
 
 
 def nothing(first: int) -> Iterator[NDArray[np.uint8]]:

@@ -98,7 +98,7 @@ def test_figures_are_those_of_the_network_at_that_level(tiny_network: SplitSegme
     images = tiny.images(scenes)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         seen = [tiny_network(images[i : i + 1], levels_like(images[:1], level)) for i in range(3)]
-    guesses = [upsample(one.logits, tiny.HEIGHT, tiny.WIDTH).argmax(1)[0].byte().numpy() for one in seen]
+    guesses = [upsample(one.output, tiny.HEIGHT, tiny.WIDTH).argmax(1)[0].byte().numpy() for one in seen]
     matrix = sum(confusion(s.labels, guess, tiny.CLASSES) for s, guess in zip(scenes, guesses, strict=True))
     bits = sum(float(one.coded.y_bits + one.coded.z_bits) for one in seen)
     found = measure(tiny_network, data, "val", classes=tiny.CLASSES, size=None)[level]

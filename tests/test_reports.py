@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.reports import LIMIT_BYTES, Labels, Legend, State, Stats, read_report
+from nodes.reports import LIMIT_BYTES, Labels, Legend, Legends, State, Stats, read_report
 from pipeline.errors import BitstreamError
 
 
@@ -49,6 +49,36 @@ def test_labels_are_present_from_one_half_the_surest_first() -> None:
 def test_what_is_no_labels_is_refused(changed: dict[str, object]) -> None:
     with pytest.raises(BitstreamError, match=r"labels: "):
         read_report(Labels, labels_of(**changed))
+
+
+def manifest_of(bundle: str, name: str = "b") -> bytes:
+    return json.dumps({"name": name, "hash": bundle, "classes": []}).encode()
+
+
+def test_legends_are_those_told_of_last() -> None:
+    legends = Legends(2)
+    for bundle in ("a", "b", "a", "c"):
+        assert legends.take(bundle, manifest_of(bundle)) == legends[bundle]
+    assert list(legends) == ["a", "c"]
+
+
+def test_a_legend_is_replaced_and_forgotten() -> None:
+    legends = Legends()
+    legends.take("a", manifest_of("a"))
+    legends.take("a", manifest_of("a", "newer"))
+    assert [legend.name for legend in legends.values()] == ["newer"]
+    assert legends.take("a", b"") is None
+    assert not legends
+    assert legends.take("never told of", b"") is None
+
+
+@pytest.mark.parametrize("payload", [manifest_of("other"), b"{", b"[]"])
+def test_what_is_no_legend_of_its_topic_is_refused_and_the_last_one_kept(payload: bytes) -> None:
+    legends = Legends()
+    legends.take("a", manifest_of("a"))
+    with pytest.raises(BitstreamError):
+        legends.take("a", payload)
+    assert list(legends) == ["a"]
 
 
 def test_legend_is_read_from_a_whole_manifest() -> None:

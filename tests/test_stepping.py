@@ -107,7 +107,7 @@ def test_the_terms_are_those_of_the_losses(settled: SplitSegmenter) -> None:
     made, shown = trainee(settled, experiment), batch(soft=True)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         seen = deepcopy(made.network)(shown.images, shown.quality)
-    logits = seen.logits.float()
+    logits = seen.output.float()
     full = upsample(logits, tiny.HEIGHT, tiny.WIDTH)
     at_soft = F.interpolate(logits, shown.soft.shape[-2:], mode="bilinear", align_corners=False)
     sparse = F.interpolate(shown.labels[:, None], logits.shape[-2:], mode="nearest-exact")[:, 0]
@@ -126,10 +126,10 @@ def test_the_terms_are_those_of_the_losses(settled: SplitSegmenter) -> None:
 def test_what_an_image_codec_learns_is_the_squared_error_of_its_pictures() -> None:
     torch.manual_seed(0)
     loss = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
-    experiment = tiny.experiment(model={"decoder": "image"}, data={"choose_by": ()}, loss=loss)
+    experiment = tiny.experiment(model={"decoder": "image"}, loss=loss)
     made, shown = trainee(build(experiment, tiny.CLASSES), experiment), batch()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        rebuilt = deepcopy(made.network)(shown.images, shown.quality).logits
+        rebuilt = deepcopy(made.network)(shown.images, shown.quality).output
     found = one_step(made, experiment, shown)
     assert found[:3].tolist() == [0, 0, 0]
     assert found[3].item() == pytest.approx((rebuilt.float() - shown.images).square().mean().item(), rel=1e-3)

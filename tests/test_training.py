@@ -351,12 +351,6 @@ def test_line_of_the_log_names_epoch_and_terms() -> None:
     assert all(part in line for part in terms)
 
 
-def test_line_of_the_log_of_an_image_codec_has_its_pictures_instead_of_masks() -> None:
-    line = describe(replace(progress(), pixels=65.025))
-    assert "picture 30.00 dB  rate 0.1230 bpp" in line
-    assert "labels" not in line
-
-
 def test_each_split_that_was_measured_has_a_line_of_its_levels() -> None:
     measured = (Measured("val", 0, 0.5, 0.1), Measured("val", 1, 0.625, 0.2), Measured("0006R0", 0, 0.25, 0.3))
     _, first, second = describe(progress(*measured)).splitlines()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from nodes.reports import Labels, Legend, Legends, State, Stats, read_report
+from nodes.reports import LEGEND_LIMIT, Labels, Legend, Legends, State, Stats, read_report
 from nodes.service import now_ms
 from nodes.viewer.pictures import MaskPicture, check_preview, read_mask
 from pipeline.errors import BitstreamError, ConfigError
@@ -73,7 +73,7 @@ class Wall:
         self,
         *,
         camera_limit: int = 256,
-        legend_limit: int = 64,
+        legend_limit: int = LEGEND_LIMIT,
         now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self.cameras: dict[str, CameraView] = {}

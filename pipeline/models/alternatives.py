@@ -1,11 +1,11 @@
-"""What the joint decoder is held against: decoders that run the rest of the task network in the cloud.
+"""What the joint decoder is held against: the rest of the task network in the cloud, and an image codec's two halves.
 
     SE + SD/D      y_hat -> SD -> features at stride 16 -> D            SourceTaskDecoder
     uncompressed                  features at stride 16 -> D            FeatureTaskDecoder
     JSDE           y_hat of an image codec -> upsampled -> stages -> D  JSDEDecoder, behind ImageAnalysis
     image codec    y_hat -> picture                                     ImageSynthesis: what ImageAnalysis learns with
 
-D is the tail of the backbone and DeepLabv3's head. All of them give logits at stride 4, as the joint decoder does.
+D is the tail of the backbone and DeepLabv3's head. All but the last give logits at stride 4, as the joint decoder does.
 Nazir et al. (ECCV 2024, arXiv 2407.11224) name these systems; layers and widths are not published, those here are ours.
 """
 

@@ -1,4 +1,4 @@
-"""A whole split network, as trained: image to latents to mask logits."""
+"""A whole split network, as trained: image to latents to mask logits, or of an image codec to the image again."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,12 @@ from pipeline.models.entropy_model import Coded, MeanScaleHyperprior, NoBottlene
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """Logits (B, K, H'/4, W'/4) at stride 4 to the padded image, and what the latents cost."""
+    """What the decoder gives, logits (B, K, H'/4, W'/4) at stride 4 to the padded image, and what the latents cost.
 
-    logits: Tensor
+    An image codec gives the padded image, RGB (B, 3, H', W').
+    """
+
+    output: Tensor
     coded: Coded
 
 
@@ -53,7 +56,7 @@ class SplitSegmenter(nn.Module):
         return y
 
     def forward(self, image: Tensor, quality: Tensor) -> Segmented:
-        """RGB (B, 3, H, W) in 0..255 and levels (B,) -> logits at stride 4 to the padded image, and bits."""
+        """RGB (B, 3, H, W) in 0..255 and levels (B,) -> what the decoder makes of it, and bits."""
         coded = self.prior(self.encode(image), quality)
         return Segmented(self.decoder(coded.y_hat), coded)
 

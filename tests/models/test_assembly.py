@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from pipeline.errors import ConfigError
-from pipeline.models.assembly import BACKBONES, DECODERS, assemble, load_pretrained, pretrained
+from pipeline.models.alternatives import ImageSynthesis
+from pipeline.models.assembly import BACKBONES, DECODERS, IMAGE, assemble, load_pretrained, pretrained
 from pipeline.models.backbone import MobileNetV2, MobileNetV2Tail, load_folded
 from pipeline.models.split_segmenter import Segmented, SplitSegmenter
 
@@ -26,6 +27,7 @@ NETWORKS: Mapping[str, Mapping[str, object]] = {
     "task": {"decoder": "task", "bottleneck": "none"},
     "latent_task": {"decoder": "latent_task"},
     "latent_task of ResNet": {"decoder": "latent_task", "backbone": "resnet50"},
+    "image codec": {"decoder": IMAGE},
 }
 NOT_LEARNED = {"prior.factorised.quantiles"}  # compressai's own tables are not used
 
@@ -54,6 +56,10 @@ def network(request: pytest.FixtureRequest) -> SplitSegmenter:
     return built.eval()
 
 
+def test_every_decoder_is_tried() -> None:
+    assert {changed.get("decoder", "joint") for changed in NETWORKS.values()} == set(DECODERS)
+
+
 def levels_of(network: SplitSegmenter, count: int) -> Tensor:
     return torch.arange(count) % network.levels
 
@@ -64,12 +70,14 @@ def seen(network: SplitSegmenter, images: Tensor) -> Segmented:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_logits_are_at_stride_4_to_the_padded_image_whatever_its_size(
+def test_logits_are_at_stride_4_to_the_padded_image_whatever_its_size_and_pictures_are_that_image(
     network: SplitSegmenter, size: tuple[int, int]
 ) -> None:
     rows, columns = -(-size[0] // 16), -(-size[1] // 16)
     found = seen(network, pictures(size, 2))
-    assert found.logits.shape == (2, tiny.CLASSES, 4 * rows, 4 * columns)
+    rebuilds = isinstance(network.decoder, ImageSynthesis)
+    shape = (3, 16 * rows, 16 * columns) if rebuilds else (tiny.CLASSES, 4 * rows, 4 * columns)
+    assert found.output.shape == (2, *shape)
     assert found.coded.y_hat.shape[2:] == (rows, columns)
     assert found.coded.y_bits.shape == found.coded.z_bits.shape == (2,)
     assert (found.coded.y_bits > 0).all() == (network.levels > 1)
@@ -78,12 +86,12 @@ def test_logits_are_at_stride_4_to_the_padded_image_whatever_its_size(
 def test_everything_is_finite(network: SplitSegmenter) -> None:
     for images in (pictures((64, 96), 2), torch.zeros(2, 3, 32, 32), torch.full((2, 3, 32, 32), 255.0)):
         found = seen(network, images)
-        assert all(t.isfinite().all() for t in (found.logits, found.coded.y_bits, found.coded.z_bits))
+        assert all(t.isfinite().all() for t in (found.output, found.coded.y_bits, found.coded.z_bits))
 
 
 def test_gradient_reaches_every_parameter(network: SplitSegmenter) -> None:
     found = network.train()(pictures((64, 96), 6), levels_of(network, 6))
-    (found.logits.square().mean() + 1e-3 * (found.coded.y_bits + found.coded.z_bits).mean()).backward()
+    (found.output.square().mean() + 1e-3 * (found.coded.y_bits + found.coded.z_bits).mean()).backward()
     dead = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     spoilt = {n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()}
     network.zero_grad()
@@ -94,7 +102,7 @@ def test_gradient_reaches_every_parameter(network: SplitSegmenter) -> None:
 
 def test_segmentation_alone_reaches_the_first_layer_through_the_rounding(network: SplitSegmenter) -> None:
     seen_by_all = network(pictures((64, 96), 2), levels_of(network, 2))
-    seen_by_all.logits.square().mean().backward()
+    seen_by_all.output.square().mean().backward()
     gradient = next(p for p in network.analysis.parameters() if p.ndim == 4).grad
     network.zero_grad()
     assert gradient.abs().max() > 0
@@ -122,7 +130,7 @@ def test_state_survives_saving(name: str) -> None:
     one, other = made(**NETWORKS[name]).eval(), assemble(tiny.CLASSES, LEVELS, **{**SMALL, **NETWORKS[name]}).eval()
     other.load_state_dict(one.state_dict())
     images = pictures((32, 48), 2)
-    assert torch.equal(seen(other, images).logits, seen(one, images).logits)
+    assert torch.equal(seen(other, images).output, seen(one, images).output)
 
 
 def test_a_network_has_the_levels_that_were_asked_for() -> None:

@@ -55,8 +55,8 @@ def test_the_camera_sends_what_the_network_codes_and_the_cloud_decodes_it(tiny_n
     coded = tiny_network.prior(tiny_network.encode(images), quality)
     assert torch.equal(found.coded.y_hat, coded.y_hat)
     assert torch.equal(found.coded.y_bits, coded.y_bits)
-    assert torch.equal(found.logits, tiny_network.decoder(coded.y_hat))
-    assert found.logits.shape == (4, tiny.CLASSES, tiny.HEIGHT // 4, tiny.WIDTH // 4)
+    assert torch.equal(found.output, tiny_network.decoder(coded.y_hat))
+    assert found.output.shape == (4, tiny.CLASSES, tiny.HEIGHT // 4, tiny.WIDTH // 4)
 
 
 @torch.no_grad()
