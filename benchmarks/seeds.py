@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import load_experiment
 from pipeline.layouts import LAYOUTS
 from pipeline.measuring import Measured, measure
+from pipeline.models.assembly import IMAGE
 from pipeline.training import load_trained
 
 
@@ -62,8 +63,10 @@ def variant(text: str) -> Variant:
 
 
 def measured(one: Variant, data: Path, split: str) -> list[list[Measured]]:
-    """Of each run, one entry for each level."""
+    """Of each run, one entry for each level; ConfigError where there are no masks."""
     experiment = load_experiment(one.config)
+    if experiment.model.decoder == IMAGE:
+        raise ConfigError(f"{one.config}: model.decoder image makes no masks to compare; name others")
     layout = LAYOUTS[experiment.data.dataset]
     frames, classes = layout.frames(data, split), len(layout.classes(data).classes)
     networks = (load_trained(experiment, run, classes) for run in one.runs)

@@ -17,6 +17,7 @@ __all__ = ["STRIDE", "Teacher", "learned_soft_labels", "load_teachers", "soft_la
 # Of soft labels to the frame. At 4 poles and signs are lost: 91.7 mIoU to the full size's classes, 97.0 at 2.
 STRIDE = 2
 _FILE = "soft_labels.npy"
+_LEARNED = "learned_soft_labels.txt"  # what those were made of that a run learned from, wherever they are kept
 
 
 def soft_labels(teacher: Teacher, images: Sequence[NDArray[np.uint8]], first: int = 0) -> Iterator[NDArray[np.uint8]]:
@@ -51,7 +52,7 @@ def soft_label_file(
     found = kept_rows(folder / _FILE, source, partial(soft_labels, teacher, images), count=len(images))
     if run is not None:
         run.mkdir(parents=True, exist_ok=True)
-        (run / _FILE).with_suffix(".txt").write_text(source)
+        (run / _LEARNED).write_text(source)
     return found
 
 
@@ -63,7 +64,8 @@ def learned_soft_labels(folder: Path, run: Path) -> NDArray[np.uint8]:
     path = folder / _FILE
     if not path.is_file():
         raise ConfigError(f"{folder}: no {_FILE}, and labels are not looked at; name the --cache of run {run}")
-    if made_of(path) is None or made_of(path) != made_of(run / _FILE):
+    learned = run / _LEARNED
+    if not learned.is_file() or made_of(path) != learned.read_text():
         raise ConfigError(f"{path}: not what run {run} learned from; train once more with this --cache: it makes that")
     stored: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     return stored

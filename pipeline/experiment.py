@@ -139,7 +139,7 @@ class Experiment(_Section):
     schedule: ScheduleSettings
 
     @model_validator(mode="after")
-    def _rebuilt(self) -> "Experiment":
+    def _image_codec(self) -> "Experiment":
         """An image codec learns from pictures, and from nothing else."""
         if (self.model.decoder == "image") != (self.loss.pixels > 0):
             raise ValueError("loss.pixels is for model.decoder image, and above 0 there")

@@ -32,7 +32,7 @@ def kept_array(path: Path, source: str, make: Callable[[], NDArray[np.uint8]]) -
         if not _is_kept(path, source):
             np.save(_partial_of(path), make())
             _keep(path, source)
-    return _mapped(path)
+        return _mapped(path)
 
 
 def kept_rows(path: Path, source: str, make: Rows, *, count: int) -> NDArray[np.uint8]:
@@ -45,7 +45,7 @@ def kept_rows(path: Path, source: str, make: Rows, *, count: int) -> NDArray[np.
         if not _is_kept(path, source):
             _complete(path, source, make, count=count)
             _keep(path, source)
-    return _mapped(path)
+        return _mapped(path)
 
 
 def _complete(path: Path, source: str, make: Rows, *, count: int, now_s: Callable[[], float] = time.monotonic) -> None:

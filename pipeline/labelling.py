@@ -173,7 +173,7 @@ def _as_experiment(settings: LabelExperiment, base: Experiment) -> Experiment:
         update={
             "data": settings.data,
             "teacher": base.teacher.model_copy(update={"weight": 0.0}),
-            "loss": base.loss.model_copy(update={"labels": 1.0}),
+            "loss": base.loss.model_copy(update={"labels": 1.0, "pixels": 0.0}),
             "schedule": base.schedule.model_copy(update=schedule),
         }
     )

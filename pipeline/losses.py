@@ -19,7 +19,7 @@ class Losses:
     lovasz: Tensor
     distillation: Tensor
     taught_lovasz: Tensor  # with the teachers' likeliest classes
-    pixels: Tensor  # squared error of the rebuilt picture
+    squared_error: Tensor  # of the picture that an image codec rebuilds
     rate: Tensor
     rate_bpp: Tensor  # the same without weights
 

@@ -141,7 +141,10 @@ def _streamed(
             f"data.dataset {settings.dataset}: frames on disk have the size of its layout; leave out size"
         )
     if experiment.loss.pixels > 0:
-        raise ConfigError(f"data.dataset {settings.dataset}: an image codec learns from frames of one size; use camvid")
+        raise ConfigError(
+            f"data.dataset {settings.dataset}: frames are filled up with grey, and an image codec would learn that; "
+            "use camvid"
+        )
     some = [data.read(i).labels for i in range(0, len(data), max(1, len(data) // _COUNTED))]
     share = _label_share(torch.from_numpy(np.stack(some)), classes)
     return _Drawn(Streamed(data, size, device), share, ClassPixels(()))

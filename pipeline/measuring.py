@@ -4,6 +4,7 @@ Of an image codec it is how near its pictures come instead of mIoU.
 """
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from pipeline.accuracy import VOID, mean_iou
 from pipeline.datasets import Frames, at_size
 from pipeline.errors import ConfigError
 from pipeline.losses import squared_error
+from pipeline.models.entropy_model import Coded
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 
 _TOGETHER = 16  # frames of one size that are measured at once on a GPU
@@ -26,25 +28,49 @@ _TOGETHER = 16  # frames of one size that are measured at once on a GPU
 class Measured:
     """Accuracy (0..1) and estimated rate of a network on one split at one quality level."""
 
+    measure = "mIoU"
+
     split: str
     quality: int
     miou: float
     rate_bpp: float  # bits per pixel of the split's frames
+
+    @property
+    def shown(self) -> str:
+        """The accuracy as logs have it."""
+        return f"{100 * self.miou:.2f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
     """How near an image codec's pictures come on one split at one level, in dB, and its estimated rate."""
 
+    measure = "PSNR"
+
     split: str
     quality: int
     psnr_db: float  # mean over the split's frames
     rate_bpp: float  # bits per pixel of the split's frames
 
+    @property
+    def shown(self) -> str:
+        """How near, as logs have it."""
+        return f"{self.psnr_db:.2f} dB"
 
-def psnr_db(squared_error: float) -> float:
-    """Peak signal-to-noise ratio of a mean squared error in squared grey levels; 0 gives that of 0.001 grey levels."""
-    return 20 * math.log10(255) - 10 * math.log10(max(squared_error, 1e-6))
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """Frames of one size (B, 3, H, W) at one quality level, with their labels (B, h, w), and what was coded of them."""
+
+    images: Tensor
+    labels: Tensor
+    level: int
+    coded: Coded
+
+
+def psnr_db(error: float) -> float:
+    """Peak signal-to-noise ratio of a mean squared error in squared grey levels; none counts as 0.001 grey levels."""
+    return 20 * math.log10(255) - 10 * math.log10(max(error, 1e-6))
 
 
 @torch.no_grad()
@@ -55,21 +81,15 @@ def measure(
 
     Pictures are brought to `size` (height, width), if there is one, and masks back to that of the labels.
     """
-    matrices = np.zeros((network.levels, classes, classes), np.int64)
-    bits, pixels = torch.zeros(network.levels), 0
-    for images, labels in _groups(data, size, next(network.parameters()).device):
-        _check(labels, split, classes)
-        pixels += labels.numel()
-        with torch.autocast(images.device.type, torch.bfloat16):
-            y = network.encode(images.contiguous(memory_format=torch.channels_last))
-            for level in range(network.levels):
-                coded = network.prior(y, levels_like(images, level))
-                logits = upsample(network.decoder(coded.y_hat), images.shape[-2], images.shape[-1])
-                matrices[level] += _confusion(labels, _onto(labels, logits.argmax(1)), classes)
-                bits[level] += (coded.y_bits + coded.z_bits).sum().cpu()
-    return [
-        Measured(split, level, mean_iou(matrix), float(bits[level]) / pixels) for level, matrix in enumerate(matrices)
-    ]
+    matrices, rates = np.zeros((network.levels, classes, classes), np.int64), _Rates(network.levels)
+    for seen in _through(network, data, size):
+        _check(seen.labels, split, classes)
+        rates.count(seen)
+        with torch.autocast(seen.images.device.type, torch.bfloat16):
+            logits = upsample(network.decoder(seen.coded.y_hat), seen.images.shape[-2], seen.images.shape[-1])
+        matrices[seen.level] += _confusion(seen.labels, _onto(seen.labels, logits.argmax(1)), classes)
+    pairs = enumerate(zip(matrices, rates.bpp, strict=True))
+    return [Measured(split, level, mean_iou(matrix), bpp) for level, (matrix, bpp) in pairs]
 
 
 @torch.no_grad()
@@ -77,18 +97,46 @@ def measure_pictures(
     network: SplitSegmenter, data: Frames, split: str, *, size: tuple[int, int] | None
 ) -> list[Rebuilt]:
     """One entry per quality level of an image codec in eval mode, its pictures held against those of `size` it sees."""
-    found, bits, pixels, frames = np.zeros(network.levels), np.zeros(network.levels), 0, 0
+    found: list[list[float]] = [[] for _ in range(network.levels)]
+    rates = _Rates(network.levels)
+    for seen in _through(network, data, size):
+        rates.count(seen)
+        height, width = seen.images.shape[-2:]
+        with torch.autocast(seen.images.device.type, torch.bfloat16):
+            rebuilt = network.decoder(seen.coded.y_hat)[..., :height, :width].float().clamp(0, 255)
+        pairs = zip(rebuilt, seen.images, strict=True)
+        found[seen.level] += [psnr_db(squared_error(*pair).item()) for pair in pairs]
+    return [
+        Rebuilt(split, level, statistics.mean(all_db), bpp)
+        for level, (all_db, bpp) in enumerate(zip(found, rates.bpp, strict=True))
+    ]
+
+
+class _Rates:
+    """Bits of all frames over their pixels, by level."""
+
+    def __init__(self, levels: int) -> None:
+        self._bits, self._pixels = np.zeros(levels), np.zeros(levels, np.int64)
+
+    def count(self, seen: _Seen) -> None:
+        self._bits[seen.level] += float((seen.coded.y_bits + seen.coded.z_bits).sum())
+        self._pixels[seen.level] += seen.labels.numel()
+
+    @property
+    def bpp(self) -> list[float]:
+        rates: list[float] = (self._bits / self._pixels).tolist()
+        return rates
+
+
+def _through(network: SplitSegmenter, data: Frames, size: tuple[int, int] | None) -> Iterator[_Seen]:
+    """All frames at all levels, each analysed once."""
     for images, labels in _groups(data, size, next(network.parameters()).device):
-        pixels, frames = pixels + labels.numel(), frames + len(images)
-        height, width = images.shape[-2:]
         with torch.autocast(images.device.type, torch.bfloat16):
             y = network.encode(images.contiguous(memory_format=torch.channels_last))
-            for level in range(network.levels):
+        for level in range(network.levels):
+            with torch.autocast(images.device.type, torch.bfloat16):
                 coded = network.prior(y, levels_like(images, level))
-                rebuilt = network.decoder(coded.y_hat).float()[..., :height, :width].clamp(0, 255)
-                found[level] += sum(psnr_db(squared_error(*pair).item()) for pair in zip(rebuilt, images, strict=True))
-                bits[level] += float((coded.y_bits + coded.z_bits).sum())
-    return [Rebuilt(split, level, db / frames, bits[level] / pixels) for level, db in enumerate(found.tolist())]
+            yield _Seen(images, labels, level, coded)
 
 
 def _groups(data: Frames, size: tuple[int, int] | None, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,7 +18,8 @@ from pipeline.models.assembly import pretrained
 from pipeline.models.split_segmenter import SplitSegmenter, upsample
 from pipeline.views import Batch
 
-TERMS = ("segmentation", "lovasz", "distillation", "pixels", "rate_bpp", "gradient_norm")  # as a step returns them
+# What a step returns, in this order.
+TERMS = ("segmentation", "lovasz", "distillation", "squared_error", "rate_bpp", "gradient_norm")
 _CHECK_LATER = 8  # steps
 _EAGER_STEPS = 3  # before recording: libraries choose their kernels, the optimiser makes its state
 
@@ -113,7 +114,7 @@ class Step:
             + settings.loss.lovasz * terms.lovasz
             + settings.teacher.weight * terms.distillation
             + settings.teacher.lovasz * terms.taught_lovasz
-            + settings.loss.pixels * terms.pixels
+            + settings.loss.pixels * terms.squared_error
             + self._rise * terms.rate
         )
         optimiser.zero_grad(set_to_none=True)
@@ -126,7 +127,7 @@ class Step:
         optimiser.step()
         self._update_average()
         lovasz = terms.lovasz + terms.taught_lovasz
-        logged = (terms.segmentation, lovasz, terms.distillation, terms.pixels, terms.rate_bpp, norm)
+        logged = (terms.segmentation, lovasz, terms.distillation, terms.squared_error, terms.rate_bpp, norm)
         return torch.stack([term.detach() for term in logged])
 
     def _losses(self, batch: Batch) -> losses.Losses:
@@ -134,27 +135,29 @@ class Step:
         with torch.autocast(images.device.type, torch.bfloat16):
             seen = self._trainee.network(images, batch.quality)
         # Plane by plane: what follows would else be copied into that order, at the size of the picture.
-        logits, settings = seen.output.float().contiguous(), self._experiment.loss
-        segmentation = lovasz = soft_term = taught_lovasz = pixels = logits.new_zeros(())
+        output, settings = seen.output.float().contiguous(), self._experiment.loss
+        segmentation = lovasz = soft_term = taught_lovasz = squared_error = output.new_zeros(())
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]
-            full = upsample(logits, height, width)
+            full = upsample(output, height, width)
             segmentation = losses.segmentation(full, batch.labels, self._class_weights)
         if settings.lovasz > 0:
-            sparse = F.interpolate(batch.labels[:, None], logits.shape[-2:], mode="nearest-exact")[:, 0]
-            lovasz = losses.lovasz_softmax(logits, sparse)
+            sparse = F.interpolate(batch.labels[:, None], output.shape[-2:], mode="nearest-exact")[:, 0]
+            lovasz = losses.lovasz_softmax(output, sparse)
         if batch.soft is not None:
-            at_soft = F.interpolate(logits, batch.soft.shape[-2:], mode="bilinear", align_corners=False)
+            at_soft = F.interpolate(output, batch.soft.shape[-2:], mode="bilinear", align_corners=False)
             sharpness = self._experiment.teacher.sharpness
             soft_term = losses.distillation(at_soft, batch.soft, self._class_weights, sharpness=sharpness)
             if self._experiment.teacher.lovasz > 0:
-                guessed = losses.likeliest(batch.soft, (logits.shape[-2], logits.shape[-1]))
-                taught_lovasz = losses.lovasz_softmax(logits, guessed)
+                guessed = losses.likeliest(batch.soft, (output.shape[-2], output.shape[-1]))
+                taught_lovasz = losses.lovasz_softmax(output, guessed)
         if settings.pixels > 0:
-            pixels = losses.squared_error(logits, batch.images)
+            squared_error = losses.squared_error(output, batch.images)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
         weighted = (self._rate_weights[batch.quality] * bpp).mean()
-        return losses.Losses(segmentation, lovasz, soft_term, taught_lovasz, pixels, rate=weighted, rate_bpp=bpp.mean())
+        return losses.Losses(
+            segmentation, lovasz, soft_term, taught_lovasz, squared_error, rate=weighted, rate_bpp=bpp.mean()
+        )
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -40,7 +40,7 @@ class Progress:
     segmentation: float
     lovasz: float
     distillation: float
-    pixels: float
+    squared_error: float  # of an image codec; 0 of other networks
     rate_bpp: float
     gradient_norm: float
     images_per_s: float
@@ -208,19 +208,14 @@ def _measure(
 def describe(progress: Progress) -> str:
     """One line for the log, and one for each split that was measured."""
     terms = f"labels {progress.segmentation:.3f}  lovasz {progress.lovasz:.3f}  teacher {progress.distillation:.3f}"
-    if progress.pixels > 0:
-        terms = f"PSNR {psnr_db(progress.pixels):.2f} dB"
+    if progress.squared_error > 0:
+        terms = f"PSNR {psnr_db(progress.squared_error):.2f} dB"
     line = (
         f"epoch {progress.epoch}/{progress.epochs}  {terms}  rate {progress.rate_bpp:.4f} bpp  "
         f"gradient {progress.gradient_norm:.2f}  {progress.images_per_s:.0f} images/s"
     )
     for split in dict.fromkeys(one.split for one in progress.measured):
         of_split = [one for one in progress.measured if one.split == split]
-        what = "PSNR" if isinstance(of_split[0], Rebuilt) else "mIoU"
-        line += f"\n  {split}: {what} {', '.join(map(_figures, of_split))} bpp"
+        figures = ", ".join(f"{one.shown} at {one.rate_bpp:.4f}" for one in of_split)
+        line += f"\n  {split}: {of_split[0].measure} {figures} bpp"
     return line
-
-
-def _figures(one: Measured | Rebuilt) -> str:
-    value = f"{one.psnr_db:.2f} dB" if isinstance(one, Rebuilt) else f"{100 * one.miou:.2f}"
-    return f"{value} at {one.rate_bpp:.4f}"

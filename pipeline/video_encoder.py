@@ -27,6 +27,7 @@ from pipeline.regions import CELL_PX, Grid, split
 from pipeline.triggers import FALL, MAX_PRICE, RISE, Always, Bargain, Threshold, Trigger
 
 LONGEST_AGE = 30  # frames, of a key where a trigger decides: so long at most lasts what a lost KEY spoils
+_ONE_OF_TWO = "a threshold and a price are two ways to decide on a KEY; give only one of the two"
 _CLEARLY_SMALLER = 0.75  # of the key's body; a WARP that saves less is not worth its errors
 
 
@@ -53,7 +54,7 @@ class KeyPolicy:
         if self.price is not None and not 0 < self.price <= MAX_PRICE:
             raise ConfigError(f"price {self.price}: must be above 0, and {MAX_PRICE:g} at most")
         if self.price is not None and self.least_agreement:
-            raise ConfigError("a threshold and a price are two ways to decide on a KEY; give only one of the two")
+            raise ConfigError(_ONE_OF_TWO)
 
 
 EVERY_FRAME = KeyPolicy()
@@ -86,7 +87,7 @@ def key_policy(
     With none of them each frame is a KEY; ConfigError as the policies' own.
     """
     if threshold is not None and price is not None:
-        raise ConfigError("a threshold and a price are two ways to decide on a KEY; give only one of the two")
+        raise ConfigError(_ONE_OF_TWO)
     if threshold is None and price is None:
         return EVERY_FRAME if key_interval is None else at_interval(key_interval)
     longest_age = LONGEST_AGE if key_interval is None else at_interval(key_interval).longest_age

@@ -140,6 +140,17 @@ def test_a_run_finds_what_it_learned_from_in_its_own_folder_and_in_a_cache(tmp_p
         learned_soft_labels(sharing, sharing)
 
 
+def test_what_a_run_learned_from_in_a_cache_does_not_rename_what_it_once_made_itself(tmp_path: Path) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    soft_label_file(run, pictures(3), LightMeter(), run=run)
+    made = soft_label_file(cache, pictures(4), LightMeter(), run=run)
+    assert np.array_equal(learned_soft_labels(cache, run), made)
+    with pytest.raises(ConfigError, match=r"not what run .*run learned from"):
+        learned_soft_labels(run, run)
+    again = LightMeter()
+    assert len(soft_label_file(run, pictures(4), again, run=run)) == again.looks == 4
+
+
 def test_a_run_does_not_take_what_another_learned_from(tmp_path: Path) -> None:
     first, second, cache = (tmp_path / name for name in ("first", "second", "cache"))
     for run, count in ((first, 3), (second, 4)):

@@ -36,7 +36,7 @@ def frames(data: Path, home: Path) -> Folders:
 
 def test_an_image_codec_learns_to_rebuild_pictures(tiny_camvid: Path, tmp_path: Path) -> None:
     found = epochs(image_codec(epochs=12), frames(tiny_camvid, tmp_path))
-    assert found[-1].pixels < 0.5 * found[0].pixels
+    assert found[-1].squared_error < 0.5 * found[0].squared_error
     assert all(one.segmentation == one.lovasz == one.distillation == 0 and one.rate_bpp > 0 for one in found)
 
 
@@ -89,7 +89,7 @@ def test_jsde_learns_behind_its_camera_which_stays_as_it_is(tiny_camvid: Path, t
     experiment = tiny.experiment(model={"decoder": "latent_task"}, schedule={"epochs": 1, "trained": "decoder"})
     behind = replace(tiny.folders(tiny_camvid, tmp_path / "behind"), camera=folders.run)
     (found,) = epochs(experiment, behind)
-    assert found.pixels == 0 < found.segmentation
+    assert found.squared_error == 0 < found.segmentation
     assert len(found.measured) == tiny.LEVELS
     state = load_trained(experiment, behind.run, tiny.CLASSES).state_dict()
     camera = load_trained(codec, folders.run, tiny.CLASSES).state_dict()

@@ -13,6 +13,7 @@ from pipeline.labelling import Labeller, describe_labels, load_labels, train_lab
 from pipeline.material import Folders
 from pipeline.models.label_decoder import LabelDecoder
 from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.training import train
 
 LATENTS = tiny.experiment().model.latents
 
@@ -48,6 +49,18 @@ def test_it_learns_what_is_in_the_pictures(folders: Folders) -> None:
     }
     assert all(one.accuracy.f1 > 0.9 for one in steps[-1].measured)
     assert "mAP" in describe_labels(steps[-1])
+
+
+def test_labels_are_learned_behind_an_image_codec_too(tiny_camvid: Path, folders: Folders, tmp_path: Path) -> None:
+    loss = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
+    codec = tiny.experiment(model={"decoder": "image"}, loss=loss, schedule={"epochs": 1})
+    behind = replace(folders, run=tmp_path / "codec", start=None)
+    list(train(codec, behind))
+    balanced = settings(epochs=8)
+    balanced = balanced.model_copy(update={"data": balanced.data.model_copy(update={"balanced": 0.5})})
+    steps = list(train_labels(balanced, codec, replace(folders, start=behind.run)))
+    assert steps[-1].loss < 0.9 * steps[0].loss
+    assert all(one.accuracy.f1 > 0.5 for one in steps[-1].measured)  # nothing is not what it says
 
 
 def test_its_weights_are_those_of_the_run(folders: Folders) -> None:

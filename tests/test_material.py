@@ -120,6 +120,11 @@ def test_teachers_can_be_put_into_the_words_of_the_labels(tiny_camvid: Path, tmp
     assert agreed > before + 0.2, "a teacher of two words learns the others"
 
 
+def test_an_image_codec_is_not_shown_frames_filled_up_with_grey(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.dataset coco: frames are filled up with grey"):
+        streaming(tmp_path, **IMAGE_CODEC)
+
+
 def test_labels_that_must_not_be_looked_at_translate_nothing(tiny_camvid: Path, tmp_path: Path, teacher: Path) -> None:
     wrong = tiny.experiment(teacher={"weight": 1.0, "translated": True}, loss={"labels": 0.0, "lovasz": 0.0})
     with pytest.raises(ConfigError, match="translated learns from labels"):
@@ -231,6 +236,22 @@ def test_label_free_material_does_not_depend_on_the_labels(tiny_camvid: Path, tm
     with_labels = tiny.experiment(**TAUGHT, data={"balanced": 0.5, "mixed": 0.5, "texture": 0.1})
     seen = [prepare(d, tmp_path / d.name, with_labels, teachers=(teacher,)) for d in (tiny_camvid, other_data)]
     assert not torch.equal(seen[0].class_weights, seen[1].class_weights)
+
+
+IMAGE_CODEC: dict[str, dict[str, object]] = {
+    "model": {"decoder": "image"},
+    "loss": {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01},
+}
+
+
+def test_an_image_codecs_material_does_not_depend_on_the_labels(tiny_camvid: Path, tmp_path: Path) -> None:
+    experiment = tiny.experiment(**IMAGE_CODEC)
+    other_data = tiny.with_other_labels(tiny_camvid, tmp_path / "data")
+    one, other = (prepare(data, tmp_path / "run", experiment) for data in (tiny_camvid, other_data))
+    assert torch.equal(one.class_weights, other.class_weights)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(one), drawn(other), strict=True))
+    assert (resident(one).labels == VOID).all()
+    assert one.batches.pixels.rows == ()
 
 
 def test_label_free_views_are_balanced_by_what_the_teacher_sees(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError
-from pipeline.measuring import measure
+from pipeline.measuring import measure, measure_pictures, psnr_db
 from pipeline.models.entropy_model import NoBottleneck
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 
@@ -73,6 +73,35 @@ def test_pictures_are_brought_to_a_size_and_masks_back() -> None:
 def test_a_network_that_mistakes_every_class_is_wrong() -> None:
     (found,) = measure(network(1), painted((64, 96)), "all", classes=tiny.CLASSES, size=None)
     assert found.miou < 0.06
+
+
+class Same(nn.Module):
+    """An image codec's half that leaves the image as it is, but for its light."""
+
+    def __init__(self, lighter: float = 0.0) -> None:
+        super().__init__()
+        self.lighter = nn.Parameter(torch.tensor(lighter))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image + self.lighter
+
+
+@pytest.mark.parametrize("size", [None, (128, 192)])
+def test_pictures_are_held_against_those_that_an_image_codec_sees(size: tuple[int, int] | None) -> None:
+    rng = np.random.default_rng(0)
+    images = tuple(rng.integers(40, 200, (*shape, 3), np.uint8) for shape in ((64, 96), (50, 70), (15, 16)))
+    data = Labelled(("a", "b", "c"), images, tuple(np.zeros(image.shape[:2], np.uint8) for image in images))
+    codec = SplitSegmenter(Same(), NoBottleneck(), Same(10.0)).eval()
+    (found,) = measure_pictures(codec, data, "all", size=size)
+    assert found.psnr_db == pytest.approx(28.13, abs=0.01)
+    assert (found.split, found.quality, found.rate_bpp) == ("all", 0, 0.0)
+
+
+def test_what_is_beyond_black_and_white_is_shown_as_these() -> None:
+    white = Labelled(("a",), (np.full((32, 32, 3), 250, np.uint8),), (np.zeros((32, 32), np.uint8),))
+    codec = SplitSegmenter(Same(), NoBottleneck(), Same(100.0)).eval()
+    (found,) = measure_pictures(codec, white, "all", size=None)
+    assert found.psnr_db == pytest.approx(psnr_db(25.0))
 
 
 def test_labels_that_are_no_class_are_named_with_their_split() -> None:

@@ -109,9 +109,9 @@ def test_offsets_of_a_run_without_labels_are_by_what_its_teachers_said(
     one_hot = np.eye(tiny.CLASSES, dtype=np.uint8)
     opinions = np.stack([one_hot[labels[::2, ::2] % tiny.CLASSES] for labels in data.labels])
     of_frames_beside = opinions[::-1]
-    for folder in (tmp_path / "run", tmp_path / "cache"):
-        folder.mkdir()
-        (folder / "soft_labels.txt").write_text("of these\n")
+    for folder, note in (("run", "learned_soft_labels.txt"), ("cache", "soft_labels.txt")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / note).write_text("of these\n")
     np.save(tmp_path / "cache" / "soft_labels.npy", np.concatenate([opinions, of_frames_beside]))
     offsets = module._offsets(blind, network, void)
     assert np.array_equal(offsets, offsets_of(network, as_taught(data, opinions)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.seeds import Difference, Level, as_table, by_level, difference, variant
+from benchmarks.seeds import Difference, Level, Variant, as_table, by_level, difference, measured, variant
 from pipeline.errors import ConfigError
 from pipeline.measuring import Measured
 
@@ -51,3 +51,9 @@ def test_runs_of_other_numbers_of_levels_are_refused() -> None:
     one, other = ([Measured("val", level, 0.5, 0.1) for level in range(count)] for count in (2, 3))
     with pytest.raises(ConfigError, match="2 and 3 quality levels"):
         by_level({"a": [one, one], "b": [one, other]})
+
+
+def test_image_codecs_have_no_masks_to_compare(tmp_path: Path) -> None:
+    config = Path(__file__).parent.parent / "configs" / "train" / "compare" / "image-codec.yaml"
+    with pytest.raises(ConfigError, match=r"image-codec\.yaml: model\.decoder image makes no masks"):
+        measured(Variant("codec", config, (tmp_path, tmp_path)), tmp_path, "val")

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import restore
 from pipeline.site_training import Steps, Taught, experiment_of, optimiser_of, tune
-from pipeline.stepping import Step
+from pipeline.stepping import TERMS, Step
 
 SCENES = tiny.scenes(5)
 SAID = np.stack([np.eye(tiny.CLASSES, dtype=np.uint8)[one.labels % tiny.CLASSES] * 255 for one in SCENES])  # void: sky
@@ -54,6 +54,11 @@ def test_steps_end_with_their_number_and_each_is_told(bundle: Bundle, network: S
     tuned = tune(network, experiment_of(bundle, frames=5), TAUGHT, steps(minutes=1, most=2, seconds=1, told=told))
     assert tuned.steps == 2
     assert [line.split(":")[0] for line in told] == ["step 1, 2%", "step 2, 50%"]
+
+
+def test_a_line_has_the_terms_by_their_names() -> None:
+    logged = torch.tensor([{"distillation": 0.25, "rate_bpp": 0.125}.get(name, 9.0) for name in TERMS])
+    assert module._line(3, 0.5, logged) == "step 3, 50%: teacher 0.250, rate 0.1250 bits per pixel"
 
 
 def test_what_comes_of_it_is_an_average_to_be_exported(bundle: Bundle, network: SplitSegmenter) -> None:

@@ -336,7 +336,7 @@ def progress(*measured: Measured) -> Progress:
         segmentation=1.0,
         lovasz=0.5,
         distillation=0.25,
-        pixels=0.0,
+        squared_error=0.0,
         rate_bpp=0.123,
         gradient_norm=2.0,
         images_per_s=88.2,
