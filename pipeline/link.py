@@ -235,6 +235,9 @@ class LinkMeter:
 
     def _backlog_ms(self, now_s: float) -> float:
         newest = self._epoch.newest
+        if self._bottleneck.kbit_s is None and len(self._epoch.in_flight) > 1:
+            # How long those in flight take nobody knows: they wait as the newest did until they tell otherwise.
+            return self._delays.queue_ms
         left_s = newest.at_s + self._delays.queue_ms / 1000 if newest is not None else now_s
         return max(0.0, self._bottleneck.free_s(self._epoch.in_flight, left_s) - now_s) * 1000
 

@@ -259,6 +259,27 @@ def test_what_waits_for_the_link_is_told_from_what_it_carried_last() -> None:
     assert state.backlog_ms == pytest.approx(840 - 40, abs=50)
 
 
+def test_what_waits_for_a_link_that_nobody_knows_waits_as_long_as_the_newest_did() -> None:
+    """A fast link became slow: the first late packet tells how long those behind it wait, but not the rate."""
+    link = Link()
+    now_s = link.carry(0.0, 100)
+    first = link.send(now_s)
+    for ahead in (0.04, 0.08, 0.12):
+        link.send(now_s + ahead)
+    link.hear(link.arrive(first, now_s, up_ms=UP_MS + 250), now_s, up_ms=UP_MS + 250)
+    state = link.state(now_s + 0.3)
+    assert state.capacity_kbit_s is None
+    assert (state.queue_ms, state.backlog_ms) == pytest.approx((250, 250), abs=1)
+
+
+def test_nothing_waits_for_a_link_that_nobody_knows_where_nothing_is_under_way() -> None:
+    link = Link()
+    now_s = link.carry(0.0, 100)
+    link.hear(link.arrive(link.send(now_s), now_s, up_ms=UP_MS + 250), now_s, up_ms=UP_MS + 250)
+    state = link.state(now_s + 0.3)
+    assert (state.queue_ms, state.backlog_ms) == pytest.approx((250, 0), abs=1)
+
+
 def test_reset_forgets_everything() -> None:
     link = Link()
     at_s = link.carry(0.0, 50)
