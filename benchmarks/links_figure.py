@@ -47,7 +47,7 @@ def _compared(figure: SubFigure, told: dict[str, Any]) -> None:
     _lines(right, rows, lambda row: row[accuracy])
     late.set_yscale("log")
     late.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    late.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    late.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if str(value)[0] in "25" else ""))
     within.set_ylim(-4, 104)
     if accuracy == "miou":
         right.axhline(rows[0]["best"], color=FAINT, lw=1, ls=(0, (1.5, 2)), zorder=1)
