@@ -120,8 +120,8 @@ class Video:
     """The frames of one source; an async context manager, and an iterator that ends with a file's end.
 
     Entering raises SourceError when a file, directory or device cannot be opened within `timeout_s`, reading when it
-    is damaged; an RTSP server is waited for. `fast` gives every frame of a file or
-    directory, as fast as they are taken.
+    is damaged; an RTSP server is waited for. `fast` gives every frame of a file or directory, as fast as they are
+    taken.
     """
 
     def __init__(

@@ -116,9 +116,10 @@ def full(*_: object) -> int:
     raise OSError("the disk is full")
 
 
-def dies_keeping(path: Path, monkeypatch: pytest.MonkeyPatch, *, done: int) -> None:
-    """Keep TALL, of this, in the place of another's array, by a process that dies after so many steps of it."""
-    left = done
+@pytest.fixture(params=range(6))
+def half_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """TALL, of this, on its way to the place of another's array, by a process that died after so many steps."""
+    path, left = tmp_path / "a.npy", request.param
     kept_rows(path, "of that\n", others, count=len(TALL))  # it takes another's place
 
     def dying(name: str) -> Callable[..., Any]:
@@ -139,27 +140,18 @@ def dies_keeping(path: Path, monkeypatch: pytest.MonkeyPatch, *, done: int) -> N
         for name in ("write_text", "unlink", "replace"):
             patched.setattr(Path, name, dying(name))
         module._keep(path, "of this\n")
+    return path
 
 
-@pytest.mark.parametrize("done", range(6))
-def test_wherever_a_process_dies_while_it_keeps_a_whole_array_that_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
-) -> None:
-    path = tmp_path / "a.npy"
-    dies_keeping(path, monkeypatch, done=done)
-    assert np.array_equal(kept_rows(path, "of this\n", nothing, count=len(TALL)), TALL)
-    assert np.array_equal(kept_rows(path, "of that\n", others, count=len(TALL)), TALL + 100)
+def test_wherever_a_process_dies_while_it_keeps_a_whole_array_that_is_not_lost(half_kept: Path) -> None:
+    assert np.array_equal(kept_rows(half_kept, "of this\n", nothing, count=len(TALL)), TALL)
+    assert np.array_equal(kept_rows(half_kept, "of that\n", others, count=len(TALL)), TALL + 100)
 
 
-@pytest.mark.parametrize("done", range(6))
-def test_an_array_is_not_taken_for_another_where_someone_tidies_up_after_a_process_that_died(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
-) -> None:
-    path = tmp_path / "a.npy"
-    dies_keeping(path, monkeypatch, done=done)
-    for left in tmp_path.glob("*.partial.*"):
+def test_an_array_is_not_taken_for_another_where_someone_tidies_up_after_a_process_that_died(half_kept: Path) -> None:
+    for left in half_kept.parent.glob("*.partial.*"):
         left.unlink()
-    assert np.array_equal(kept_rows(path, "of this\n", by_pairs, count=len(TALL)), TALL)
+    assert np.array_equal(kept_rows(half_kept, "of this\n", by_pairs, count=len(TALL)), TALL)
 
 
 def nothing(first: int) -> Iterator[NDArray[np.uint8]]:
