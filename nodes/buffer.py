@@ -58,7 +58,8 @@ class PacketBuffer(Generic[T]):
     """Packets in order, `limit` at most: for one more, the first one goes that no other can need.
 
     Keys may be needed until the next packet of their camera brings keys of the same regions: without them the WARPs
-    behind are of no use, and without one of those only a frame is lost. Where all may be needed the oldest goes.
+    behind are of no use, and without one of those only a frame is lost; a frame between two keys can be shown by the
+    later one. Where all may be needed the oldest goes.
     """
 
     def __init__(self, limit: int, *, on_drop: Callable[[], None]) -> None:

@@ -1,13 +1,14 @@
 """The camera node: frames of a source -> packets on its topic; obeys what is said on its control topic.
 
-Video -> [lane: VideoEncoder, preview] -> Uplink       control topic -> quality, pause, key
+Video -> [lane: encoder, preview] -> Uplink       control topic -> quality, pause, key
 
-A recording has a Window too: the next frame is taken when the masks of those before have come.
+A recording has a Window too: the next frame is taken when the masks of those before have come. With a lookahead frames
+wait in the encoder for the KEY after them, and leave as several packets at once.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from nodes.camera_setup import (
     open_window,
     opening,
     presence_of,
+    room_for,
     with_source,
 )
 from nodes.control import Control, read_control
@@ -34,16 +36,16 @@ from nodes.uplink import Encoded, Uplink
 from nodes.uplinks import far_side_of, open_uplink, transport_of
 from nodes.window import Window
 from pipeline import metrics
+from pipeline.bidirectional import AnyEncoder
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.config import CameraSettings
 from pipeline.errors import BitstreamError, SourceError, TransportError
-from pipeline.messages import Frame
+from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.operating_points import OperatingPoint
 from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.transport import Channel
 from pipeline.video import Video
-from pipeline.video_encoder import VideoEncoder
 
 _CONNECT_S = 2.0
 _KEYS_LAST_S = 30.0  # workers and the queue's server keep them for 60 s, and frames may be seconds apart
@@ -59,7 +61,7 @@ class Camera:
         name: str,
         *,
         video: Video,
-        encoder: VideoEncoder,
+        encoder: AnyEncoder,
         lane: Lane,
         channel: Channel,
         levels: frozenset[int],
@@ -78,6 +80,7 @@ class Camera:
         self._window, self._rate, self._gate, self._simple, self._clock = window, rate, gate, simple, clock
         self._quality = encoder.quality  # that is asked for
         self._keys_s = clock()  # when all of a frame was last KEY
+        self._previews: dict[FrameId, bytes] = {}  # of frames whose packets have not left the encoder
         self.losses = Losses("camera", camera=name)
         self._uplink = Uplink(
             channel,
@@ -120,6 +123,7 @@ class Camera:
             self.losses.add(reason or "busy", self.video.skipped - skipped)
             skipped = self.video.skipped
             if frame is None:
+                await self._send(await self._lane.run(self._flushed))
                 return
             metrics.FRAMES.labels(self._name).inc()
             if self._rate is not None and not self._rate.admits():
@@ -131,9 +135,15 @@ class Camera:
                 if self._rate is not None:
                     self._rate.unchanged()
                 self._pass_over("unchanged")
+                await self._send(await self._lane.run(self._flushed))  # those that wait would do so for long
                 continue
-            if self._window is not None:
+            await self._send(encoded)
+
+    async def _send(self, packets: Sequence[Encoded]) -> None:
+        if self._window is not None:
+            for encoded in packets:  # all of them first: it keeps the keys that they refer to
                 self._window.add(encoded)
+        for encoded in packets:
             if self._rate is not None:
                 self._rate.coded(encoded.packet, len(encoded.data), self._encoder.tried)
             await self._uplink.put(encoded)
@@ -143,8 +153,8 @@ class Camera:
         metrics.drop("camera", reason)
         self.video.pass_over()
 
-    def _encode_frame(self, frame: Frame, point: OperatingPoint | None) -> Encoded | None:
-        """Runs on the lane, and so it is told the point; None where the frame shows nothing new."""
+    def _encode_frame(self, frame: Frame, point: OperatingPoint | None) -> list[Encoded] | None:
+        """What can leave; None where the frame shows nothing new. Runs on the lane, and so it is told the point."""
         now_s = self._clock()
         if now_s - self._keys_s > _KEYS_LAST_S:
             self._encoder.request_key()
@@ -156,15 +166,24 @@ class Camera:
             self._encoder.code_keys_at(level)
         if point is not None:
             self._encoder.threshold = point.threshold
-        receipt = self._rate is not None and self._rate.asks_receipts
-        coded = self._encoder.encode(frame)
-        packet = replace(coded, recorded=self._window is not None, receipt=receipt)
         preview = self._preview.picture(frame) if self._preview else None
-        encoded = Encoded(self._name, packet, pack(packet), preview)
+        if preview is not None:
+            self._previews[frame.id] = preview
+        return [self._encoded(packet, now_s) for packet in self._encoder.packets(frame)]
+
+    def _flushed(self) -> list[Encoded]:
+        """The packets of frames that still wait. Runs on the lane."""
+        return [self._encoded(packet, self._clock()) for packet in self._encoder.flush()]
+
+    def _encoded(self, coded: Packet, now_s: float) -> Encoded:
+        receipt = self._rate is not None and self._rate.asks_receipts
+        packet = replace(coded, recorded=self._window is not None, receipt=receipt)
+        encoded = Encoded(self._name, packet, pack(packet), self._previews.pop(packet.id, None))
         if encoded.stands_alone:
             self._keys_s = now_s
             if self._simple is not None:
-                self._simple.keyed(packet.quality, len(encoded.data))
+                beside = sum(len(region.body) for region in packet.regions if region.kind is not Kind.KEY)
+                self._simple.keyed(packet.quality, len(encoded.data) - beside)
         return encoded
 
     async def _until_wanted(self) -> str | None:
@@ -182,6 +201,8 @@ class Camera:
                 await until_connected(self._channel)
         if reason is not None:
             log.info("frames are sent again", camera=self._name)
+            if self._window is None:
+                self.losses.add(reason, len(await self._lane.run(self._flushed)))  # frames that waited are of long ago
             if self._rate is not None:
                 self._rate.begin_anew()
             await self._uplink.begin_anew()  # what was under way may be lost, and keys are not kept for ever
@@ -282,7 +303,7 @@ async def main(settings: CameraSettings) -> None:
                 channel=channel,
                 levels=frozenset(level.index for level in manifest.quality_levels),
                 preview=open_preview(settings.preview),
-                buffer_packets=settings.camera.buffer_packets,
+                buffer_packets=room_for(settings.camera, settings.encoder),
                 fast=settings.source.fast,
                 window=open_window(name, settings.camera, settings.source, bundle=bundle, channel=channel),
                 rate=rate,

@@ -10,6 +10,7 @@ from nodes.service import Presence, now_ms
 from nodes.uplinks import goes_over_webrtc
 from nodes.window import Window
 from pipeline.bandit import Bandit
+from pipeline.bidirectional import AnyEncoder, open_any_encoder
 from pipeline.bundle import Bundle
 from pipeline.choosing import Chooser, Ruled
 from pipeline.config import CameraSection, CameraSettings, EncoderSection, PreviewSection, SceneSection, SourceSection
@@ -21,7 +22,7 @@ from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.sources import Origin, kind_of, shown
 from pipeline.transport import Channel
 from pipeline.video import Video
-from pipeline.video_encoder import VideoEncoder, key_policy, open_video_encoder
+from pipeline.video_encoder import key_policy
 
 _USUAL_FPS = 25.0  # of a source that does not tell
 _MQTT_HEADER_BYTES, _WEBRTC_HEADER_BYTES = 70, 100  # of IP, TCP, MQTT; of IP, UDP, DTLS, SCTP and our chunks
@@ -65,10 +66,10 @@ def open_window(
     )
 
 
-def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], VideoEncoder]:
+def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], AnyEncoder]:
     """What opens the encoder that the settings ask for."""
     return partial(
-        open_video_encoder,
+        open_any_encoder,
         bundle,
         engine=encoder.engine,
         threads=encoder.threads,
@@ -79,7 +80,13 @@ def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], VideoEncode
             price=encoder.price,
         ),
         grid=encoder.grid,
+        lookahead=encoder.lookahead,
     )
+
+
+def room_for(camera: CameraSection, encoder: EncoderSection) -> int:
+    """How many packets wait for the uplink at most: those that leave the encoder at once have to find room."""
+    return camera.buffer_packets + encoder.lookahead
 
 
 def open_preview(preview: PreviewSection) -> Preview | None:
@@ -118,6 +125,10 @@ def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video) -> Rate
     if settings.encoder.price is not None:
         raise ConfigError(
             "encoder.price weighs bits itself: leave rate.mode off and rate.max_kbit_s unset, or the price"
+        )
+    if settings.encoder.lookahead:
+        raise ConfigError(
+            "encoder.lookahead lets frames wait: set it to 0, or leave rate.mode off and rate.max_kbit_s unset"
         )
     header_bytes = _WEBRTC_HEADER_BYTES if goes_over_webrtc(settings) else _MQTT_HEADER_BYTES
     rule = DelayRule(target_ms=rate.target_ms, start_kbit_s=rate.start_kbit_s)

@@ -10,7 +10,7 @@ import structlog
 
 from nodes import viewer
 from nodes.camera import Camera, stream
-from nodes.camera_setup import open_preview, open_video, open_window, presence_of
+from nodes.camera_setup import open_preview, open_video, open_window, presence_of, room_for
 from nodes.camera_setup import opening as opening_encoder
 from nodes.gateway import Gateway
 from nodes.service import Health, Lane
@@ -111,6 +111,7 @@ async def _play(name: str, source: SourceSection, settings: DemoSettings, bundle
                 channel=channel,
                 levels=frozenset(level.index for level in manifest.quality_levels),
                 preview=open_preview(settings.preview),
+                buffer_packets=room_for(CameraSection(), settings.encoder),
                 fast=source.fast,
                 window=open_window(name, CameraSection(name=name), source, bundle=bundle, channel=channel),
             )

@@ -21,9 +21,10 @@ from nodes.buffer import Losses, PacketBuffer
 from nodes.offers import taking_offers
 from nodes.service import Health, health_page
 from pipeline import metrics
-from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
+from pipeline.bitstream import MAX_PACKET_BYTES, is_bidirectional, pack, unpack
 from pipeline.config import GatewaySettings
 from pipeline.errors import BitstreamError, ConfigError, TransportError
+from pipeline.keys import AHEAD_GENERATIONS
 from pipeline.messages import FrameId, Kind, check_camera_name
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Channel, Message, open_channel
@@ -48,6 +49,7 @@ class Arrived:
     keys: Mapping[int, bytes]  # by region, each as a packet of its own, so that it says which frame it is of
     recorded: bool = False
     receipt: bool = False
+    generations: int = KEY_GENERATIONS  # of its keys, that frames under way may refer to
 
     @property
     def key(self) -> bool:
@@ -66,7 +68,8 @@ def admit(message: Message, *, packet_bytes: int = MAX_PACKET_BYTES) -> Arrived:
         keys = {region.index: message.payload for region in found}
     else:
         keys = {region.index: pack(replace(packet, regions=(region,))) for region in found}
-    return Arrived(camera, packet.id, message.payload, keys, packet.recorded, packet.receipt)
+    generations = AHEAD_GENERATIONS if is_bidirectional(packet) else KEY_GENERATIONS
+    return Arrived(camera, packet.id, message.payload, keys, packet.recorded, packet.receipt, generations)
 
 
 class Gateway:
@@ -149,7 +152,7 @@ class Gateway:
     async def _put(self, arrived: Arrived) -> None:
         # The keys come first: a worker that meets a later WARP must find them.
         if arrived.keys:
-            generations = RECORDED_GENERATIONS if arrived.recorded else KEY_GENERATIONS
+            generations = RECORDED_GENERATIONS if arrived.recorded else arrived.generations
             await self._queue.store_keys(arrived.camera, arrived.keys, generations=generations)
             metrics.KEYS.inc(len(arrived.keys))
         await self._queue.put(arrived.camera, arrived.data)

@@ -14,8 +14,9 @@ from nodes.publisher import FramePublisher
 from nodes.recordings import Recordings, Ticket
 from nodes.service import now_ms
 from nodes.stats import Cameras
-from pipeline.bitstream import unpack
+from pipeline.bitstream import is_bidirectional, unpack
 from pipeline.errors import PipelineError, TransportError
+from pipeline.keys import is_whole, stands_alone
 from pipeline.messages import Kind, Packet, check_camera_name
 from pipeline.work_queue import Job, WorkQueue
 
@@ -124,13 +125,23 @@ class Intake:
         camera, packet = self._cameras.of(ticket.job.camera), ticket.packet
         camera.heard_s = self._clock()
         camera.stats.take(packet, size_bytes=len(ticket.job.packet))
+        if is_bidirectional(packet):
+            camera.waiting_epoch = packet.id.epoch
         if not packet.recorded:
             self._live_s = camera.heard_s
             camera.clock.learn(packet.captured_ms, now_ms=self._wall_ms())
 
     def _is_behind(self, tickets: Sequence[Ticket]) -> bool:
-        now_ms = self._wall_ms()
-        return self._deadline_ms > 0 and any(self._age_ms(ticket, now_ms) > _BEHIND_MS for ticket in tickets)
+        now_ms, prompt = self._wall_ms(), [ticket for ticket in tickets if self._is_prompt(ticket)]
+        return self._deadline_ms > 0 and any(self._age_ms(ticket, now_ms) > _BEHIND_MS for ticket in prompt)
+
+    def _is_prompt(self, ticket: Ticket) -> bool:
+        """Whether the packet left its camera when its frame came; else its age does not say that this worker is behind.
+
+        Of a camera that lets frames wait only the KEYs' own frames never do.
+        """
+        waits = self._cameras.of(ticket.job.camera).waiting_epoch == ticket.packet.id.epoch
+        return not waits or any(region.shows is Kind.KEY for region in ticket.packet.regions)
 
     def _age_ms(self, ticket: Ticket, now_ms: int) -> int:
         return self._cameras.of(ticket.job.camera).clock.age_ms(ticket.packet.captured_ms, now_ms=now_ms)
@@ -140,9 +151,9 @@ class Intake:
         now_ms = self._wall_ms()
         ages_ms = {ticket: self._age_ms(ticket, now_ms) for ticket in tickets}
         ordered = sorted(tickets, key=lambda ticket: (-ages_ms[ticket], ticket.packet.captured_ms))
-        oldest_ms = {ticket.job.camera: ages_ms[ticket] for ticket in reversed(ordered)}
+        oldest_ms = {ticket.job.camera: ages_ms[ticket] for ticket in reversed(ordered) if self._is_prompt(ticket)}
         alone = {ticket.job.camera: ticket.packet for ticket in ordered if stands_alone(ticket.packet)}
-        whole = {ticket.job.camera: ticket.packet for ticket in ordered if shows_all(ticket.packet)}
+        whole = {ticket.job.camera: ticket.packet for ticket in ordered if is_whole(ticket.packet)}
 
         def refusal(ticket: Ticket) -> str | None:
             if not self._deadline_ms:
@@ -151,7 +162,7 @@ class Intake:
                 return "late"
             newest = alone if has_key(ticket.packet) else whole  # what others may refer to goes last
             best = newest.get(ticket.job.camera, ticket.packet)
-            behind = oldest_ms[ticket.job.camera] > _BEHIND_MS
+            behind = oldest_ms.get(ticket.job.camera, 0) > _BEHIND_MS
             return "superseded" if behind and ticket.packet.captured_ms < best.captured_ms else None
 
         return await self._settle(ordered, refusal)
@@ -175,16 +186,6 @@ class Intake:
 def has_key(packet: Packet) -> bool:
     """Whether later packets may refer to this one."""
     return any(region.kind is Kind.KEY for region in packet.regions)
-
-
-def shows_all(packet: Packet) -> bool:
-    """Whether the packet shows the whole frame, with the keys it refers to, so that older ones need not be shown."""
-    return len(packet.regions) == packet.rows * packet.columns
-
-
-def stands_alone(packet: Packet) -> bool:
-    """Whether the packet shows the whole frame without any other packet, so that older ones are not needed at all."""
-    return shows_all(packet) and all(region.kind is Kind.KEY for region in packet.regions)
 
 
 def open_job(job: Job) -> Packet:

@@ -52,8 +52,8 @@ class KeyName:
 
     def is_of(self, packet: Packet) -> bool:
         """Whether the packet holds the key."""
-        here = stream_of(packet) == self.stream and packet.id.sequence == self.sequence
-        return here and any(each.kind is Kind.KEY and each.index == self.region for each in packet.regions)
+        keys = {(one.index, key_sequence(packet, one)) for one in packet.regions if one.kind is Kind.KEY}
+        return stream_of(packet) == self.stream and (self.region, self.sequence) in keys
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +122,7 @@ class FetchingDecoder:
         if absent or lost:
             # Without the KEYs, of which some could not be decoded.
             left = [at for at, packet in enumerate(packets) if not _is_key(packet)]
-            keys = await self._missing([packets[at] for at in left], [cameras[at] for at in left])
+            keys = await self._missing([packets[at] for at in left], [cameras[at] for at in left], to_ask=True)
             await self._requests.ask([*keys, *(key for at in lost for key in _not_in(cameras[at], packets[at]))])
         return results
 
@@ -140,12 +140,16 @@ class FetchingDecoder:
         metrics.KEY_LOOKUPS.labels("missing").inc(len(absent))
         return absent
 
-    async def _missing(self, packets: Sequence[Packet], cameras: Sequence[str]) -> list[KeyName]:
+    async def _missing(
+        self, packets: Sequence[Packet], cameras: Sequence[str], *, to_ask: bool = False
+    ) -> list[KeyName]:
+        """The keys that are not here; `to_ask`: but for those that a newer one, which is here, stands in for."""
         regions = await self._lane.run(self._decoder.missing, packets, cameras)
         return [
             _name_of(camera, packet, region)
             for camera, packet, found in zip(cameras, packets, regions, strict=True)
             for region in found
+            if not (to_ask and _is_shown_without(packet, region, found))
         ]
 
     async def _fetch(self, keys: Collection[KeyName]) -> list[Fetched]:
@@ -170,6 +174,12 @@ def _whole(packet: Packet, result: Decoded | PipelineError) -> Decoded | Pipelin
         regions = ", ".join(map(str, result.missing))
         return MissingKey(f"keys of regions {regions}, sequence {packet.id.sequence}, are not here")
     return result
+
+
+def _is_shown_without(packet: Packet, region: Region, missing: Sequence[Region]) -> bool:
+    """Whether a live frame is shown by the KEY after it: that before it, which is missing, none refers to again."""
+    backs = [each for each in packet.regions if each.kind is Kind.BACK]
+    return region.kind is Kind.WARP and bool(backs) and not packet.recorded and not set(backs) & set(missing)
 
 
 def _is_key(packet: Packet) -> bool:

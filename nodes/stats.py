@@ -125,10 +125,11 @@ class CameraStats:
     def take(self, packet: Packet, *, size_bytes: int) -> None:
         """Count a packet that came and what its regions are, whatever becomes of it."""
         self._bytes += size_bytes
-        self._kinds[_ABSENT] += packet.rows * packet.columns - len(packet.regions)
+        shown = {region.index: region.shows for region in packet.regions if region.shows is not None}
+        self._kinds[_ABSENT] += packet.rows * packet.columns - len(shown)
+        self._kinds.update(map(_called, shown.values()))
         for region in packet.regions:
-            self._kinds[_called(region.kind)] += 1
-            self._kind_bytes[_called(region.kind)] += len(region.body)
+            self._kind_bytes[_called(region.shows or region.kind)] += len(region.body)
 
     def mask(self, facts: MaskFacts) -> None:
         """Count a mask that was published."""
@@ -163,8 +164,8 @@ class CameraStats:
                 "regions_s": round(count / elapsed_s, 2),
                 "kbit_s": round(self._kind_bytes[kind] * 8 / 1000 / elapsed_s, 2),
             }
-            for kind, count in sorted(self._kinds.items())
-            if count
+            for kind in sorted(self._kinds | self._kind_bytes)
+            if (count := self._kinds[kind]) or self._kind_bytes[kind]
         }
 
 
@@ -181,6 +182,7 @@ class Served:
     heard_s: float
     order: Order = field(default_factory=Order)
     mismatch_told: bool = False
+    waiting_epoch: int | None = None  # the last one in which frames waited for a KEY after them
 
 
 class Cameras:

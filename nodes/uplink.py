@@ -12,6 +12,7 @@ from nodes.buffer import Losses, PacketBuffer
 from nodes.service import until_connected
 from pipeline import metrics
 from pipeline.errors import TransportError
+from pipeline.keys import stands_alone
 from pipeline.messages import FrameId, Kind, Packet
 from pipeline.transport import Channel, Delivery
 
@@ -35,8 +36,8 @@ class Encoded:
 
     @property
     def stands_alone(self) -> bool:
-        """Whether all of the frame is KEY, so that it can be decoded whatever came before."""
-        return len(self.keys) == self.packet.rows * self.packet.columns
+        """Whether it brings KEYs for all of the frame, so that it can be decoded whatever came before."""
+        return stands_alone(self.packet)
 
 
 class Uplink:

@@ -21,7 +21,7 @@ from pipeline.errors import BitstreamError, TransportError
 from pipeline.keys import key_sequence
 from pipeline.mask_image import frame_of
 from pipeline.mask_order import frames_after
-from pipeline.messages import FrameId
+from pipeline.messages import FrameId, Kind, Packet, Region
 from pipeline.transport import Channel
 
 _LONGEST_WAIT = 8  # times the first one
@@ -51,7 +51,7 @@ class Window:
         self._packets, self._answer_s, self._tries = packets, answer_s, tries
         self._unanswered: dict[FrameId, Encoded] = {}  # oldest first
         self._newest: FrameId | None = None
-        self._keys: dict[FrameId, Encoded] = {}  # packets that those, or the next ones, refer to
+        self._keys: dict[FrameId, Encoded] = {}  # by frame, the packets of keys that those, or the next ones, refer to
         self._key_asked = False
         self._changed, self._progress = asyncio.Event(), asyncio.Event()
         self.answered = self.resent = 0
@@ -75,10 +75,10 @@ class Window:
 
     def add(self, encoded: Encoded) -> None:
         """Keep a packet that is about to be sent for the first time."""
-        self._newest = encoded.packet.id
-        self._unanswered[encoded.packet.id] = encoded
-        if encoded.keys:
-            self._keys[encoded.packet.id] = encoded
+        packet = encoded.packet
+        self._newest = packet.id
+        self._unanswered[packet.id] = encoded
+        self._keys |= {_key_of(packet, region): encoded for region in packet.regions if region.kind is Kind.KEY}
         self._changed.set()
 
     def answer(self, frame: FrameId) -> None:
@@ -139,12 +139,12 @@ class Window:
     def _lacking(self, *, with_keys: bool) -> list[Encoded]:
         """The packets without an answer, oldest first; `with_keys`: behind those that they refer to."""
         needed = self._referred_to() if with_keys else set()
-        keys = [key for id, key in self._keys.items() if id in needed and id not in self._unanswered]
+        keys = [key for id, key in self._keys.items() if id in needed and key.packet.id not in self._unanswered]
         return [*keys, *self._unanswered.values()]
 
     def _referred_to(self) -> set[FrameId]:
         packets = [encoded.packet for encoded in self._unanswered.values()]
-        return {FrameId(each.id.epoch, key_sequence(each, region)) for each in packets for region in each.regions}
+        return {_key_of(packet, region) for packet in packets for region in packet.regions}
 
     def _forget_keys(self) -> None:
         """Keep the KEYs that packets without an answer refer to, and the newest of each region."""
@@ -161,6 +161,11 @@ class Window:
             f"is frame {first.sequence}; see that gateway and workers run, with this bundle, and what they say; "
             f"the camera must be allowed to read {self._topic}"
         )
+
+
+def _key_of(packet: Packet, region: Region) -> FrameId:
+    """The frame of the key that a region of the packet is or refers to."""
+    return FrameId(packet.id.epoch, key_sequence(packet, region))
 
 
 def _frame_of_labels(payload: bytes) -> FrameId:

@@ -4,11 +4,13 @@
              | quality u8 | rows << 4 or columns u8 | regions u8 | region* | CRC-32 u32 of all bytes before it
     region   kind << 6 or index u8 | age u8 | size varint | body
 
-Of the flags bit 0 says that the packet is of a recording, bit 1 that the camera wants a receipt for it; the others are
-0. Numbers are big endian; a varint is unsigned LEB128, at most 3 bytes, in its shortest form. So a packet has one form
-only: what unpacks packs to the same bytes.
+The version is 2, or 3 where frames refer to a KEY that came before its own frame (`is_bidirectional`). Of the flags
+bit 0 says that the packet is of a recording, bit 1 that the camera wants a receipt for it; the others are 0. Numbers
+are big endian; a varint is unsigned LEB128, at most 3 bytes, in its shortest form. So a packet has one form only: what
+unpacks packs to the same bytes.
 """
 
+import itertools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from pipeline.errors import BitstreamError
 from pipeline.messages import FrameId, Kind, Packet, Region
 
 MAGIC = 0x4D
-VERSION = 2
+VERSION, BIDIRECTIONAL = 2, 3
 MAX_PACKET_BYTES = 1 << 20
 MAX_REGIONS = 64
 MAX_SIDE = 15  # rows or columns of the grid
@@ -28,14 +30,16 @@ _HEADER = struct.Struct("!BBB4sHI6sBBB")
 _REGION = struct.Struct("!BB")
 _CHECKSUM = struct.Struct("!I")
 _VARINT_BYTES = 3
+_ORDER = (Kind.KEY, Kind.WARP, Kind.BACK)  # of what is said of one region
 
 
 def pack(packet: Packet) -> bytes:
     """Raises BitstreamError where the packet breaks a limit, so that whatever is packed can be unpacked."""
     _check_header(packet)
     _check_regions(packet.regions, packet.rows * packet.columns)
+    version = BIDIRECTIONAL if is_bidirectional(packet) else VERSION
     head = _HEADER.pack(
-        MAGIC, VERSION, RECORDED * packet.recorded | RECEIPT * packet.receipt, packet.bundle, packet.id.epoch,
+        MAGIC, version, RECORDED * packet.recorded | RECEIPT * packet.receipt, packet.bundle, packet.id.epoch,
         packet.id.sequence, packet.captured_ms.to_bytes(6), packet.quality, packet.rows << 4 | packet.columns,
         len(packet.regions),
     )  # fmt: skip
@@ -48,7 +52,7 @@ def pack(packet: Packet) -> bytes:
 def unpack(data: bytes) -> Packet:
     """Raises BitstreamError, naming the field, where the bytes are not exactly one valid packet."""
     payload = _checked(data)
-    _, _, flags, bundle, epoch, sequence, captured, quality, grid, count = _HEADER.unpack_from(payload)
+    _, version, flags, bundle, epoch, sequence, captured, quality, grid, count = _HEADER.unpack_from(payload)
     if flags & ~(RECORDED | RECEIPT):
         raise BitstreamError(f"packet: flags {flags:#04x} are not known")
     if count > MAX_REGIONS:
@@ -66,7 +70,18 @@ def unpack(data: bytes) -> Packet:
     )  # fmt: skip
     _check_header(packet)
     _check_regions(packet.regions, packet.rows * packet.columns)
+    if (version == BIDIRECTIONAL) != is_bidirectional(packet):
+        raise BitstreamError(f"packet: version {version}, but its regions are of another")
     return packet
+
+
+def is_bidirectional(packet: Packet) -> bool:
+    """Whether the packet brings a KEY ahead of its frame, or refers to one that came so."""
+    return any(_looks_ahead(region) for region in packet.regions)
+
+
+def _looks_ahead(region: Region) -> bool:
+    return region.kind is Kind.BACK or (region.kind is Kind.KEY and region.age > 0)
 
 
 def _checked(data: bytes) -> bytes:
@@ -76,8 +91,8 @@ def _checked(data: bytes) -> bytes:
         raise BitstreamError(f"packet: {len(data)} bytes, must be {smallest} to {MAX_PACKET_BYTES}")
     if data[0] != MAGIC:
         raise BitstreamError(f"packet: first byte is {data[0]:#04x}, not {MAGIC:#04x}")
-    if data[1] != VERSION:
-        raise BitstreamError(f"packet: version {data[1]}, only {VERSION} can be read")
+    if data[1] not in (VERSION, BIDIRECTIONAL):
+        raise BitstreamError(f"packet: version {data[1]}, only {VERSION} and {BIDIRECTIONAL} can be read")
     payload = data[: -_CHECKSUM.size]
     if _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0] != zlib.crc32(payload):
         raise BitstreamError("packet: checksum is wrong")
@@ -103,12 +118,30 @@ def _check_regions(regions: Sequence[Region], cells: int) -> None:
     if len(regions) > MAX_REGIONS:
         raise BitstreamError(f"packet: {len(regions)} regions, at most {MAX_REGIONS}")
     after = 0
-    for region in regions:
-        if not after <= region.index < min(cells, MAX_REGIONS):
-            raise BitstreamError(f"region {region.index}: outside the grid, repeated or out of order")
-        if not 0 <= region.age <= MAX_AGE or (region.age == 0) != (region.kind is Kind.KEY):
-            raise BitstreamError(f"region {region.index}: {region.kind.name} cannot have age {region.age}")
-        after = region.index + 1
+    for index, parts in itertools.groupby(regions, key=lambda region: region.index):
+        if not after <= index < min(cells, MAX_REGIONS):
+            raise BitstreamError(f"region {index}: outside the grid, repeated or out of order")
+        _check_parts(index, tuple(parts), cells)
+        after = index + 1
+
+
+def _check_parts(index: int, parts: Sequence[Region], cells: int) -> None:
+    """What is said of one region: one thing, or of a whole frame a KEY that comes ahead, a WARP and a BACK."""
+    for region in parts:
+        ages = range(MAX_AGE + 1) if _looks_ahead(region) or region.kind is Kind.KEY else range(1, MAX_AGE + 1)
+        if region.age not in ages or (region.kind is Kind.KEY and region.age and cells > 1):
+            raise BitstreamError(f"region {index}: {region.kind.name} cannot have age {region.age}")
+        if region.kind is Kind.BACK and cells > 1:
+            raise BitstreamError(f"region {index}: BACK is of whole frames only, not of a grid of {cells} regions")
+    alone = any(region.age == 0 or region.kind is Kind.DELTA for region in parts)
+    if len(parts) > 1 and (alone or not _in_order([region.kind for region in parts])):
+        raise BitstreamError(f"region {index}: outside the grid, repeated or out of order")
+
+
+def _in_order(kinds: Sequence[Kind]) -> bool:
+    """Whether each kind comes once at most, and before those that may refer to it."""
+    places = [_ORDER.index(kind) for kind in kinds]
+    return all(place < later for place, later in itertools.pairwise(places))
 
 
 def _pack_region(region: Region) -> bytes:
@@ -125,8 +158,6 @@ def _unpack_region(data: bytes, at: int) -> tuple[Region, int]:
     size, start = unpack_varint(data, at + _REGION.size)
     if start + size > len(data):
         raise BitstreamError(f"region {index}: {len(data) - start} bytes, need {size}")
-    if head >> 6 == 0:
-        raise BitstreamError(f"region {index}: kind 0 is not known")
     return Region(Kind(head >> 6), index, age, data[start : start + size]), start + size
 
 

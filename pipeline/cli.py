@@ -19,7 +19,7 @@ from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.bundle_table import print_manifest
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError, SourceError
 from pipeline.keys import key_sequence
-from pipeline.messages import Packet, Region
+from pipeline.messages import Kind, Packet, Region
 
 app = typer.Typer(
     name="maskcast",
@@ -42,6 +42,10 @@ Engine = Annotated[str, typer.Option(help="auto, openvino or onnxruntime")]
 Quality = Annotated[int | None, typer.Option(help="quality level of the bundle; without it, its default")]
 KeyInterval = Annotated[
     int | None, typer.Option(help="frames from one KEY to the next at most, WARPs of it between; 1: only KEYs")
+]
+Lookahead = Annotated[
+    int | None,
+    typer.Option(help="frames that wait for the KEY after them and refer to it too: fewer bits, masks that much later"),
 ]
 Threshold = Annotated[
     float | None,
@@ -120,6 +124,7 @@ def camera(
     threshold: Threshold = None,
     price: Price = None,
     grid: Grid = None,
+    lookahead: Lookahead = None,
     loop: Annotated[bool | None, typer.Option("--loop", help="begin a file again at its end")] = None,
     fast: Annotated[
         bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
@@ -142,6 +147,7 @@ def camera(
         "encoder.threshold": threshold,
         "encoder.price": price,
         "encoder.grid": grid,
+        "encoder.lookahead": lookahead,
         "bundle": bundle,
     }
     _run(node.main, config.load_settings(config.CameraSettings, config_file, overrides))
@@ -184,15 +190,19 @@ def encode(
     threshold: Threshold = None,
     price: Price = None,
     grid: Grid = None,
+    lookahead: Lookahead = None,
     engine: Engine = "auto",
 ) -> None:
     """Encode each frame to a packet file of the same stem; each one is a KEY unless an option says otherwise."""
+    from pipeline.bidirectional import open_any_encoder
     from pipeline.recording import encode_files
-    from pipeline.video_encoder import key_policy, open_video_encoder
+    from pipeline.video_encoder import key_policy
 
     policy = key_policy(key_interval=key_interval, threshold=threshold, price=price)
     loaded = _bundle(bundle)
-    encoder = open_video_encoder(loaded, engine=engine, quality=quality, policy=policy, grid=grid)
+    encoder = open_any_encoder(
+        loaded, engine=engine, quality=quality, policy=policy, grid=grid, lookahead=lookahead or 0
+    )
     written = list(_progress(encode_files(encoder, loaded, source, output), "encoding"))
     total = sum(one.bytes for one in written)
     print(f"{len(written)} packets, {total} bytes, {total / max(1, len(written)):.0f} a frame, in {output}")
@@ -288,6 +298,10 @@ def inspect(path: Annotated[Path, typer.Argument(help="bundle folder, or packet 
 def _described(packet: Packet, region: Region) -> str:
     """What one region is, for a person."""
     of = f" of the KEY in sequence {key_sequence(packet, region)}" if region.age else ""
+    if region.shows is None:
+        of = f" of sequence {key_sequence(packet, region)}, ahead of it"
+    if region.kind is Kind.BACK and not region.age:
+        of = " to the KEY of this frame, which came ahead of it"
     return f"{region.kind.name}{of}, age {region.age}, {len(region.body)} bytes"
 
 

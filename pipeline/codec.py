@@ -139,7 +139,7 @@ class Decoder:
             ours = packet.bundle == self._bundle.id
             absent, stream = self._keys.of(camera).missing(packet) if ours else (), stream_of(packet)
             keys = {region: (camera, stream, region.index, key_sequence(packet, region)) for region in packet.regions}
-            found.append(tuple(one for one, key in keys.items() if one.index in absent and key not in before))
+            found.append(tuple(one for one in absent if keys[one] not in before))
             before.update(key for one, key in keys.items() if one.kind is Kind.KEY)
         return found
 
@@ -191,7 +191,8 @@ class Decoder:
     def y_hat(self, packet: Packet) -> NDArray[np.float32]:
         """The latents (C, h, w) of a packet whose regions are all KEY; raises what `read` does, else BitstreamError."""
         reading = read("", packet, self._bundle, KeyBuffer())
-        if {index for index, part in enumerate(reading.parts) if part.flow is None} != set(range(reading.grid.count)):
+        keyed = [part.region.index for part in reading.parts if part.latents is not None and not part.region.age]
+        if keyed != list(range(reading.grid.count)):
             raise BitstreamError("the packet is not a KEY of all of its frame")
         return canvas_of(reading, KeyBuffer())
 
@@ -233,7 +234,13 @@ def open_encoder(
 
 
 def open_decoder(
-    bundle: Bundle, *, engine: str = "auto", threads: int = 0, batch: int = 1, labels: bool = True
+    bundle: Bundle,
+    *,
+    engine: str = "auto",
+    threads: int = 0,
+    batch: int = 1,
+    labels: bool = True,
+    keys: KeyBuffers[HeldKey] | None = None,
 ) -> Decoder:
     """The worker's half, ready and warm for batches of up to so many packets, `labels`: for class scores too.
 
@@ -245,7 +252,7 @@ def open_decoder(
     _keep_blas_on_one_thread()
     files = {name: decode_graph(bundle, engine) if name == "decode" else bundle.graph(name) for name in wanted}
     opened = {name: open_session(file, engine=engine, threads=threads) for name, file in files.items()}
-    decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"))
+    decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"), keys=keys)
     entropy.warm_up()
     motion.warm_up_warping()
     warm_up_merging()

@@ -46,6 +46,7 @@ _TABLES = 32
 _EVEN_ODDS = 20  # the table by which a coefficient is as often zero as not; from one to the next, odds grow by 2**0.5
 _EVEN_TAIL = 18  # the table by which a magnitude is as often the last as not; odds grow by 2**0.25
 _LARGEST_ENTRY = 60
+_INT16 = (-(1 << 15), (1 << 15) - 1)
 _QUARTER_POWERS = (65536, 77936, 92682, 110218)  # 2**(k / 4) in 1/65536
 
 
@@ -207,6 +208,20 @@ def node_flow(coefficients: NDArray[np.int16], grid: FlowGrid) -> NDArray[np.flo
         _newest(flow, tents.axis)[:] += block * (tents.step_px * _UNIT)
     flow += STEPS_PX[0] * np.tensordot(common[:, 0], grid.polynomials, 1)  # (2, R, C)
     return flow.astype(np.float32) / np.float32(_UNIT)
+
+
+def opposite(coefficients: NDArray[np.int16], age: int, other_age: int) -> NDArray[np.int16]:
+    """The coefficients (2, N) of motion to a key on the other side in time, if it went on as it does to this one.
+
+    `age` >= 1: how many frames this key is away, `other_age`: how many that one is. Halves are rounded down.
+    """
+    moved = -((2 * coefficients.astype(np.int64) * other_age + age) // (2 * age))
+    return np.clip(moved, *_INT16).astype(np.int16)
+
+
+def added(coefficients: NDArray[np.int16], more: NDArray[np.int16]) -> NDArray[np.int16]:
+    """The sum of two sets of coefficients (2, N), within 16 bits."""
+    return np.clip(coefficients.astype(np.int64) + more, *_INT16).astype(np.int16)
 
 
 def _flat(grid: FlowGrid) -> NDArray[np.int64]:

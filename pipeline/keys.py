@@ -1,6 +1,8 @@
 """The keys that WARP regions refer to: what camera and worker hold of them, changed only by packets.
 
 KEY of sequence s -> KeyBuffer.put        WARP of age a in sequence s + a -> KeyBuffer.get, or MissingKey
+
+A KEY may come ahead of its frame, so that the frames before it can refer to it: it is of the frame that its age says.
 """
 
 import time
@@ -13,7 +15,8 @@ from pipeline.bitstream import MAX_AGE, MAX_REGIONS
 from pipeline.errors import ConfigError, MissingKey
 from pipeline.messages import FrameId, Kind, Packet, Region
 
-GENERATIONS = 2  # a WARP that a newer KEY has overtaken still finds its own
+GENERATIONS = 2  # a WARP that a newer KEY has overtaken still finds its own,
+AHEAD_GENERATIONS = 3  # and so does a frame between two KEYs
 CAMERAS = 256  # of a worker; the logits of a 480x360 camera's keys, two generations, take 1.2 MB
 IDLE_S = 60.0  # as long as the keys in the queue's server live
 _STREAMS = 2  # packets of the last one may still be under way when a camera starts again
@@ -39,7 +42,36 @@ def stream_of(packet: Packet) -> Stream:
 
 def key_sequence(packet: Packet, region: Region) -> int:
     """The sequence of the key that a region of the packet is or refers to."""
-    return (packet.id.sequence - region.age) % _SEQUENCES
+    age = -region.age if region.kind is Kind.WARP or region.kind is Kind.DELTA else region.age
+    return (packet.id.sequence + age) % _SEQUENCES
+
+
+def is_whole(packet: Packet) -> bool:
+    """Whether the packet shows all regions of its frame, given the keys that it refers to."""
+    shown = {region.index for region in packet.regions if region.shows is not None}
+    return len(shown) == packet.rows * packet.columns
+
+
+def stands_alone(packet: Packet) -> bool:
+    """Whether the packet shows all of its frame without any other packet: each region has its own KEY."""
+    brought = _brought(packet)
+    own = [one for one in packet.regions if (one.index, key_sequence(packet, one)) in brought]
+    shown = {one.index for one in own if one.shows is not None}
+    return len(shown) == packet.rows * packet.columns
+
+
+def _brought(packet: Packet) -> set[tuple[int, int]]:
+    """Region and sequence of each KEY in the packet."""
+    return {(one.index, key_sequence(packet, one)) for one in packet.regions if one.kind is Kind.KEY}
+
+
+def frames_apart(frame: FrameId, later: FrameId) -> int:
+    """How many frames the later one of an epoch is after the other, negative if before; sequences wrap at 2**32."""
+    return _after(later.sequence, frame.sequence)
+
+
+def _ahead(frame: FrameId, frames: int) -> FrameId:
+    return FrameId(frame.epoch, (frame.sequence + frames) % _SEQUENCES)
 
 
 def _after(sequence: int, other: int) -> int:
@@ -62,7 +94,9 @@ class _Held(Generic[T]):
 
 
 class KeyBuffer(Generic[T]):
-    """The two newest keys of each region of one camera; a key is found by epoch, sequence, bundle and grid, or not.
+    """The two newest keys of each region of one camera, three where they come ahead of their frames.
+
+    A key is found by epoch, sequence, bundle and grid, or not.
 
     Packets may be lost, repeated and out of order. Another epoch, bundle or grid is another stream; the last two that
     keys came of are kept, each until it was of no use for `idle_s`: so a new run that drew the epoch of the one
@@ -76,16 +110,20 @@ class KeyBuffer(Generic[T]):
     def __len__(self) -> int:
         return sum(len(keys) for held in self._streams.values() for keys in held.keys.values())
 
-    def put(self, packet: Packet, index: int, value: T) -> None:
-        """Keep what a KEY region of the packet stands for, unless two newer ones are here; ValueError off the grid."""
+    def put(self, packet: Packet, index: int, value: T, *, ahead: int = 0) -> None:
+        """Keep what a KEY region stands for, of the packet's frame or of one so many frames ahead.
+
+        Unless so many newer ones are here; ValueError off the grid.
+        """
         if not 0 <= index < min(packet.rows * packet.columns, MAX_REGIONS):
             raise ValueError(f"region {index} is not of a {packet.rows}x{packet.columns} grid")
-        held = self._held(packet) or _Held(self._clock())
-        keys = [Key(packet.id, value), *(key for key in held.keys.get(index, ()) if key.id != packet.id)]
-        keys.sort(key=lambda key: -_after(key.id.sequence, packet.id.sequence))
-        if all(key.id != packet.id for key in keys[:GENERATIONS]):
+        held, id = self._held(packet) or _Held(self._clock()), _ahead(packet.id, ahead)
+        keys = [Key(id, value), *(key for key in held.keys.get(index, ()) if key.id != id)]
+        keys.sort(key=lambda key: -_after(key.id.sequence, id.sequence))
+        generations = AHEAD_GENERATIONS if ahead else GENERATIONS
+        if all(key.id != id for key in keys[:generations]):
             return
-        held.keys[index] = tuple(keys[:GENERATIONS])
+        held.keys[index] = tuple(keys[:generations])
         held.used_s = self._clock()
         self._streams[stream_of(packet)] = held
         self._streams.move_to_end(stream_of(packet))
@@ -93,7 +131,7 @@ class KeyBuffer(Generic[T]):
             self._streams.popitem(last=False)
 
     def get(self, packet: Packet, region: Region) -> T:
-        """What the key stands for that a WARP region of the packet names; MissingKey where it is not here."""
+        """What the key stands for that a region of the packet refers to; MissingKey where it is not here."""
         key = self._named(packet, region)
         if key is None:
             named = f"epoch {packet.id.epoch}, sequence {key_sequence(packet, region)}"
@@ -101,10 +139,11 @@ class KeyBuffer(Generic[T]):
         self._streams[stream_of(packet)].used_s = self._clock()
         return key.value
 
-    def missing(self, packet: Packet) -> tuple[int, ...]:
-        """The regions of the packet whose keys are not here."""
-        referring = [region for region in packet.regions if region.kind is not Kind.KEY]
-        return tuple(region.index for region in referring if self._named(packet, region) is None)
+    def missing(self, packet: Packet) -> tuple[Region, ...]:
+        """The regions of the packet whose keys are neither here nor in the packet itself."""
+        brought = _brought(packet)
+        others = [one for one in packet.regions if (one.index, key_sequence(packet, one)) not in brought]
+        return tuple(one for one in others if self._named(packet, one) is None)
 
     def newest(self, packet: Packet, index: int) -> Key[T] | None:
         """What a region of the packet would refer to at the camera, which put every key that it sent."""
@@ -195,7 +234,7 @@ class KeyTable:
 
     def sent(self, packet: Packet) -> "KeyTable":
         """The table once the packet, its regions all in it, is on its way."""
-        keys = {region.index: packet.id.sequence for region in packet.regions if region.kind is Kind.KEY}
+        keys = {one.index: key_sequence(packet, one) for one in packet.regions if one.kind is Kind.KEY}
         before = self.sequences if self._continues(packet) else {}
         return replace(
             self,

@@ -29,6 +29,7 @@ def check_camera_name(name: str) -> str:
 class Kind(IntEnum):
     """How a region is coded; the numbers are on the wire."""
 
+    BACK = 0  # body: flow from a key that belongs to this frame or a later one (bidirectional coding)
     KEY = 1  # body: latents
     WARP = 2  # body: flow from the region's key
     DELTA = 3  # kept free: no version sends it
@@ -53,12 +54,24 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One coded region; `age` is the packet's sequence minus that of the key it is (0) or refers to."""
+    """One coded region; `age` is the packet's sequence minus that of the key it is (0) or refers to.
+
+    Of a BACK, and of a KEY that comes ahead of its own frame, it is that frame's sequence minus the packet's.
+    """
 
     kind: Kind
     index: int
     age: int
     body: bytes
+
+    @property
+    def shows(self) -> Kind | None:
+        """How its part of the frame comes about: as KEY, or moved, as WARP; None of a KEY that comes ahead."""
+        if self.kind is Kind.KEY and self.age:
+            return None
+        if self.kind is Kind.BACK:
+            return Kind.WARP if self.age else Kind.KEY
+        return self.kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 camera   key, picture -> [DIS flow from where the last one ended] -> [fit to the grid] -> coefficients -> body
          outline of the key's mask -> [moved] -> where the fit has to be good ---^
 worker   body -> coefficients -> flow at the nodes -> [warp] key's logits -> logits
+                    of a frame between two keys, from either one -> [fuse] -> logits
 
 Flow runs backward: what is seen at a place of the picture was at that place plus its flow in the key picture.
 """
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.class_map import STRIDE
 from pipeline.compiled import compiled
-from pipeline.flow_coding import grid_of, node_flow
+from pipeline.flow_coding import FlowGrid, grid_of, node_flow
 from pipeline.flow_fitting import fit_flow
 from pipeline.regions import CELL_PX
 
@@ -33,6 +34,8 @@ _EDGELESS, _EDGES = 0.06, 24.0  # of its weight, without edges of the mask, and 
 
 _OUTSIDE_DOUBT = np.float32(100.0)  # logits are lowered by so much where the source is outside the key's picture,
 _STRETCH_DOUBT = np.float32(4.0)  # and by up to so much where many places have one source
+_CERTAINTY = np.float32(0.25)  # of two moved masks, by how much the larger largest logit counts more
+_MOST_CERTAIN = np.float32(60.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +53,33 @@ class Motion:
     residual: NDArray[np.float32]
     detail: NDArray[np.float32]
     outline: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traced:
+    """The motion of a region as it was found, `age` frames from its key: by cell, before it is fitted to the grid.
+
+    flow float32 (R - 1, C - 1, 2) in px, weights (R - 1, C - 1); the others as in Motion.
+    """
+
+    age: int
+    flow: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    detail: NDArray[np.float32]
+    outline: NDArray[np.float32] | None
+
+    def fitted(self, grid: FlowGrid, *, rate_weight: float = RATE_WEIGHT) -> Motion:
+        """As near to what was found as is worth the bits."""
+        coefficients = fit_flow(self.flow, self.weights, grid, rate_weight=rate_weight * (self.age + _AGE_OFFSET))
+        return Motion(coefficients, node_flow(coefficients, grid), self.residual, self.detail, self.outline)
+
+    def beyond(
+        self, expected: NDArray[np.int16], grid: FlowGrid, *, rate_weight: float = RATE_WEIGHT
+    ) -> NDArray[np.int16]:
+        """Coefficients (2, N) of what is worth adding to the expected ones (2, N)."""
+        left = self.flow - _by_cell_of(node_flow(expected, grid))
+        return fit_flow(left, self.weights, grid, rate_weight=rate_weight * (self.age + _AGE_OFFSET))
 
 
 class MotionTracker:
@@ -82,13 +112,17 @@ class MotionTracker:
         self._outline = outline
 
     def track(self, image: NDArray[np.uint8], age: int) -> Motion:
-        """The motion to RGB (H, W, 3), `age` >= 1 frames after the key; ValueError without a key."""
+        """The motion to RGB (H, W, 3), `age` >= 1 frames from the key; ValueError without a key."""
+        return self.trace(image, age).fitted(self._grid, rate_weight=self._rate_weight)
+
+    def trace(self, image: NDArray[np.uint8], age: int) -> Traced:
+        """The same, not fitted yet."""
         if self._key is None or age < 1:
             raise ValueError(f"motion since a key {age} frames ago; there must be one, and one frame at least")
         picture = self._small(image)
         self._flow = self._dense(picture, self._key, age)
         self._age = age
-        return self._fitted(picture, self._key, self._flow)
+        return self._traced(picture, self._key, self._flow)
 
     def _dense(self, picture: NDArray[np.uint8], key: NDArray[np.uint8], age: int) -> NDArray[np.float32]:
         """Flow (h, w, 2) between small pictures, searched from where the last one, drawn out to now, ends."""
@@ -104,8 +138,8 @@ class MotionTracker:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         return np.asarray(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA))
 
-    def _fitted(self, picture: NDArray[np.uint8], key: NDArray[np.uint8], dense: NDArray[np.float32]) -> Motion:
-        """The dense flow (h, w, 2) between the small pictures, as far as it is worth its bits."""
+    def _traced(self, picture: NDArray[np.uint8], key: NDArray[np.uint8], dense: NDArray[np.float32]) -> Traced:
+        """The dense flow (h, w, 2) between the small pictures by cell, and how much each cell matters."""
         grid = self._grid
         scale = np.array([grid.width / picture.shape[1], grid.height / picture.shape[0]], np.float32)
         flow = self._by_cell(dense) * scale
@@ -115,8 +149,7 @@ class MotionTracker:
         weights = ((detail + _CALM_GREY) / _USUAL_GREY) ** _GRADIENT_POWER / (1 + (residual / _DOUBT_GREY) ** 2)
         if outline is not None:
             weights *= _EDGELESS + _EDGES * outline**2
-        coefficients = fit_flow(flow, weights, grid, rate_weight=self._rate_weight * (self._age + _AGE_OFFSET))
-        return Motion(coefficients, node_flow(coefficients, grid), residual, detail, outline)
+        return Traced(self._age, flow, weights, residual, detail, outline)
 
     def _moved_outline(self, dense: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """The key's outline moved by the dense flow (h, w, 2) of small pictures, by cell."""
@@ -134,6 +167,12 @@ class MotionTracker:
         return np.asarray(cv2.resize(field, cells, interpolation=cv2.INTER_AREA))
 
 
+def _by_cell_of(flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Flow at the nodes (2, R, C) -> its means over the cells (R - 1, C - 1, 2)."""
+    corners = flow[:, 1:, 1:] + flow[:, 1:, :-1] + flow[:, :-1, 1:] + flow[:, :-1, :-1]
+    return np.moveaxis(corners / np.float32(4), 0, 2)
+
+
 def warm_up_tracking() -> None:
     """Compile what the camera runs, or load it from the cache, so that the first frame is not late."""
     tracker, picture = MotionTracker(_LEAST_SIDE, _LEAST_SIDE), np.zeros((_LEAST_SIDE, _LEAST_SIDE, 3), np.uint8)
@@ -144,7 +183,8 @@ def warm_up_tracking() -> None:
 def warm_up_warping() -> None:
     """The same for what the worker runs."""
     side = _LEAST_SIDE // STRIDE
-    warp(np.zeros((1, side, side), np.float32), np.zeros((2, 9, 9), np.float32), _LEAST_SIDE, _LEAST_SIDE)
+    moved = warp(np.zeros((1, side, side), np.float32), np.zeros((2, 9, 9), np.float32), _LEAST_SIDE, _LEAST_SIDE)
+    fuse(moved, moved, 0.5)
 
 
 def _differences(picture: NDArray[np.uint8], key: NDArray[np.uint8], flow: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -236,3 +276,33 @@ def _sample(
                 a, b, c, d = plane[corners[0, j]], plane[corners[1, j]], plane[corners[2, j]], plane[corners[3, j]]
                 upper, lower = a + shares[0, j] * (b - a), c + shares[0, j] * (d - c)
                 moved[k, i, j] = upper + shares[1, j] * (lower - upper) - doubts[i, j]
+
+
+def fuse(one: NDArray[np.float32], other: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    """Logits (K, h, w) of a frame moved from two keys -> their mean at each place, the first weighing `share` of 1.
+
+    A key counts the more, the larger its largest logit is there: what is doubtful, since it was hidden or outside, was
+    lowered by `warp`, and so the key that has seen a place speaks for it.
+    """
+    fused = np.empty_like(one)
+    _fuse(one, other, np.float32(share), fused)
+    return fused
+
+
+@compiled
+def _fuse(one: NDArray[np.float32], other: NDArray[np.float32], share: np.float32, fused: NDArray[np.float32]) -> None:
+    classes, rows, columns = one.shape
+    lead, shares = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    for i in range(rows):
+        lead[:], shares[:] = one[0, i], other[0, i]
+        for k in range(1, classes):
+            for j in range(columns):
+                lead[j] = max(lead[j], one[k, i, j])
+                shares[j] = max(shares[j], other[k, i, j])
+        for j in range(columns):
+            ahead = min(max(lead[j] - shares[j], -_MOST_CERTAIN), _MOST_CERTAIN)
+            weight = share * np.exp(_CERTAINTY * ahead)
+            shares[j] = weight / (weight + (np.float32(1) - share))
+        for k in range(classes):
+            for j in range(columns):
+                fused[k, i, j] = other[k, i, j] + shares[j] * (one[k, i, j] - other[k, i, j])

@@ -4,21 +4,21 @@ The packet files of a folder, in the order of their names, are one stream: a WAR
 Where a bundle makes no masks but says which classes are in the picture, JSON takes the place of the PNGs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
+from pipeline.bidirectional import AnyEncoder
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle
-from pipeline.codec import Decoder, Encoder
+from pipeline.codec import Decoder
 from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineError, SourceError
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
-from pipeline.messages import Decoded, Frame, FrameId
+from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.sources import damage_of, fit, image_files, open_source
-from pipeline.video_encoder import VideoEncoder
 
 SUFFIX = ".mcp"
 
@@ -31,7 +31,7 @@ class Written:
     bytes: int
 
 
-def encode_files(encoder: Encoder | VideoEncoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
+def encode_files(encoder: AnyEncoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
     """Write one packet file per frame of `source` into `folder`.
 
     Raises SourceError where the source cannot be read, or not all of it, and ConfigError where the folder has packets
@@ -41,11 +41,14 @@ def encode_files(encoder: Encoder | VideoEncoder, bundle: Bundle, source: Path, 
     with open_source(str(source), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
         folder.mkdir(parents=True, exist_ok=True)
         names = _stems(source)
+        frames = (
+            Frame(FrameId(0, sequence), round(1000 * picture.time_s), fit(picture.image, size))
+            for sequence, picture in enumerate(opened.pictures)
+        )
         written = None
-        for sequence, picture in enumerate(opened.pictures):
-            frame = Frame(FrameId(0, sequence), round(1000 * picture.time_s), fit(picture.image, size))
-            stem = names[sequence] if names else f"{source.stem}-{sequence:06d}"
-            written = _write(folder / f"{stem}{SUFFIX}", pack(encoder.encode(frame)))
+        for packet in _packets(encoder, frames):
+            stem = names[packet.id.sequence] if names else f"{source.stem}-{packet.id.sequence:06d}"
+            written = _write(folder / f"{stem}{SUFFIX}", pack(packet))
             yield written
         if (damage := damage_of(str(source), opened)) is not None:
             raise SourceError(damage)
@@ -80,6 +83,13 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
         elif decoded.scores is not None:
             names = [one.name for one in bundle.manifest.classes]
             yield _write(folder / f"{path.stem}.json", pack_labels(decoded.scores, names))
+
+
+def _packets(encoder: AnyEncoder, frames: Iterable[Frame]) -> Iterator[Packet]:
+    """Those of all frames, in their order."""
+    for frame in frames:
+        yield from encoder.packets(frame)
+    yield from encoder.flush()
 
 
 def _check_is_last(last: Path) -> None:

@@ -3,8 +3,9 @@
 packet -> [read] -> parts, and the keys they refer to -> [canvas_of] -> graphs -> Outputs -> [show] -> Decoded
 """
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline import canvas, motion
 from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey
-from pipeline.flow_coding import decode_flow, grid_of, node_flow
+from pipeline.flow_coding import FlowGrid, added, decode_flow, grid_of, node_flow, opposite
 from pipeline.keys import CAMERAS, KeyBuffer, Stream, stream_of
 from pipeline.latent_coding import Cells, decode_latents, dequantise, unknown_level
 from pipeline.messages import Decoded, Kind, Mask, Packet, Region, Scores
@@ -46,7 +47,10 @@ class HeldKey:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What one region carries: latents (C, h, w) of a level, but in a WARP; flow (2, R, C), but in a KEY."""
+    """What one region carries: latents (C, h, w) of a level, of a KEY; flow (2, R, C) from its key, of a WARP or BACK.
+
+    Neither of a BACK that shows its frame's own KEY, which came before.
+    """
 
     region: Region
     place: Place
@@ -59,14 +63,14 @@ class Part:
 class Reading:
     """A packet of a camera, read: its parts, and by region the keys that they are or refer to, as far as they are here.
 
-    `missing` says why regions cannot be shown, by their index.
+    `missing` says which keys are not here, by their region's index.
     """
 
     camera: str
     packet: Packet
     grid: Grid
     parts: tuple[Part, ...]
-    keys: Mapping[int, HeldKey]
+    keys: Mapping[Region, HeldKey]
     missing: Mapping[int, MissingKey]
 
     @property
@@ -89,19 +93,20 @@ def read(
     Raises BundleMismatch, or BitstreamError where it is none that an encoder makes.
     """
     grid = _grid_of(packet, bundle, overlap_px)
-    parts = tuple(read_part(region, packet.quality, bundle, grid) for region in packet.regions)
-    keys: dict[int, HeldKey] = {}
+    parts = tuple(read_parts(packet.regions, packet.quality, bundle, grid))
+    keys: dict[Region, HeldKey] = {}
     missing: dict[int, MissingKey] = {}
-    for part in parts:
-        index = part.region.index
-        if part.flow is None:
-            keys[index] = HeldKey(part.level, part.latents if grid.count > 1 else None, Outputs(None, None))
-            buffer.put(packet, index, keys[index])
+    # First what refers to keys before the packet: one that comes ahead may push those out.
+    for part in sorted(parts, key=lambda one: one.region.kind is not Kind.WARP):
+        if part.latents is not None:
+            held = HeldKey(part.level, part.latents if grid.count > 1 else None, Outputs(None, None))
+            keys[part.region] = held
+            buffer.put(packet, part.region.index, held, ahead=part.region.age)
             continue
         try:
-            keys[index] = buffer.get(packet, part.region)
+            keys[part.region] = buffer.get(packet, part.region)
         except MissingKey as error:
-            missing[index] = error
+            missing[part.region.index] = error
     return Reading(camera, packet, grid, parts, keys, missing)
 
 
@@ -119,25 +124,40 @@ def _grid_of(packet: Packet, bundle: Bundle, overlap_px: int) -> Grid:
         raise BitstreamError(f"packet: {error}") from error
 
 
-def read_part(region: Region, quality: int, bundle: Bundle, grid: Grid) -> Part:
-    """What a region of a packet of this level carries; BitstreamError where it is none that an encoder makes."""
-    place = grid.places[region.index]
-    match region.kind:
-        case Kind.KEY:
-            return Part(region, place, quality, _latents(region.body, quality, bundle, place), None)
-        case Kind.WARP:
-            return Part(region, place, quality, None, _flow(region.body, place))
-        case Kind.DELTA:
-            raise BitstreamError(f"region {region.index}: no version sends a DELTA")
+def read_parts(regions: Sequence[Region], quality: int, bundle: Bundle, grid: Grid) -> Iterator[Part]:
+    """What the regions of a packet of this level carry; BitstreamError where one is none that an encoder makes."""
+    for index, group in itertools.groupby(regions, key=lambda region: region.index):
+        place, same = grid.places[index], tuple(group)
+        flows = _flows(same, grid_of(place.picture.height, place.picture.width))
+        for region in same:
+            latents = _latents(region.body, quality, bundle, place) if region.kind is Kind.KEY else None
+            yield Part(region, place, quality, latents, flows.get(region))
 
 
 def _latents(body: bytes, level: int, bundle: Bundle, place: Place) -> NDArray[np.float32]:
     return dequantise(decode_latents(body, bundle.tables, bundle.latent_size, level, cells_of(place.core)))
 
 
-def _flow(body: bytes, place: Place) -> NDArray[np.float32]:
-    grid = grid_of(place.picture.height, place.picture.width)
-    return node_flow(decode_flow(body, grid), grid)
+def _flows(regions: Sequence[Region], grid: FlowGrid) -> dict[Region, NDArray[np.float32]]:
+    """The flow (2, R, C) of those that have one; of two, the one from farther away adds to what the other leads to
+    expect."""
+    found: dict[Region, NDArray[np.int16]] = {}
+    for region in regions:
+        if region.kind is Kind.DELTA:
+            raise BitstreamError(f"region {region.index}: no version sends a DELTA")
+        if region.kind is Kind.BACK and not region.age and region.body:
+            raise BitstreamError(f"region {region.index}: a BACK to the frame's own KEY has nothing to say")
+        if region.kind is not Kind.KEY and region.age:
+            found[region] = decode_flow(region.body, grid)
+    if len(found) == 2:
+        near, far = by_distance(*found)
+        found[far] = added(opposite(found[near], near.age, far.age), found[far])
+    return {region: node_flow(one, grid) for region, one in found.items()}
+
+
+def by_distance(warp: Region, back: Region) -> tuple[Region, Region]:
+    """A frame's WARP and BACK, the one whose key is nearer in time first; the WARP, if they are as near."""
+    return (warp, back) if warp.age <= back.age else (back, warp)
 
 
 def canvas_of(reading: Reading, buffer: KeyBuffer[HeldKey]) -> NDArray[np.float32]:
@@ -146,7 +166,7 @@ def canvas_of(reading: Reading, buffer: KeyBuffer[HeldKey]) -> NDArray[np.float3
     Of a region without new ones those of its key are moved along, as its logits are. Where it has no key here, or is
     absent from the packet, those of the newest key are taken as they are.
     """
-    parts = {part.region.index: part for part in reading.parts}
+    parts = {part.region.index: part for part in reversed(reading.parts)}  # of one region, first comes what it brings
     known = {index: _known(reading, index, parts.get(index), buffer) for index in range(reading.grid.count)}
     return canvas.assemble({index: one for index, one in known.items() if one is not None}, reading.grid)
 
@@ -155,7 +175,7 @@ def _known(reading: Reading, index: int, part: Part | None, buffer: KeyBuffer[He
     """What there is of a region's latents; those of another level are of no use."""
     if part is not None and part.latents is not None:
         return part.latents
-    key, newest = reading.keys.get(index), buffer.newest(reading.packet, index)
+    key, newest = part and reading.keys.get(part.region), buffer.newest(reading.packet, index)
     held = key or (newest.value if newest is not None else None)
     if held is None or held.latents is None or held.level != reading.level:
         return None
@@ -194,36 +214,44 @@ class LastMasks:
 def show(reading: Reading, fresh: Outputs | None, last: LastMasks) -> Decoded:
     """What a packet is decoded to, given what the graphs made of its canvas, if it has one; its keys are complete then.
 
-    A region whose key is missing, or that is absent, keeps its part of the last mask. Raises MissingKey where nothing
-    of the packet can be shown, or nothing was before it. Scores are those of the newest latents that are shown.
+    A region whose key is missing, or that is absent, keeps its part of the last mask; one that has two keys is shown
+    by the other. Raises MissingKey where nothing of the packet can be shown, or nothing was before it. Scores are those
+    of the nearest latents that are shown.
     """
-    packet, shown = reading.packet, _shown(reading, fresh)
-    if reading.missing and not shown:
+    packet, moved = reading.packet, _moved(reading, fresh)
+    if reading.missing and not moved:
         raise next(iter(reading.missing.values()))
-    mask, ages = None, {part.region.index: part.region.age for part in reading.parts}
-    logits = {index: one.logits for index, one in shown.items() if one.logits is not None}
+    mask, shown = None, {index: _fused(ones) for index, ones in moved.items()}
+    logits = {index: one for index, one in shown.items() if one is not None}
     if logits or not shown:
         classes = _classes(reading, logits, last)
-        kinds = {part.region.index: part.region.kind for part in reading.parts if part.region.index in shown}
+        kinds = {index: ones[0].region.shows for index, ones in moved.items()}
         every = tuple(kinds.get(index) for index in range(reading.grid.count))
         mask = Mask(packet.id, packet.captured_ms, packet.bundle, classes, packet.rows, packet.columns, every)
         last.keep(reading, mask)
-    values = shown[min(shown, key=ages.__getitem__)].scores if shown else None
+    nearest = min((one for ones in moved.values() for one in ones), key=lambda one: one.region.age, default=None)
+    values = None if nearest is None else nearest.outputs.scores
     scores = None if values is None else Scores(packet.id, packet.captured_ms, packet.bundle, values)
     return Decoded(mask, scores, tuple(reading.missing))
 
 
-def _shown(reading: Reading, fresh: Outputs | None) -> dict[int, Outputs]:
-    """By region, what its part shows; those whose key is missing are left out."""
-    shown = {}
+@dataclass(frozen=True, slots=True, eq=False)
+class _Moved:
+    """What one part shows of its region."""
+
+    region: Region
+    outputs: Outputs
+
+
+def _moved(reading: Reading, fresh: Outputs | None) -> dict[int, list[_Moved]]:
+    """By region, what its parts show; those whose key is missing are left out."""
+    shown: dict[int, list[_Moved]] = {}
     for part in reading.parts:
-        index, key = part.region.index, reading.keys.get(part.region.index)
-        if key is None:
-            continue
-        if part.flow is not None:
-            shown[index] = _moved(key.outputs, part.flow, part.place)
-        elif fresh is not None:
-            shown[index] = key.outputs = _window(fresh, part.place)
+        region, key = part.region, reading.keys.get(part.region)
+        if part.latents is not None and fresh is not None and key is not None:
+            key.outputs = _window(fresh, part.place)
+        if key is not None and region.shows is not None:
+            shown.setdefault(region.index, []).append(_Moved(region, _along(key.outputs, part)))
     return shown
 
 
@@ -234,11 +262,22 @@ def _window(fresh: Outputs, place: Place) -> Outputs:
     return replace(fresh, logits=fresh.logits[:, *place.window.at(LOGIT_PX)].copy())
 
 
-def _moved(key: Outputs, flow: NDArray[np.float32], place: Place) -> Outputs:
-    """What a WARP shows; its scores are its key's."""
-    if key.logits is None:
+def _along(key: Outputs, part: Part) -> Outputs:
+    """A key's outputs moved by the part's flow, if it has one; scores are the key's."""
+    if key.logits is None or part.flow is None:
         return key
-    return replace(key, logits=motion.warp(key.logits, flow, place.picture.height, place.picture.width))
+    return replace(key, logits=motion.warp(key.logits, part.flow, part.place.picture.height, part.place.picture.width))
+
+
+def _fused(parts: Sequence[_Moved]) -> NDArray[np.float32] | None:
+    """The logits (K, h, w) of one region: those of its part, or of two, the nearer in time counting the more."""
+    if len(parts) == 1:
+        return parts[0].outputs.logits
+    one, other = parts
+    if one.outputs.logits is None or other.outputs.logits is None:
+        return None
+    share = other.region.age / (one.region.age + other.region.age)
+    return motion.fuse(one.outputs.logits, other.outputs.logits, share)
 
 
 def _classes(reading: Reading, logits: Mapping[int, NDArray[np.float32]], last: LastMasks) -> NDArray[np.uint8]:

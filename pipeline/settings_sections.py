@@ -150,6 +150,12 @@ class EncoderSection(_EngineSection):
         pattern=r"^[0-9]{1,2}x[0-9]{1,2}$",
         description="rows x columns of regions, such as 2x2, each KEY or WARP by itself; null: the bundle's own",
     )
+    lookahead: int = Field(
+        0,
+        ge=0,
+        le=30,
+        description="frames that wait for the KEY after them and refer to it too: fewer bits, masks that much later",
+    )
 
 
 class RateSection(Section):

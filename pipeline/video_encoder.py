@@ -28,7 +28,7 @@ from pipeline.triggers import FALL, MAX_PRICE, RISE, Always, Bargain, Threshold,
 
 LONGEST_AGE = 30  # frames, of a key where a trigger decides: so long at most lasts what a lost KEY spoils
 _ONE_OF_TWO = "a threshold and a price are two ways to decide on a KEY; give only one of the two"
-_CLEARLY_SMALLER = 0.75  # of the key's body; a WARP that saves less is not worth its errors
+CLEARLY_SMALLER = 0.75  # of the key's body; a WARP that saves less is not worth its errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,25 @@ def key_policy(
     return KeyPolicy(longest_age, threshold or 0.0, price)
 
 
+def trigger_of(policy: KeyPolicy, bundle: Bundle, decider: Decider | None, *, regions: int = 1) -> Trigger:
+    """That of one of so many regions; ConfigError where the policy needs a graph that the bundle does not have."""
+    if policy.price is None:
+        predict = policy.predict or decider or linear_agreement
+        if not policy.least_agreement:
+            return Always()
+        fall, rise = (FALL, RISE) if policy.moving else (0.0, 0.0)
+        return Threshold(predict, policy.least_agreement, fall=fall, rise=rise)
+    if decider is None:
+        raise ConfigError(
+            f"price {policy.price:g}: bundle {bundle.manifest.name} has no graph {GRAPH} to decide by; "
+            "add one with maskcast train-decide, or use a threshold"
+        )
+    levels = [usual_bytes(bundle.manifest, level) for level in range(bundle.tables.levels)]
+    # All KEYs of a packet are of one level, so that where there are several regions none of them chooses it.
+    cheapest = 0 if regions == 1 else len(levels)
+    return Bargain(decider.compare, levels, price=policy.price, cheapest=cheapest)
+
+
 @dataclass(slots=True, eq=False)
 class _Followed:
     """What the camera knows of one region: its motion since its key, how that is coded, the bytes of the key's body."""
@@ -144,23 +163,7 @@ class VideoEncoder:
         self.tried: tuple[Tried, ...] = ()  # of the last frame, where keys were not due anyway
 
     def _trigger(self) -> Trigger:
-        """That of one region; ConfigError where the policy needs a graph that the bundle does not have."""
-        policy, manifest, decider = self._policy, self._bundle.manifest, self._decider
-        if policy.price is None:
-            predict = policy.predict or decider or linear_agreement
-            if not policy.least_agreement:
-                return Always()
-            fall, rise = (FALL, RISE) if policy.moving else (0.0, 0.0)
-            return Threshold(predict, policy.least_agreement, fall=fall, rise=rise)
-        if decider is None:
-            raise ConfigError(
-                f"price {policy.price:g}: bundle {manifest.name} has no graph {GRAPH} to decide by; "
-                "add one with maskcast train-decide, or use a threshold"
-            )
-        levels = [usual_bytes(manifest, level) for level in range(self._bundle.tables.levels)]
-        # All KEYs of a packet are of one level, so that where there are several regions none of them chooses it.
-        cheapest = 0 if self._grid.count == 1 else len(levels)
-        return Bargain(decider.compare, levels, price=policy.price, cheapest=cheapest)
+        return trigger_of(self._policy, self._bundle, self._decider, regions=self._grid.count)
 
     @property
     def quality(self) -> int:
@@ -209,6 +212,14 @@ class VideoEncoder:
         """Whether a key was asked for that no packet has brought yet."""
         return any(index < self._grid.count for index in self._table.wanted)
 
+    def packets(self, frame: Frame) -> tuple[Packet, ...]:
+        """The same as `encode`, where frames may wait."""
+        return (self.encode(frame),)
+
+    def flush(self) -> tuple[Packet, ...]:
+        """Those of frames that wait: none does."""
+        return ()
+
     def encode(self, frame: Frame) -> Packet:
         """One frame -> one packet; ValueError when the image has another size."""
         pictures, head = split(frame.image, self._grid), self._head(frame)
@@ -237,7 +248,7 @@ class VideoEncoder:
         if level is not None:
             self._encoder.quality = level
             return None
-        return None if len(body) > _CLEARLY_SMALLER * followed.key_bytes else Region(Kind.WARP, index, age, body)
+        return None if len(body) > CLEARLY_SMALLER * followed.key_bytes else Region(Kind.WARP, index, age, body)
 
     def _with_keys(self, frame: Frame, packet: Packet, pictures: Sequence[NDArray[np.uint8]]) -> Packet:
         """The packet with KEYs for all regions that it lacks."""

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bidirectional import open_any_encoder
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Outputs, open_decoder
 from pipeline.keys import KeyBuffers
@@ -61,6 +62,17 @@ def packets(count: int) -> Sequence[Packet]:
     """The first packets of a camera, a KEY at every INTERVAL-th."""
     street = camera()
     return [street.next() for _ in range(count)]
+
+
+@cache
+def packets_between(count: int) -> Sequence[Packet]:
+    """The same, each frame between two KEYs told from both sides, the later one ahead of its frame."""
+    policy, waiting = at_interval(INTERVAL), INTERVAL - 1
+    encoder = open_any_encoder(bundle(), engine="onnxruntime", threads=1, policy=policy, lookahead=waiting)
+    images = itertools.cycle([*pictures(), *reversed(pictures())])
+    frames = (Frame(FrameId(EPOCH, sequence), 0, next(images)) for sequence in range(count))
+    made = [packet for frame in frames for packet in encoder.packets(frame)]
+    return [*made, *encoder.flush()]
 
 
 def moved(packet: Packet, *, by: int = 0, epoch: int = EPOCH, captured_ms: int | None = None) -> Packet:

@@ -6,29 +6,33 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import structlog
-from channels import until
-from clips import RtspServer, picture, write_clip, write_scratched_clip
+from channels import quiet, until
+from clips import RtspServer, number_of, picture, write_clip, write_scratched_clip
 from processes import site, wait_until
 from servers import accepts, free_port
 from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
 
 from nodes import camera as node
 from nodes.camera import Camera, stream
-from nodes.camera_setup import presence_of
+from nodes.camera_setup import presence_of, room_for
 from nodes.preview import Preview
 from nodes.service import Lane
 from nodes.window import Window
+from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import unpack
-from pipeline.config import CameraSettings, load_settings
+from pipeline.config import CameraSection, CameraSettings, EncoderSection, load_settings
 from pipeline.errors import ConfigError, SourceError, TransportError
 from pipeline.mask_image import pack_mask
-from pipeline.messages import Frame, FrameId, Mask, Packet
+from pipeline.messages import Frame, FrameId, Kind, Mask, Packet
+from pipeline.scene import SceneGate
 from pipeline.transport import CONTROL, LIVE, Channel, Delivery, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.video import Video
@@ -53,8 +57,18 @@ def encoder_of(interval: int) -> VideoEncoder:
     return VideoEncoder(BulkyEncoder(), BUNDLE, policy=at_interval(interval))  # type: ignore[arg-type]
 
 
+def waiting_encoder(interval: int, lookahead: int) -> BidirectionalEncoder:
+    """The same, with frames that wait for the KEY after them."""
+    policy = at_interval(interval)
+    return BidirectionalEncoder(BulkyEncoder(), BUNDLE, policy=policy, lookahead=lookahead)  # type: ignore[arg-type]
+
+
 def kinds(packets: Sequence[Packet]) -> str:
     return "".join(packet.regions[0].kind.name[0] for packet in packets)
+
+
+def all_kinds(packets: Sequence[Packet]) -> list[str]:
+    return ["".join(region.kind.name[0] for region in packet.regions) for packet in packets]
 
 
 def camera_of(video: Video, channel: Channel, lane: Lane, **options: object) -> Camera:
@@ -98,6 +112,84 @@ async def test_of_a_recording_a_frame_is_taken_when_the_masks_of_those_before_ca
             await running
     assert [packet.id.sequence for packet in packets] == list(range(10))
     assert all(packet.recorded for packet in packets)
+
+
+BETWEEN = ["K", "KWB", "WB", "WB", "B", "KWB", "WB", "WB", "B", "W"]
+
+
+async def test_frames_that_wait_for_a_key_are_sent_once_and_in_order_the_last_ones_at_the_end(
+    tmp_path: Path, lane: Lane
+) -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane, encoder=waiting_encoder(4, 3))
+        async with asyncio.timeout(LIMIT_S):
+            await camera.run()
+        packets = await packets_of(arriving, 10)
+        assert await quiet(arriving, 0.05)
+    assert [packet.id.sequence for packet in packets] == list(range(10))
+    assert all_kinds(packets) == BETWEEN
+    assert [packet.captured_ms for packet in packets] == sorted(packet.captured_ms for packet in packets)
+    assert [packet.regions[0].body[0] for packet in packets if packet.regions[0].kind is Kind.KEY] == [0, 4, 8]
+    assert not camera.losses.total
+
+
+async def test_live_frames_that_wait_have_room_when_they_leave_at_once(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    settings = EncoderSection(lookahead=8)
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=50, fast=False) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        room = room_for(CameraSection(buffer_packets=2), settings)
+        encoder = waiting_encoder(9, settings.lookahead)
+        camera = camera_of(video, uplink, lane, encoder=encoder, buffer_packets=room, fast=False)
+        async with asyncio.timeout(LIMIT_S):
+            await camera.run()
+        count = 10 - camera.losses.total["busy"]
+        packets = await packets_of(arriving, count)
+    assert [packet.id.sequence for packet in packets] == sorted({packet.id.sequence for packet in packets})
+    assert not camera.losses.total["uplink"]
+
+
+async def test_the_preview_of_a_frame_that_waited_comes_with_its_own_packet(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    preview = Preview(max_fps=1e6, max_width=64, jpeg_quality=90)
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent", "cam-1/preview")
+        camera = camera_of(video, uplink, lane, encoder=waiting_encoder(4, 3), preview=preview)
+        async with asyncio.timeout(LIMIT_S):
+            await camera.run()
+            messages = [await anext(arriving) for _ in range(20)]
+    assert [message.topic for message in messages] == ["cam-1/latent", "cam-1/preview"] * 10
+    shown = [cv2.imdecode(np.frombuffer(one.payload, np.uint8), cv2.IMREAD_COLOR) for one in messages[1::2]]
+    assert [number_of(np.asarray(image, np.uint8)) for image in shown] == list(range(10))
+    assert not camera._previews
+
+
+async def test_of_a_recording_frames_that_wait_do_not_hold_up_those_that_they_wait_for(
+    tmp_path: Path, lane: Lane
+) -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        window = Window("cam-1", uplink, packets=2)  # fewer than leave at once
+        camera = camera_of(video, uplink, lane, encoder=waiting_encoder(4, 3), window=window)
+        running = asyncio.create_task(camera.run())
+        packets: list[Packet] = []
+        while len(packets) < 10:
+            packets += await packets_of(arriving, 1)
+            mask = Mask(packets[-1].id, 0, bytes(4), np.zeros((4, 4), np.uint8))
+            await other.publish("cam-1/mask", pack_mask(mask, "cam-1", np.zeros((1, 3), np.uint8)))
+        async with asyncio.timeout(LIMIT_S):
+            await running
+    assert [packet.id.sequence for packet in packets] == list(range(10))
+    assert all_kinds(packets) == BETWEEN
+    assert all(packet.recorded for packet in packets)
+    assert (window.answered, window.resent) == (10, 0)
 
 
 async def test_a_damaged_recording_is_told_when_all_that_could_be_read_has_its_mask(tmp_path: Path, lane: Lane) -> None:
@@ -281,6 +373,57 @@ async def test_between_keys_the_packets_are_warps(tmp_path: Path, lane: Lane) ->
     assert [packet.regions[0].age for packet in packets] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
 
 
+async def test_of_a_recording_frames_that_wait_outlast_a_loss_of_the_uplink(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with Uplink(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        encoder = waiting_encoder(100, 4)
+        encode = encoder.packets
+
+        def packets(frame: Frame) -> tuple[Packet, ...]:
+            if frame.id.sequence == 3:
+                uplink.back.clear()
+            return encode(frame)
+
+        encoder.packets = packets  # type: ignore[method-assign]
+        camera = camera_of(video, uplink, lane, encoder=encoder, window=Window("cam-1", uplink, packets=50))
+        running = asyncio.create_task(camera.run())
+        assert all_kinds(await packets_of(arriving, 1)) == ["K"]
+        await until(lambda: not uplink.back.is_set())
+        await asyncio.sleep(0.1)
+        uplink.back.set()
+        found = await packets_of(arriving, 9)
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    assert [packet.id.sequence for packet in found] == list(range(1, 10))
+    assert not camera.losses.total
+
+
+async def test_a_key_asked_for_ends_the_wait(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane, encoder=waiting_encoder(256, 30), fast=False, buffer_packets=34)
+        running = asyncio.create_task(camera.run())
+        assert all_kinds(await packets_of(arriving, 1)) == ["K"]
+        await asyncio.sleep(0.1)
+        await other.publish("cam-1/control", b'{"key": [0]}', CONTROL)
+        packets = await packets_of(arriving, 2)
+        while all_kinds(packets)[-1] != "B":
+            packets += await packets_of(arriving, 1)
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    told = list(
+        dropwhile(lambda packet: all_kinds([packet]) == ["W"], packets)
+    )  # a slow machine lets more than 30 wait
+    assert all_kinds(told) == ["KWB", *["WB"] * (len(told) - 2), "B"]
+    assert told[0].regions[0].age == len(told) - 1
+
+
 @pytest.mark.parametrize("command", [b'{"key": [0]}', b'{"quality": 1}'])
 async def test_a_key_asked_for_is_sent_and_another_level_begins_with_one(
     command: bytes, tmp_path: Path, lane: Lane
@@ -311,11 +454,11 @@ class Frames:
 
     skipped = 0
 
-    def __init__(self, ids: Sequence[FrameId]) -> None:
-        self._ids = ids
+    def __init__(self, ids: Sequence[FrameId], numbers: Sequence[int] | None = None) -> None:
+        self._ids, self._numbers = ids, range(len(ids)) if numbers is None else numbers
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
-        for number, id in enumerate(self._ids):
+        for number, id in zip(self._numbers, self._ids, strict=True):
             yield Frame(id, 0, picture(number))
 
 
@@ -324,10 +467,44 @@ async def packets_from(frames: Frames, lane: Lane, **options: object) -> list[Pa
     broker = MemoryBroker()
     async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other:
         arriving = other.subscribe("cam-1/latent")
-        camera = camera_of(frames, uplink, lane, encoder=encoder_of(256), **options)  # type: ignore[arg-type]
+        camera = camera_of(frames, uplink, lane, **{"encoder": encoder_of(256), **options})  # type: ignore[arg-type]
         async with asyncio.timeout(LIMIT_S):
             await camera.run()
         return await packets_of(arriving, len(frames._ids))
+
+
+async def test_a_source_that_starts_again_lets_those_leave_that_waited(lane: Lane) -> None:
+    ids = [FrameId(7, 0), FrameId(7, 1), FrameId(7, 2), FrameId(9, 0), FrameId(9, 1)]
+    packets = await packets_from(Frames(ids), lane, encoder=waiting_encoder(9, 5))
+    assert [packet.id for packet in packets] == ids
+    assert all_kinds(packets) == ["K", "W", "W", "K", "W"]
+
+
+async def test_what_waits_leaves_when_nothing_changes_any_more(lane: Lane) -> None:
+    """The next KEY may be long in coming."""
+    frames, broker, gone = (
+        Frames([FrameId(7, at) for at in range(9)], [0, 3, 6, 6, 6, 6, 9, 12, 12]),
+        MemoryBroker(),
+        [],
+    )
+    frames.pass_over = lambda: gone.append(1)  # type: ignore[attr-defined]
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other:
+        arriving = other.subscribe("cam-1/latent")
+        options = {"encoder": waiting_encoder(99, 9), "gate": SceneGate(longest_s=60)}
+        camera = camera_of(frames, uplink, lane, **options)  # type: ignore[arg-type]
+        async with asyncio.timeout(LIMIT_S):
+            await camera.run()
+        packets = await packets_of(arriving, 5)
+    assert [packet.id.sequence for packet in packets] == [0, 1, 2, 6, 7]
+    assert all_kinds(packets) == ["K", "W", "W", "W", "W"]
+    assert len(gone) == 4
+
+
+async def test_keys_that_may_be_forgotten_soon_are_sent_anew_with_a_lookahead_too(lane: Lane) -> None:
+    times_s = iter(range(0, 1000, 10))
+    options = {"encoder": waiting_encoder(256, 9), "clock": lambda: next(times_s)}
+    packets = await packets_from(Frames([FrameId(7, n) for n in range(9)]), lane, **options)
+    assert all_kinds(packets) == ["K", "KWB", "WB", "WB", "B", "KWB", "WB", "WB", "B"]
 
 
 async def test_a_source_that_starts_again_starts_with_a_key(lane: Lane) -> None:
@@ -366,6 +543,33 @@ async def test_a_paused_camera_sends_nothing_and_goes_on_when_told(tmp_path: Pat
     assert after.id.sequence == last.id.sequence + 1
     assert (kinds([last]), kinds([after])) == ("W", "K")
     assert camera.losses.total["paused"] > 5
+
+
+async def test_after_a_pause_frames_that_waited_before_it_are_not_sent_and_counted(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        preview = Preview(max_fps=1e6, max_width=32, jpeg_quality=50)
+        encoder = waiting_encoder(256, 5)
+        camera = camera_of(video, uplink, lane, encoder=encoder, fast=False, preview=preview, buffer_packets=9)
+        running = asyncio.create_task(camera.run())
+        assert all_kinds(await packets_of(arriving, 3)) == ["K", "W", "W"]
+        await other.publish("cam-1/control", b'{"pause": true}', CONTROL)
+        await asyncio.sleep(0.1)
+        while not await quiet(arriving, 0.2):
+            pass
+        await other.publish("cam-1/control", b'{"pause": false}', CONTROL)
+        packets = await packets_of(arriving, 4)
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    assert all_kinds(packets) == ["K", "W", "W", "W"]
+    assert [packet.id.sequence - packets[0].id.sequence for packet in packets] == [0, 1, 2, 3]
+    assert camera.losses.total["paused"] > 5
+    assert len(camera._previews) <= 6
 
 
 class Uplink(MemoryChannel):

@@ -120,6 +120,29 @@ def test_encode_takes_a_key_interval_and_a_threshold_and_inspect_shows_the_warps
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
 
 
+def test_encode_takes_a_lookahead_and_inspect_shows_the_key_ahead(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number, frame in enumerate(render_street(5, width=480, height=360, frames=6)):
+        assert cv2.imwrite(str(tmp_path / "in" / f"street-{number}.png"), frame.image[..., ::-1])
+    words = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--engine", "onnxruntime")
+    code, out, _ = maskcast("encode", *words, "--key-interval", 4, "--lookahead", 3)
+    assert (code, "6 packets" in out) == (0, True)
+    sent = [unpack(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*.mcp"))]
+    kinds = ["".join(region.kind.name[0] for region in packet.regions) for packet in sent]
+    assert kinds == ["K", "KWB", "WB", "WB", "B", "W"]
+    sizes = [len(region.body) for region in sent[1].regions]
+    code, out, _ = maskcast("inspect", tmp_path / "out" / "street-1.mcp")
+    assert code == 0
+    assert f"KEY of sequence 4, ahead of it, age 3, {sizes[0]} bytes" in out
+    assert f"WARP of the KEY in sequence 0, age 1, {sizes[1]} bytes" in out
+    assert f"BACK of the KEY in sequence 4, age 3, {sizes[2]} bytes" in out
+    assert out.count("region 0") == 3
+    assert "BACK" in maskcast("inspect", tmp_path / "out" / "street-4.mcp")[1]
+    assert maskcast("decode", "--input", tmp_path / "out", "--output", tmp_path / "masks")[0] == 0
+    stems = [path.stem for path in sorted((tmp_path / "masks").glob("*.png"))]
+    assert stems == [path.stem for path in sorted((tmp_path / "in").iterdir())]
+
+
 def test_encode_takes_a_grid_and_inspect_shows_its_regions(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(2):
@@ -188,6 +211,19 @@ def test_every_node_has_a_schema(node: str) -> None:
         (["encode", "--input", "x", "--output", "y", "--key-interval", "0"], "key interval 0"),
         (["encode", "--input", "x", "--output", "y", "--threshold", "101"], "threshold 101"),
         (["encode", "--input", "x", "--output", "y", "--grid", "2x10"], "grid 2x10"),
+        (["encode", "--input", "x", "--output", "y", "--lookahead", "3"], "lookahead 3: every frame is a KEY"),
+        (["encode", "--input", "x", "--output", "y", "--key-interval", "4", "--lookahead", "31"], "lookahead 31"),
+        (["encode", "--input", "x", "--output", "y", "--key-interval", "4", "--lookahead", "-1"], "lookahead -1"),
+        (
+            ["encode", "--input", "x", "--output", "y", "--price", "8", "--lookahead", "3"],
+            "no frame can wait for a KEY",
+        ),
+        (
+            ["encode", "--input", "x", "--output", "y", "--threshold", "90", "--grid", "2x2", "--lookahead", "3"],
+            "with a lookahead frames are whole; use 1x1",
+        ),
+        (["camera", "--lookahead", "31"], "encoder.lookahead"),
+        (["camera", "--lookahead", "3", "--grid", "2x2"], "with a lookahead frames are whole; use 1x1"),
         (["encode", "--bundle", "none", "--input", "x", "--output", "y"], "there is no such folder"),
         (["camera", "--source", "none.mp4"], "cannot open none.mp4"),
         (["camera", "--name", "Bad Name"], "camera name"),

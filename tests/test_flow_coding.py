@@ -1,6 +1,8 @@
 """Coefficients of motion survive coding exactly, in one form only; they mean the same on every machine."""
 
 import hashlib
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from pipeline.flow_coding import (
     STEPS_PX,
     TABLES,
     FlowGrid,
+    added,
     decode_flow,
     encode_flow,
     grid_of,
     node_flow,
+    opposite,
 )
 
 SIZES = ((360, 480), (180, 240), (97, 131), (17, 300), (1, 1))
@@ -198,3 +202,63 @@ def test_flows_add_up_exactly() -> None:
 
 def test_largest_coefficients_give_finite_flow() -> None:
     assert np.isfinite(node_flow(np.full((2, WHOLE.coefficients), -32768, np.int16), WHOLE)).all()
+
+
+def pair(*values: int) -> NDArray[np.int16]:
+    """Coefficients (2, N) that are the same for dx and dy."""
+    return np.array([values, values], np.int16)
+
+
+@pytest.mark.parametrize(
+    ("there", "age", "other_age", "expected"),
+    [
+        ((6, -6, 0), 1, 1, (-6, 6, 0)),
+        ((6, -6), 1, 3, (-18, 18)),
+        ((6, -6), 3, 1, (-2, 2)),
+        ((5, -5), 3, 2, (-3, 3)),  # 10 / 3
+        ((4, -4), 3, 2, (-3, 3)),  # 8 / 3
+        ((1, -1, 3, -3), 2, 1, (-1, 0, -2, 1)),  # halves, rounded upwards before the sign changes
+        ((1, -1, 5, -5), 6, 3, (-1, 0, -3, 2)),
+        ((1, -1, 127, -127, 128, -128), 255, 1, (0, 0, 0, 0, -1, 1)),
+    ],
+)
+def test_motion_to_the_other_side_is_as_much_as_its_frames_are_many(
+    there: tuple[int, ...], age: int, other_age: int, expected: tuple[int, ...]
+) -> None:
+    found = opposite(pair(*there), age, other_age)
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, pair(*expected))
+
+
+INT16 = st.integers(-(1 << 15), (1 << 15) - 1)
+
+
+@settings(deadline=None)
+@given(st.lists(INT16, min_size=1, max_size=8), st.integers(1, 255), st.integers(1, 255))
+def test_the_opposite_of_any_coefficients_is_a_number_of_16_bits(values: list[int], age: int, other_age: int) -> None:
+    exact = [-math.floor(Fraction(value * other_age, age) + Fraction(1, 2)) for value in values]
+    within = [min(max(number, -(1 << 15)), (1 << 15) - 1) for number in exact]
+    np.testing.assert_array_equal(opposite(pair(*values), age, other_age), pair(*within))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-32767, 32767), min_size=1, max_size=8), st.integers(1, 255))
+def test_with_keys_that_are_as_far_the_opposite_is_the_negative(values: list[int], age: int) -> None:
+    other = opposite(pair(*values), age, age)
+    np.testing.assert_array_equal(other, -pair(*values))
+    np.testing.assert_array_equal(opposite(other, age, age), pair(*values))
+
+
+def test_what_does_not_fit_into_16_bits_stops_at_the_border() -> None:
+    np.testing.assert_array_equal(opposite(pair(-32768, 32767, 130, -130), 1, 255), pair(32767, -32768, -32768, 32767))
+    np.testing.assert_array_equal(opposite(pair(-32768), 1, 1), pair(32767))
+    np.testing.assert_array_equal(added(pair(32767, -32768, 32767), pair(1, -1, 32767)), pair(32767, -32768, 32767))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(INT16, INT16), min_size=1, max_size=8))
+def test_of_two_sets_each_coefficient_is_added(pairs: list[tuple[int, int]]) -> None:
+    one, more = (pair(*values) for values in zip(*pairs, strict=True))
+    found = added(one, more)
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, pair(*(min(max(a + b, -(1 << 15)), (1 << 15) - 1) for a, b in pairs)))

@@ -22,8 +22,9 @@ from nodes.gateway import Gateway, admit
 from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
 from pipeline.config import GatewaySettings, load_settings
 from pipeline.errors import BitstreamError, ConfigError
+from pipeline.keys import key_sequence
 from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
-from pipeline.messages import Kind, Region
+from pipeline.messages import FrameId, Kind, Region
 from pipeline.receipts import unpack_receipt
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import Message, open_channel
@@ -84,6 +85,32 @@ def test_each_key_is_kept_as_a_packet_that_says_which_frame_it_is_of() -> None:
     assert (key.id, key.bundle, key.regions) == (KEY.id, KEY.bundle, (regions[2],))
 
 
+BACK, OWN = Region(Kind.BACK, 0, 3, b"flow"), Region(Kind.BACK, 0, 0, b"")
+AHEAD = replace(KEY, regions=(Region(Kind.KEY, 0, 3, b"latents"), *WARP.regions, BACK))
+
+
+def test_a_key_that_comes_ahead_is_kept_by_itself_and_says_which_frame_it_is_of() -> None:
+    arrived = admit(sent("cam-1", pack(AHEAD)))
+    assert (arrived.frame, arrived.key, set(arrived.keys)) == (KEY.id, True, {0})
+    kept = unpack(arrived.keys[0])
+    assert kept == replace(AHEAD, regions=AHEAD.regions[:1])
+    assert [key_sequence(kept, region) for region in kept.regions] == [8]
+    alone = pack(kept)
+    assert admit(sent("cam-1", alone)).keys == {0: alone}
+
+
+def test_of_keys_that_come_ahead_one_more_is_kept() -> None:
+    regions = AHEAD.regions, AHEAD.regions[:1], KEY.regions, WARP.regions
+    arrived = [admit(sent("cam-1", pack(replace(KEY, regions=these)))) for these in regions]
+    assert [one.generations for one in arrived] == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize("regions", [(*WARP.regions, BACK), (BACK,), (OWN,)], ids=["both", "back", "own"])
+def test_frames_that_refer_to_a_key_ahead_bring_none(regions: tuple[Region, ...]) -> None:
+    arrived = admit(sent("cam-1", pack(replace(KEY, regions=regions))))
+    assert (arrived.key, dict(arrived.keys)) == (False, {})
+
+
 def test_a_packet_without_a_key_is_the_first_to_be_dropped() -> None:
     assert not admit(sent("cam-1", pack(WARP))).key
 
@@ -140,6 +167,24 @@ async def test_of_a_recording_more_keys_are_kept() -> None:
         await claimed(worker, 40)
         keys = await worker.fetch_keys("cam-1", [0])
     assert [unpack(key).id.sequence for key in keys[0]] == list(range(39, -1, -1))
+
+
+async def test_three_keys_that_came_ahead_are_found_newest_first() -> None:
+    broker, state = MemoryBroker(), MemoryQueueState()
+    async with (
+        MemoryChannel(broker) as channel,
+        MemoryChannel(broker) as camera,
+        MemoryWorkQueue(state) as queue,
+        MemoryWorkQueue(state, "w") as worker,
+        running(Gateway(channel, queue)),
+    ):
+        for sequence in range(5, 25):
+            regions = AHEAD.regions if sequence % 4 == 1 else (*WARP.regions, BACK) if sequence % 4 else (OWN,)
+            await camera.publish("cam-1/latent", pack(replace(AHEAD, id=FrameId(7, sequence), regions=regions)))
+        await claimed(worker, 20)
+        keys = await worker.fetch_keys("cam-1", [0])
+    assert [unpack(key).id.sequence for key in keys[0]] == [21, 17, 13]
+    assert {len(unpack(key).regions) for key in keys[0]} == {1}
 
 
 async def test_packets_come_over_several_channels_and_are_answered_where_they_came_from() -> None:

@@ -9,12 +9,13 @@ import pytest
 from standins import NAMES, PALETTE, packet_of
 
 from nodes.answers import Answers
-from nodes.intake import Intake, has_key, shows_all, stands_alone
+from nodes.intake import Intake, has_key
 from nodes.publisher import FramePublisher, Looks
 from nodes.recordings import Recordings
 from nodes.service import Lane
 from nodes.stats import Cameras
 from pipeline.bitstream import pack
+from pipeline.keys import is_whole, stands_alone
 from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import Kind, Packet, Region
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
@@ -69,6 +70,17 @@ def aged(ages: Sequence[int], *, newest_ms: int, columns: int = 1) -> list[Packe
     return made
 
 
+def between(*, newest_ms: int, step_ms: int = 100) -> list[Packet]:
+    """A KEY, three frames that waited for the KEY after them, and that one's own, which is so old."""
+    warps, own = [Region(Kind.WARP, 0, age, b"") for age in (1, 2, 3)], Region(Kind.BACK, 0, 0, b"")
+    backs = [Region(Kind.BACK, 0, age, b"") for age in (3, 2, 1)]
+    told = [(Region(Kind.KEY, 0, 3, b"\x01"), warps[0], backs[0]), (warps[1], backs[1]), (warps[2], backs[2]), (own,)]
+    every = [(Region(Kind.KEY, 0, 0, b"\x01"),), *told]
+    last_ms = time.time_ns() // 1_000_000 - newest_ms
+    heads = [packet_of(1, sequence=at, captured_ms=last_ms - step_ms * (4 - at)) for at in range(5)]
+    return [replace(head, regions=regions) for head, regions in zip(heads, every, strict=True)]
+
+
 async def sequences(intake: Intake) -> list[int]:
     async with asyncio.timeout(LIMIT_S):
         return [ticket.packet.id.sequence for ticket in await intake.next()]
@@ -108,10 +120,50 @@ async def test_what_a_backlog_leaves_comes_in_the_next_batches(bench: Bench) -> 
     assert [len(await sequences(intake)) for _ in range(3)] == [4, 4, 2]
 
 
+async def test_frames_that_waited_for_a_key_are_not_taken_for_a_backlog(bench: Bench) -> None:
+    await bench.put(*between(newest_ms=10)[1:])  # the oldest of which is 310 ms old
+    assert await sequences(bench.intake()) == [1, 2, 3, 4]
+    assert not bench.answers.losses.total
+
+
+async def test_of_frames_that_waited_those_too_old_are_late(bench: Bench) -> None:
+    await bench.put(*between(newest_ms=10, step_ms=800)[1:])
+    assert await sequences(bench.intake()) == [2, 3, 4]
+    assert bench.answers.losses.total == {"late": 1}
+
+
+async def test_a_worker_that_is_behind_keeps_the_keys_that_came_ahead(bench: Bench) -> None:
+    await bench.put(*between(newest_ms=300))
+    assert await sequences(bench.intake()) == [1, 4]
+    assert bench.answers.losses.total == {"superseded": 3}
+
+
+async def test_frames_that_waited_beside_another_cameras_backlog_are_all_decoded(bench: Bench) -> None:
+    await bench.put(*aged([0, 1, 2], newest_ms=300), camera="cam-2")
+    await bench.put(*between(newest_ms=10)[1:])
+    async with asyncio.timeout(LIMIT_S):
+        tickets = await bench.intake().next()
+    found = [(ticket.job.camera, ticket.packet.id.sequence) for ticket in tickets]
+    assert sorted(found) == [*(("cam-1", at) for at in range(1, 5)), ("cam-2", 0), ("cam-2", 2)]
+
+
+async def test_a_frame_that_waited_in_vain_is_not_taken_for_a_backlog_either(bench: Bench) -> None:
+    """It leaves as a plain WARP, as old as those that refer to the KEY after them."""
+    packets = between(newest_ms=10)
+    waited = replace(packets[1], captured_ms=packets[4].captured_ms - 400, regions=(Region(Kind.WARP, 0, 1, b""),))
+    burst = [replace(packet, id=replace(packet.id, sequence=packet.id.sequence + 1)) for packet in packets[1:]]
+    await bench.put(waited, *burst)
+    assert await sequences(bench.intake()) == [1, 2, 3, 4, 5]
+
+
+def test_a_key_that_comes_ahead_is_one_that_later_packets_refer_to() -> None:
+    assert [has_key(packet) for packet in between(newest_ms=0)] == [True, True, False, False, False]
+
+
 def test_what_a_packet_shows_and_what_it_needs() -> None:
     key, warp = Region(Kind.KEY, 0, 0, b""), Region(Kind.WARP, 1, 1, b"")
     both = replace(packet_of(1, sequence=5), columns=2, regions=(key, warp))
     only_key, only_warp = replace(both, regions=(key,)), replace(both, regions=(warp,))
-    assert [shows_all(each) for each in (both, only_key, only_warp)] == [True, False, False]
+    assert [is_whole(each) for each in (both, only_key, only_warp)] == [True, False, False]
     assert [has_key(each) for each in (both, only_key, only_warp)] == [True, True, False]
     assert [stands_alone(each) for each in (both, only_key, packet_of(1, sequence=5))] == [False, False, True]

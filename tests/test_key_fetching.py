@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from channels import quiet, take
 from prometheus_client import REGISTRY
-from street import INTERVAL, bundle, classes_of, decoder, moved, packets
+from street import INTERVAL, bundle, classes_of, decoder, moved, packets, packets_between
 
 from nodes.control import read_control
+from nodes.gateway import admit
 from nodes.key_fetching import FetchingDecoder, KeyName, KeyRequests, pack_key_request
 from nodes.service import Lane
 from pipeline.bitstream import pack
 from pipeline.errors import MissingKey, PipelineError, TransportError
 from pipeline.keys import Stream
 from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
-from pipeline.messages import Decoded, FrameId, KeyRequest, Packet, Region
+from pipeline.messages import Decoded, FrameId, KeyRequest, Kind, Packet, Region
 from pipeline.transport import Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
@@ -50,6 +51,13 @@ class Bench:
     def another(self, queue: MemoryWorkQueue | None = None) -> FetchingDecoder:
         """The decoder of another worker."""
         return FetchingDecoder(decoder(), self.lane, queue=queue or self.queue, requests=KeyRequests(self.channel))
+
+    async def take_in(self, *packets: Packet, camera: str = "cam-1") -> None:
+        """Store keys as a gateway does."""
+        for packet in packets:
+            arrived = admit(Message(f"{camera}/latent", pack(packet)))
+            if arrived.keys:
+                await self.queue.store_keys(camera, arrived.keys, generations=arrived.generations)
 
     async def store(self, *packets: Packet, camera: str = "cam-1") -> None:
         for packet in packets:
@@ -290,3 +298,103 @@ async def test_a_recording_that_steps_back_finds_keys_that_are_older_than_those_
     assert await quiet(bench.heard)
     await bench.decoder.decode([replace(recorded(warp), id=FrameId(9, 1))], ["cam-2/1"])
     assert [message.topic for message in await take(bench.heard)] == ["cam-2/control"]
+
+
+@pytest.fixture(scope="module")
+def between() -> Sequence[Packet]:
+    """A KEY, the frames to the next one and that one, the same again."""
+    made = packets_between(2 * INTERVAL + 1)
+    assert ["".join(one.kind.name[0] for one in packet.regions) for packet in made] == [
+        "K", *2 * ["KWB", *["WB"] * (INTERVAL - 2), "B"],
+    ]  # fmt: skip
+    return made
+
+
+def is_right(result: Decoded | PipelineError, packet: Packet) -> bool:
+    """Whether this is what an undisturbed decoder makes of one of the packets between keys."""
+    assert isinstance(result, Decoded) and result.mask is not None, result
+    expected = classes_of(packets_between(2 * INTERVAL + 1))[packet.id.sequence]
+    return result.missing == () and np.array_equal(result.mask.classes, expected)
+
+
+async def test_a_frame_between_two_keys_finds_both_and_their_frames_behind_them(
+    bench: Bench, between: Sequence[Packet]
+) -> None:
+    await bench.take_in(*between[:3])
+    before = lookups()
+    (third,) = await bench.decoder.decode([between[2]], ["cam-1"])
+    assert is_right(third, between[2])
+    assert added(before) == {"local": 0, "fetched": 2, "missing": 0}
+    results = await bench.decoder.decode(between[3:], ["cam-1"] * len(between[3:]))
+    assert all(map(is_right, results, between[3:]))
+    assert added(before)["fetched"] == 2 and not added(before)["missing"]
+    assert await quiet(bench.heard)
+
+
+async def test_a_key_that_its_packet_brings_ahead_is_not_fetched(bench: Bench, between: Sequence[Packet]) -> None:
+    await bench.take_in(*between[:2])
+    before = lookups()
+    (second,) = await bench.decoder.decode([between[1]], ["cam-1"])
+    assert is_right(second, between[1])
+    assert added(before) == {"local": 1, "fetched": 1, "missing": 0}
+
+
+async def test_a_frame_behind_the_next_key_that_came_ahead_still_finds_its_own(
+    bench: Bench, between: Sequence[Packet]
+) -> None:
+    """A worker that takes over when the gateway has had the second KEY ahead: three are stored."""
+    await bench.take_in(*between[: INTERVAL + 2])
+    results = await bench.decoder.decode(between[2 : INTERVAL + 1], ["cam-1"] * (INTERVAL - 1))
+    assert all(map(is_right, results, between[2 : INTERVAL + 1]))
+    assert await quiet(bench.heard)
+
+
+async def test_of_two_keys_the_one_that_is_nowhere_is_asked_for_and_the_frame_shown_by_the_other(
+    bench: Bench, between: Sequence[Packet]
+) -> None:
+    await bench.take_in(between[0])
+    before = lookups()
+    (third,) = await bench.decoder.decode([between[2]], ["cam-1"])
+    assert isinstance(third, Decoded) and third.mask is not None
+    assert (third.missing, third.mask.kinds) == ((0,), (Kind.WARP,))
+    assert added(before) == {"local": 0, "fetched": 1, "missing": 1}
+    assert [message.payload for message in await take(bench.heard)] == [b'{"key": [0]}']
+
+
+async def test_a_key_before_a_frame_that_the_one_after_it_shows_is_not_asked_for(
+    bench: Bench, between: Sequence[Packet]
+) -> None:
+    """No frame after the newer key refers to it; a recording's frame waits for it."""
+    (live,) = await bench.decoder.decode([between[1]], ["cam-1"])
+    assert isinstance(live, Decoded) and live.mask is not None
+    assert live.missing == (0,)
+    assert await quiet(bench.heard)
+    (kept,) = await bench.another().decode([recorded(between[1])], ["cam-1"])
+    assert isinstance(kept, MissingKey)
+    assert [message.payload for message in await take(bench.heard)] == [b'{"key": [0]}']
+
+
+async def test_a_recordings_frame_between_two_keys_is_shown_with_both_or_not(
+    bench: Bench, between: Sequence[Packet]
+) -> None:
+    for stored in (between[0], between[1]):
+        (third,) = await bench.another().decode([recorded(between[2])], ["cam-1"])
+        assert isinstance(third, MissingKey)
+        await bench.take_in(recorded(stored))
+    (third,) = await bench.another().decode([recorded(between[2])], ["cam-1"])
+    assert is_right(third, between[2])
+
+
+async def test_a_key_ahead_that_is_of_another_frame_is_never_used(bench: Bench, between: Sequence[Packet]) -> None:
+    ahead, *_ = between[1].regions
+    for wrong in (replace(ahead, age=ahead.age - 1), replace(ahead, age=0)):
+        await bench.take_in(replace(between[1], regions=(wrong,)))
+    (last,) = await bench.decoder.decode([between[INTERVAL]], ["cam-1"])
+    assert isinstance(last, MissingKey)
+    assert len(await take(bench.heard)) == 1
+
+
+def test_a_key_ahead_has_the_name_of_its_own_frame(between: Sequence[Packet]) -> None:
+    stream = Stream(7, bundle().id, 1, 1)
+    of = {sequence: KeyName("cam-1", stream, 0, sequence).is_of(between[1]) for sequence in range(INTERVAL + 2)}
+    assert [sequence for sequence, found in of.items() if found] == [INTERVAL]

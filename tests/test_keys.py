@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, MissingKey
-from pipeline.keys import KeyBuffer, KeyBuffers, KeyTable, stream_of
+from pipeline.keys import KeyBuffer, KeyBuffers, KeyTable, frames_apart, is_whole, key_sequence, stands_alone, stream_of
 from pipeline.messages import FrameId, Kind, Packet, Region
 
 WRAP = 1 << 32
@@ -26,8 +26,18 @@ def warp(index: int, age: int) -> Region:
     return Region(Kind.WARP, index, age, b"flow")
 
 
-def key(index: int) -> Region:
-    return Region(Kind.KEY, index, 0, b"latents")
+def key(index: int, *, ahead: int = 0) -> Region:
+    """Of the packet's frame, or of one so many frames ahead."""
+    return Region(Kind.KEY, index, ahead, b"latents")
+
+
+def back(age: int) -> Region:
+    return Region(Kind.BACK, 0, age, b"flow" if age else b"")
+
+
+def frame(sequence: int, *regions: Region) -> Packet:
+    """A packet whose frame is one region."""
+    return packet(sequence, *regions, rows=1, columns=1)
 
 
 class Clock:
@@ -156,7 +166,102 @@ def test_a_region_off_the_grid_is_not_kept(keys: KeyBuffer[str]) -> None:
 
 def test_regions_without_their_keys_are_named(keys: KeyBuffer[str]) -> None:
     keys.put(packet(10), 1, "ten")
-    assert keys.missing(packet(12, key(0), warp(1, 2), warp(2, 2), Region(Kind.DELTA, 3, 1, b""))) == (2, 3)
+    missing = keys.missing(packet(12, key(0), warp(1, 2), warp(2, 2), Region(Kind.DELTA, 3, 1, b"")))
+    assert [region.index for region in missing] == [2, 3]
+
+
+def test_a_key_that_comes_ahead_is_that_of_its_own_frame(keys: KeyBuffer[str]) -> None:
+    keys.put(frame(11), 0, "fourteen", ahead=3)
+    for sequence, age in ((11, 3), (12, 2), (13, 1), (14, 0)):
+        assert keys.get(frame(sequence), back(age)) == "fourteen"
+    assert keys.get(frame(16), warp(0, 2)) == "fourteen"
+    for sequence, other in ((11, back(2)), (11, back(0)), (12, warp(0, 1)), (14, warp(0, 3))):
+        with pytest.raises(
+            MissingKey, match=f"region 0: the key of epoch 7, sequence {key_sequence(frame(sequence), other)}"
+        ):
+            keys.get(frame(sequence), other)
+    newest = keys.newest(frame(12), 0)
+    assert newest is not None and newest.id == FrameId(7, 14)
+
+
+def test_between_two_keys_both_are_found(keys: KeyBuffer[str]) -> None:
+    keys.put(frame(10), 0, "ten")
+    keys.put(frame(11), 0, "fourteen", ahead=3)
+    found = [[keys.get(frame(11 + at), one) for one in (warp(0, 1 + at), back(3 - at))] for at in range(3)]
+    assert found == [["ten", "fourteen"]] * 3
+
+
+def test_a_frame_that_a_key_ahead_has_overtaken_finds_both_of_its_own(keys: KeyBuffer[str]) -> None:
+    keys.put(frame(10), 0, "ten")
+    for sequence, name in ((11, "fourteen"), (15, "eighteen")):
+        keys.put(frame(sequence), 0, name, ahead=3)
+    assert [keys.get(frame(17), one) for one in (warp(0, 3), back(1))] == ["fourteen", "eighteen"]
+    assert [keys.get(frame(13), one) for one in (warp(0, 3), back(1))] == ["ten", "fourteen"]  # it was late
+    keys.put(frame(19), 0, "twenty-two", ahead=3)
+    assert len(keys) == 3
+    with pytest.raises(MissingKey):
+        keys.get(frame(13), warp(0, 3))
+    keys.put(frame(26), 0, "twenty-six")
+    assert len(keys) == 2
+
+
+def test_a_key_that_comes_ahead_twice_or_late_pushes_nothing_out(keys: KeyBuffer[str]) -> None:
+    for sequence, ahead in ((10, 0), (11, 3), (11, 3), (15, 3), (11, 3), (5, 2), (6, 3)):
+        keys.put(frame(sequence), 0, str(sequence + ahead), ahead=ahead)
+    assert len(keys) == 3
+    assert [keys.get(frame(12), one) for one in (warp(0, 2), back(2))] == ["10", "14"]
+    assert [keys.get(frame(16), one) for one in (warp(0, 2), back(2))] == ["14", "18"]
+
+
+def test_sequences_of_keys_ahead_wrap(keys: KeyBuffer[str]) -> None:
+    keys.put(frame(WRAP - 2), 0, "one", ahead=3)
+    assert [keys.get(frame(at), back(1 - at)) for at in (-2, -1, 0, 1)] == ["one"] * 4
+    assert keys.get(frame(5), warp(0, 4)) == "one"
+    assert key_sequence(frame(WRAP - 1), back(255)) == 254
+    assert key_sequence(frame(1), warp(0, 2)) == WRAP - 1
+
+
+def test_frames_are_so_far_apart_also_where_sequences_begin_again() -> None:
+    pairs = [(3, 8), (8, 3), (5, 5), (WRAP - 2, 3), (3, WRAP - 2)]
+    assert [frames_apart(FrameId(7, one), FrameId(7, later)) for one, later in pairs] == [5, -5, 0, 5, -5]
+
+
+def test_a_key_that_the_packet_brings_is_not_missing(keys: KeyBuffer[str]) -> None:
+    between = frame(11, key(0, ahead=3), warp(0, 1), back(3))
+    assert keys.missing(between) == (warp(0, 1),)
+    assert keys.missing(frame(11, key(0, ahead=2), warp(0, 1), back(3))) == (warp(0, 1), back(3))
+    assert keys.missing(frame(12, warp(0, 2), back(2))) == (warp(0, 2), back(2))
+    assert keys.missing(frame(14, back(0))) == (back(0),)
+    keys.put(frame(10), 0, "ten")
+    assert keys.missing(between) == ()
+    assert keys.missing(frame(12, warp(0, 2), back(2))) == (back(2),)
+    keys.put(between, 0, "fourteen", ahead=3)
+    assert keys.missing(frame(12, warp(0, 2), back(2))) == keys.missing(frame(14, back(0))) == ()
+    assert keys.missing(packet(5, key(0), key(2))) == ()
+
+
+@pytest.mark.parametrize(
+    ("sent", "whole", "alone"),
+    [
+        (frame(5, key(0)), True, True),
+        (frame(5, warp(0, 1)), True, False),
+        (frame(5), False, False),
+        (frame(5, key(0, ahead=3)), False, False),
+        (frame(5, key(0, ahead=3), warp(0, 1)), True, False),
+        (frame(5, key(0, ahead=3), back(3)), True, True),
+        (frame(5, key(0, ahead=3), warp(0, 1), back(3)), True, True),
+        (frame(5, key(0, ahead=3), warp(0, 1), back(4)), True, False),
+        (frame(5, warp(0, 1), back(3)), True, False),
+        (frame(5, back(3)), True, False),
+        (frame(5, back(0)), True, False),
+        (packet(5, key(0), key(1), key(2), key(3)), True, True),
+        (packet(5, key(0), warp(1, 2), key(2), key(3)), True, False),
+        (packet(5, key(0), key(1), key(2)), False, False),
+        (packet(5), False, False),
+    ],
+)
+def test_what_a_packet_shows_and_whether_it_needs_others(sent: Packet, whole: bool, alone: bool) -> None:
+    assert (is_whole(sent), stands_alone(sent)) == (whole, alone)
 
 
 def test_cameras_do_not_share_keys_and_the_least_lately_used_goes(clock: Clock) -> None:
@@ -180,12 +285,22 @@ def test_silent_cameras_are_forgotten(clock: Clock) -> None:
 
 
 @settings(max_examples=100)
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 2]), st.integers(0, 12), st.integers(0, 1))))
-def test_memory_is_bounded_whatever_comes(arrivals: Sequence[tuple[int, int, int, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from([1, 2]),
+            st.integers(0, 12),
+            st.integers(0, 1),
+            st.sampled_from([0, 0, 3]),
+        )
+    )
+)
+def test_memory_is_bounded_whatever_comes(arrivals: Sequence[tuple[int, int, int, int, int]]) -> None:
     keys: KeyBuffer[None] = KeyBuffer(clock=Clock())
-    for epoch, rows, sequence, index in arrivals:
-        keys.put(packet(sequence, epoch=epoch, rows=rows), index, None)
-        assert len(keys) <= 2 * 2 * 2  # streams, regions, generations
+    for epoch, rows, sequence, index, ahead in arrivals:
+        keys.put(packet(sequence, epoch=epoch, rows=rows), index, None, ahead=ahead)
+        assert len(keys) <= 2 * 2 * 3  # streams, regions, generations
 
 
 @dataclass(frozen=True)
@@ -230,10 +345,51 @@ def test_no_loss_repetition_or_order_leads_to_a_wrong_key(channel: tuple[list[Pa
             try:
                 found, index = keys.get(come, region)
             except MissingKey:
-                assert region.index in keys.missing(come)
+                assert region in keys.missing(come)
             else:
                 assert (stream_of(found), found.id.sequence, index) == (stream_of(come), named, region.index)
-                assert region.index not in keys.missing(come)
+                assert region not in keys.missing(come)
+
+
+@st.composite
+def bidirectional_channels(draw: st.DrawFn) -> list[Packet]:
+    """Packets as they come, of frames between KEYs; the KEY ahead is in the first of them, its own frame says so."""
+    sent, sequence = [frame(draw(st.sampled_from([0, 5, WRAP - 8])), key(0))], 0
+    start = sent[0].id.sequence
+    for between in draw(st.lists(st.integers(0, 5), min_size=1, max_size=7)):
+        at, last = start + sequence, between + 1
+        for age in range(1, last):
+            told = warp(0, age), back(last - age)
+            sent.append(frame(at + age, *((key(0, ahead=last - age), *told) if age == 1 else told)))
+        sent.append(frame(at + last, back(0) if between else key(0)))
+        sequence += last
+    arrivals: list[Arrival] = []
+    for place, one in enumerate(sent):
+        copies = draw(st.sampled_from([0, 1, 1, 1, 2]))
+        arrivals += [Arrival(place + draw(st.sampled_from([0, 0, 0, 2, 6])), one) for _ in range(copies)]
+    return [arrival.sent for arrival in sorted(arrivals, key=lambda arrival: arrival.place)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(bidirectional_channels())
+def test_no_loss_repetition_or_order_leads_from_a_frame_between_to_a_wrong_key(come: list[Packet]) -> None:
+    keys: KeyBuffer[int] = KeyBuffer(clock=Clock())
+    for one in come:
+        lacking = keys.missing(one)
+        for region in one.regions:
+            sign = -1 if region.kind is Kind.WARP else 1
+            named = (one.id.sequence + sign * region.age) % WRAP
+            if region.kind is Kind.KEY:
+                keys.put(one, 0, named, ahead=region.age)
+                continue
+            try:
+                assert keys.get(one, region) == named
+            except MissingKey:
+                assert (
+                    region in lacking or one.regions[0].kind is Kind.KEY
+                )  # late, it pushed out one that is older still
+            else:
+                assert region not in lacking
 
 
 @settings(max_examples=100, deadline=None)
@@ -265,7 +421,7 @@ def test_a_camera_that_is_asked_recovers_with_the_next_packet(comes: Sequence[bo
         table = table.sent(sent)
         if arrives:
             lacking.append(bool(keys.missing(sent)))
-            table = table.request(keys.missing(sent))
+            table = table.request(region.index for region in keys.missing(sent))
             for index in due:
                 keys.put(sent, index, None)
         elif due:
@@ -285,6 +441,12 @@ def test_everything_is_due_at_first_and_nothing_after_it_was_sent() -> None:
 def test_ages_count_on_when_sequences_begin_again() -> None:
     table = KeyTable().sent(packet(WRAP - 2, key(0), key(2)))
     assert [table.age(packet(sequence), 2) for sequence in (WRAP - 1, 0, 5)] == [1, 2, 7]
+
+
+def test_a_key_sent_ahead_counts_from_its_own_frame_on() -> None:
+    table = KeyTable().sent(frame(5, key(0, ahead=3), warp(0, 1), back(3)))
+    assert table.age(frame(10), 0) == 2
+    assert [bool(table.due(frame(sequence))) for sequence in (8, 9)] == [True, False]
 
 
 def test_what_was_asked_for_is_due_until_it_is_sent() -> None:

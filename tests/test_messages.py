@@ -20,7 +20,7 @@ def test_bad_camera_names_are_refused(name: str) -> None:
 
 
 def test_the_numbers_on_the_wire_stay() -> None:
-    assert {kind.name: kind.value for kind in Kind} == {"KEY": 1, "WARP": 2, "DELTA": 3}
+    assert {kind.name: kind.value for kind in Kind} == {"BACK": 0, "KEY": 1, "WARP": 2, "DELTA": 3}
 
 
 def test_messages_cannot_be_changed() -> None:

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import entropy, motion
-from pipeline.flow_coding import decode_flow, encode_flow, grid_of, node_flow
-from pipeline.motion import Motion, MotionTracker, warp
+from pipeline.flow_coding import added, decode_flow, encode_flow, grid_of, node_flow, opposite
+from pipeline.motion import Motion, MotionTracker, fuse, warp
 from pipeline.streets import StreetFrame, render_street
 
 ODD_SIZES = ((97, 131), (181, 243), (17, 300), (1, 1))
@@ -94,6 +94,51 @@ def test_a_still_picture_costs_a_few_bytes(street: list[StreetFrame]) -> None:
     assert not motion.coefficients.any() and not motion.flow.any()
     assert motion.residual.max() == 0
     assert len(encode_flow(motion.coefficients, grid_of(240, 320))) <= 6
+
+
+@pytest.mark.parametrize("rate_weight", [motion.RATE_WEIGHT, 20.0])
+def test_motion_that_is_fitted_later_is_the_same(street: list[StreetFrame], rate_weight: float) -> None:
+    grid, edges = grid_of(240, 320), np.random.default_rng(2).random((15, 20), np.float32)
+    at_once, later = (MotionTracker(240, 320, rate_weight=rate_weight) for _ in range(2))
+    for tracker in (at_once, later):
+        tracker.start(street[0].image, edges)
+    for age, frame in enumerate(street[1:4], 1):
+        found, traced = at_once.track(frame.image, age), later.trace(frame.image, age)
+        assert traced.age == age
+        fitted = traced.fitted(grid, rate_weight=rate_weight)
+        np.testing.assert_array_equal(fitted.coefficients, found.coefficients)
+        np.testing.assert_array_equal(fitted.flow, found.flow)
+        for measured, again in zip(measures(fitted), measures(found), strict=True):
+            np.testing.assert_allclose(measured, again, rtol=1e-5, atol=1e-5)  # OpenCV's sums depend on alignment
+
+
+def measures(found: Motion) -> list[NDArray[np.float32]]:
+    assert found.outline is not None
+    return [found.residual, found.detail, found.outline]
+
+
+def test_beyond_what_is_expected_only_the_rest_is_coded(street: list[StreetFrame]) -> None:
+    """Of a picture between two keys: what the motion to one of them leads to expect of that to the other."""
+    grid = grid_of(240, 320)
+    before, after = MotionTracker(240, 320), MotionTracker(240, 320)
+    before.start(street[0].image)
+    after.start(street[2].image)
+    near, far = (tracker.trace(street[1].image, 1) for tracker in (before, after))
+    alone = far.fitted(grid).coefficients
+    np.testing.assert_array_equal(far.beyond(np.zeros_like(alone), grid), alone)
+    expected = opposite(near.fitted(grid).coefficients, 1, 1)
+    more = far.beyond(expected, grid)
+    assert len(encode_flow(more, grid)) < len(encode_flow(alone, grid))
+    told = [node_flow(one, grid) for one in (alone, expected, added(expected, more))]
+    own, guessed, both = (np.abs(far.flow - at_cells(flow)).mean() for flow in told)
+    assert both < guessed
+    assert both < 1.25 * own
+
+
+def at_cells(flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Flow at the nodes (2, R, C) -> its means over the cells (R - 1, C - 1, 2)."""
+    rows = (flow[:, 1:] + flow[:, :-1]) / 2
+    return ((rows[:, :, 1:] + rows[:, :, :-1]) / 2).transpose(1, 2, 0)
 
 
 def test_the_worker_has_the_flow_of_the_camera(street: list[StreetFrame]) -> None:
@@ -250,3 +295,72 @@ def test_flow_beyond_all_reason_is_survived() -> None:
 def test_logits_that_do_not_cover_the_region_are_refused() -> None:
     with pytest.raises(ValueError, match="do not cover"):
         warp(logits_of(96, 128), even_flow(100, 128, 0, 0), 100, 128)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.5, 0.996, 1.0])
+def test_two_masks_that_are_the_same_stay_as_they_are(share: float) -> None:
+    logits = logits_of(96, 128)
+    np.testing.assert_array_equal(fuse(logits, logits, share), logits)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.996, 1.0])
+def test_where_both_are_as_sure_the_share_decides(share: float) -> None:
+    one = logits_of(96, 128)
+    other = one[[1, 2, 3, 4, 0]]  # other classes, with the same largest logit everywhere
+    fused = fuse(one, other, share)
+    assert fused.dtype == np.float32
+    np.testing.assert_allclose(fused, share * one + (1 - share) * other, atol=1e-5)
+
+
+def test_a_share_of_all_or_nothing_leaves_the_other_out_however_sure_it_is() -> None:
+    one, other = logits_of(96, 128), 20 * logits_of(96, 128, seed=1)
+    np.testing.assert_allclose(fuse(one, other, 1.0), one, atol=1e-4)
+    np.testing.assert_array_equal(fuse(one, other, 0.0), other)
+
+
+def test_the_surer_of_two_counts_more() -> None:
+    one, other = (np.zeros((2, 1, 3), np.float32) for _ in range(2))
+    one[0], other[1] = (2, 6, 10), 6
+    fused = fuse(one, other, 0.5)
+    assert fused.argmax(0).tolist() == [[1, 0, 0]]
+    leads = fused[0] - fused[1]
+    assert (np.diff(leads[0]) > 0).all()
+    weights = np.exp(0.25 * np.array([-4, 0, 4]))
+    np.testing.assert_allclose(fused[0, 0], weights / (weights + 1) * (2, 6, 10), rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_one_key_did_not_see_is_told_by_the_other(first: bool) -> None:
+    logits, seen = logits_of(96, 128), logits_of(96, 128, seed=1)
+    moved = warp(logits, even_flow(96, 128, 40, 0), 96, 128)  # the last 10 places of a row are outside
+    fused = fuse(moved, seen, 0.99) if first else fuse(seen, moved, 0.01)
+    np.testing.assert_array_equal(fused[:, :, 22:].argmax(0), seen[:, :, 22:].argmax(0))
+    np.testing.assert_allclose(fused[:, :, 22:], seen[:, :, 22:], atol=0.05)
+
+
+def test_what_was_hidden_from_one_key_is_told_by_the_other() -> None:
+    logits, flow = uncovering()
+    moved, later = warp(logits, flow, 384, 512), np.zeros_like(logits)
+    later[1] = 3  # it says class 1 everywhere, and is sure
+    fused = fuse(moved, later, 0.5)
+    assert moved[:, 36:54, 40:46].argmax(0).min() == 0
+    assert (fused[:, 36:54, 41:45].argmax(0) == 1).all()
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_however_much_two_masks_differ_the_mean_is_finite_and_between_them(size: float) -> None:
+    one, other = np.full((3, 4, 5), size, np.float32), np.full((3, 4, 5), -size, np.float32)
+    for share in (0.0, 0.5, 1.0):
+        for fused in (fuse(one, other, share), fuse(other, one, share)):
+            assert np.isfinite(fused).all()
+            assert (np.abs(fused) <= size * np.float32(1.0001)).all()
+
+
+def test_masks_of_one_class_and_of_any_size_are_fused() -> None:
+    for shape in ((1, 4, 4), (2, 1, 1), (11, 3, 7)):
+        one, other = (np.random.default_rng(seed).normal(size=shape).astype(np.float32) for seed in (0, 1))
+        kept = one.copy(), other.copy()
+        fused = fuse(one, other, 0.4)
+        assert fused.shape == shape
+        assert ((np.minimum(one, other) - 1e-5 <= fused) & (fused <= np.maximum(one, other) + 1e-5)).all()
+        np.testing.assert_array_equal(np.stack([one, other]), np.stack(kept))  # keys are not changed

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from clips import write_clip, write_scratched_clip
 
+from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
@@ -33,6 +34,12 @@ def decoder(bundle: Bundle) -> Decoder:
 
 
 @pytest.fixture
+def keys(bundle: Bundle, encoder: Encoder) -> VideoEncoder:
+    """Makes a KEY of each frame."""
+    return VideoEncoder(encoder, bundle)
+
+
+@pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -43,9 +50,9 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_a_directory_becomes_packets_and_masks_of_the_same_stems(
-    bundle: Bundle, encoder: Encoder, decoder: Decoder, pictures: Path, tmp_path: Path
+    bundle: Bundle, keys: VideoEncoder, decoder: Decoder, pictures: Path, tmp_path: Path
 ) -> None:
-    packets = [one.path for one in encode_files(encoder, bundle, pictures, tmp_path / "packets")]
+    packets = [one.path for one in encode_files(keys, bundle, pictures, tmp_path / "packets")]
     assert [path.name for path in packets] == ["a_1.mcp", "b_2.mcp"]
     masks = [one.path for one in decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks")]
     assert [path.name for path in masks] == ["a_1.png", "b_2.png"]
@@ -61,9 +68,9 @@ def test_a_damaged_packet_file_is_named(decoder: Decoder, bundle: Bundle, tmp_pa
 
 
 def test_a_packet_of_another_bundle_is_named(
-    bundle: Bundle, encoder: Encoder, decoder: Decoder, pictures: Path, tmp_path: Path
+    bundle: Bundle, keys: VideoEncoder, decoder: Decoder, pictures: Path, tmp_path: Path
 ) -> None:
-    (first, *_) = encode_files(encoder, bundle, pictures, tmp_path / "packets")
+    (first, *_) = encode_files(keys, bundle, pictures, tmp_path / "packets")
     packet = unpack(first.path.read_bytes())
     foreign = Packet(packet.id, 0, b"\0\0\0\0", 0, 1, 1, packet.regions)
     first.path.write_bytes(pack(foreign))
@@ -76,15 +83,17 @@ def test_a_folder_without_packets_is_refused(decoder: Decoder, bundle: Bundle, t
         list(decode_files(decoder, bundle, tmp_path, tmp_path / "masks"))
 
 
-def test_two_pictures_of_one_stem_are_refused(bundle: Bundle, encoder: Encoder, pictures: Path, tmp_path: Path) -> None:
+def test_two_pictures_of_one_stem_are_refused(
+    bundle: Bundle, keys: VideoEncoder, pictures: Path, tmp_path: Path
+) -> None:
     (pictures / "a_1.jpg").write_bytes((pictures / "a_1.png").read_bytes())
     with pytest.raises(SourceError, match="same name but for their suffix"):
-        list(encode_files(encoder, bundle, pictures, tmp_path / "packets"))
+        list(encode_files(keys, bundle, pictures, tmp_path / "packets"))
 
 
-def test_an_unreadable_clip_is_named(bundle: Bundle, encoder: Encoder, tmp_path: Path) -> None:
+def test_an_unreadable_clip_is_named(bundle: Bundle, keys: VideoEncoder, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.mp4"):
-        list(encode_files(encoder, bundle, tmp_path / "none.mp4", tmp_path / "packets"))
+        list(encode_files(keys, bundle, tmp_path / "none.mp4", tmp_path / "packets"))
 
 
 @pytest.fixture
@@ -99,23 +108,23 @@ def video(tmp_path: Path) -> Path:
 
 
 def test_of_a_damaged_clip_all_that_can_be_read_is_written_and_then_said(
-    bundle: Bundle, encoder: Encoder, tmp_path: Path
+    bundle: Bundle, keys: VideoEncoder, tmp_path: Path
 ) -> None:
     clip, written = write_scratched_clip(tmp_path / "clip.mp4"), []
     with pytest.raises(SourceError, match=r"clip\.mp4 is damaged, so that pictures are missing"):
-        written.extend(encode_files(encoder, bundle, clip, tmp_path / "packets"))
+        written.extend(encode_files(keys, bundle, clip, tmp_path / "packets"))
     assert len(list((tmp_path / "packets").iterdir())) >= 20
 
 
 def test_packets_of_a_longer_clip_of_this_name_are_not_left_behind_unsaid(
-    bundle: Bundle, encoder: Encoder, tmp_path: Path
+    bundle: Bundle, keys: VideoEncoder, tmp_path: Path
 ) -> None:
     clip, folder = tmp_path / "clip.mp4", tmp_path / "packets"
-    assert len(list(encode_files(encoder, bundle, write_clip(clip, frames=4), folder))) == 4
-    list(encode_files(encoder, bundle, write_clip(tmp_path / "another.mp4", frames=2), folder))  # another's do no harm
-    assert len(list(encode_files(encoder, bundle, clip, folder))) == 4  # nor does the same clip again
+    assert len(list(encode_files(keys, bundle, write_clip(clip, frames=4), folder))) == 4
+    list(encode_files(keys, bundle, write_clip(tmp_path / "another.mp4", frames=2), folder))  # another's do no harm
+    assert len(list(encode_files(keys, bundle, clip, folder))) == 4  # nor does the same clip again
     with pytest.raises(ConfigError, match=r"packets: clip-000002\.mcp and those after it are of a longer clip"):
-        list(encode_files(encoder, bundle, write_clip(clip, frames=2), folder))
+        list(encode_files(keys, bundle, write_clip(clip, frames=2), folder))
 
 
 def test_a_folder_of_keys_and_warps_is_one_stream(
@@ -143,6 +152,54 @@ def test_the_packet_whose_key_is_gone_is_named_even_where_another_folder_has_one
     assert [next(written).path.name for _ in range(3)] == ["0.png", "1.png", "2.png"]
     with pytest.raises(MissingKey, match=r"4\.mcp.*sequence 3"):
         next(written)
+
+
+@pytest.fixture
+def between(bundle: Bundle, encoder: Encoder) -> BidirectionalEncoder:
+    """Lets frames wait for the KEY after them, one in four."""
+    return BidirectionalEncoder(encoder, bundle, policy=at_interval(4), lookahead=3)
+
+
+def test_frames_that_wait_for_a_key_are_one_file_each_too(
+    bundle: Bundle, between: BidirectionalEncoder, decoder: Decoder, video: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "packets"
+    written = [one.path for one in encode_files(between, bundle, video, folder)]
+    assert [path.name for path in written] == [f"{number}.mcp" for number in range(5)]
+    sent = [unpack(path.read_bytes()) for path in written]
+    assert ["".join(one.kind.name[0] for one in packet.regions) for packet in sent] == ["K", "KWB", "WB", "WB", "B"]
+    masks = [unpack_mask(one.path.read_bytes())[0] for one in decode_files(decoder, bundle, folder, tmp_path / "masks")]
+    assert [mask.id.sequence for mask in masks] == [0, 1, 2, 3, 4]
+    assert all((mask.classes == masks[0].classes).all() for mask in masks)
+
+
+def test_what_waits_at_the_end_of_a_clip_is_written(
+    bundle: Bundle, between: BidirectionalEncoder, tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=3)
+    written = [one.path.name for one in encode_files(between, bundle, clip, tmp_path / "packets")]
+    assert written == [f"clip-{number:06d}.mcp" for number in range(3)]
+
+
+def test_what_waits_where_a_clip_is_damaged_is_written_before_that_is_said(
+    bundle: Bundle, encoder: Encoder, tmp_path: Path
+) -> None:
+    clip = write_scratched_clip(tmp_path / "clip.mp4")
+    waiting = BidirectionalEncoder(encoder, bundle, policy=at_interval(99), lookahead=30)
+    with pytest.raises(SourceError, match=r"clip\.mp4 is damaged, so that pictures are missing"):
+        list(encode_files(waiting, bundle, clip, tmp_path / "packets"))
+    assert len(list((tmp_path / "packets").iterdir())) >= 20
+
+
+@pytest.mark.parametrize(("lost", "named"), [("0", "1"), ("1", "2")])
+def test_without_either_key_the_frame_between_is_named(
+    lost: str, named: str, bundle: Bundle, between: BidirectionalEncoder, decoder: Decoder, video: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "packets"
+    list(encode_files(between, bundle, video, folder))
+    (folder / f"{lost}.mcp").unlink()
+    with pytest.raises(MissingKey, match=rf"{named}\.mcp: .*keys of regions 0 are not here; put back the packet file"):
+        list(decode_files(decoder, bundle, folder, tmp_path / "masks"))
 
 
 def test_regions_of_a_grid_are_one_stream_too_and_need_all_their_keys(

@@ -17,13 +17,14 @@ from pipeline.bundle import tables_from
 from pipeline.codec import Decoder, Encoder
 from pipeline.errors import BitstreamError, BundleMismatch, MissingKey, PipelineError
 from pipeline.flow_coding import decode_flow, encode_flow, grid_of, node_flow
+from pipeline.keys import KeyBuffer
 from pipeline.latent_coding import decode_latents
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Mask, Packet, Region
 from pipeline.region_decoder import LastMasks, cells_of, read
 from pipeline.regions import Grid
 
 GOLDEN = Path(__file__).parent / "golden"
-K, W, D = Kind.KEY, Kind.WARP, Kind.DELTA
+K, W, B, D = Kind.KEY, Kind.WARP, Kind.BACK, Kind.DELTA
 HEIGHT, WIDTH, CLASSES, LEVEL = 256, 256, 5, 2
 SIZE = (HEIGHT // 16, WIDTH // 16)
 BUNDLE = SimpleNamespace(
@@ -34,7 +35,7 @@ BUNDLE = SimpleNamespace(
     latent_size=SIZE,
 )
 GRIDS = {(rows, columns): Grid(rows, columns, HEIGHT, WIDTH) for rows in (1, 2) for columns in (1, 2)}
-GRID = GRIDS[2, 2]
+GRID, WHOLE = GRIDS[2, 2], GRIDS[1, 1]
 
 
 class LatentsOfPicture:
@@ -107,6 +108,11 @@ def warp(index: int, age: int, *, dx: int = 0, grid: Grid = GRID) -> Region:
     coefficients = np.zeros((2, nodes.coefficients), np.int16)
     coefficients[0, 0] = dx
     return Region(W, index, age, encode_flow(coefficients, nodes))
+
+
+def back(age: int, *, dx: int = 0) -> Region:
+    """A BACK of the whole frame, by so many px; that to the KEY of its own frame has nothing to say."""
+    return replace(warp(0, age, dx=dx, grid=WHOLE), kind=B) if age else Region(B, 0, 0, b"")
 
 
 def of(packet: Packet, *regions: Region) -> Packet:
@@ -364,6 +370,252 @@ def test_any_bodies_are_a_mask_or_a_bitstream_error(worker: Decoder, bodies: lis
     ]
     results = decode(worker, keys(1, 0), of(keys(1, 1), *regions))
     assert isinstance(results[1], Decoded | BitstreamError)
+
+
+def between(classes: Sequence[int | np.ndarray], *, last: int = 5) -> list[Packet]:
+    """A KEY of frame 0, the frames up to `last`, whose KEY comes ahead with the first of them, and that one's own."""
+    first, later = (keys(one, at, grid=WHOLE) for one, at in zip(classes, (0, last), strict=True))
+    told = [(warp(0, age, grid=WHOLE), back(last - age)) for age in range(1, last)]
+    ahead = replace(later.regions[0], age=last - 1)
+    heads = [replace(later, id=FrameId(7, at), captured_ms=40 * at) for at in range(1, last)]
+    middle = [of(head, *regions) for head, regions in zip(heads, [(ahead, *told[0]), *told[1:]], strict=True)]
+    return [first, *middle, of(later, back(0))]
+
+
+def two_scenes() -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, CLASSES, SIZE) for _ in range(2)]
+
+
+def test_a_frame_between_two_keys_shows_the_nearer_and_the_later_ones_own_what_its_key_would(worker: Decoder) -> None:
+    classes = two_scenes()
+    masks = [mask_of(one) for one in decode(worker, *between(classes))]
+    alone = Decoder(BUNDLE, ClassOfLatents())  # type: ignore[arg-type]
+    fresh = [mask_of(one).classes for one in decode(alone, *(keys(one, 0, grid=WHOLE) for one in classes))]
+    for mask, expected in zip(masks, [fresh[0]] * 3 + [fresh[1]] * 3, strict=True):
+        np.testing.assert_array_equal(mask.classes[8::16, 8::16], expected[8::16, 8::16])
+    np.testing.assert_array_equal(masks[-1].classes, fresh[1])
+    assert [mask.kinds for mask in masks] == [(K,), (W,), (W,), (W,), (W,), (K,)]
+    assert [(mask.id.sequence, mask.captured_ms) for mask in masks] == [(at, 40 * at) for at in range(6)]
+
+
+def test_the_graph_runs_once_for_a_key_that_comes_ahead(worker: Decoder, graph: ClassOfLatents) -> None:
+    decode(worker, *between((1, 2)))
+    assert len(graph.given) == 2
+
+
+def test_a_warp_after_it_refers_to_a_key_that_came_ahead(worker: Decoder) -> None:
+    *_, last = between((1, 2))
+    results = decode(worker, *between((1, 2)), of(replace(last, id=FrameId(7, 7)), warp(0, 2, grid=WHOLE)))
+    assert (mask_of(results[-1]).classes == 2).all()
+
+
+def test_frames_before_the_newest_key_refer_to_the_one_before_it(worker: Decoder) -> None:
+    """A stream of three KEYs, two of them ahead: of each frame both are there."""
+    first, more = between((1, 2), last=3), between((2, 4), last=3)
+    later = [replace(one, id=FrameId(7, one.id.sequence + 3)) for one in more[1:]]
+    results = decode(worker, *first, *later)
+    assert [int(mask_of(one).classes[0, 0]) for one in results] == [1, 1, 2, 2, 2, 4, 4]
+    assert all(isinstance(one, Decoded) and not one.missing for one in results)
+
+
+def moving(at: int) -> np.ndarray:
+    """Classes (h, w) of a scene that goes 16 px to the right from frame to frame."""
+    world = np.random.default_rng(4).integers(0, CLASSES, (SIZE[0], 3 * SIZE[1]))
+    return world[:, SIZE[1] - at :][:, : SIZE[1]]
+
+
+@pytest.mark.parametrize("age", [1, 2, 3])
+def test_motion_from_the_nearer_key_tells_that_from_the_other_and_each_side_what_the_other_lacks(
+    age: int, worker: Decoder
+) -> None:
+    ahead = 4 - age
+    told = (
+        [warp(0, age, dx=-16 * age, grid=WHOLE), back(ahead)]
+        if age <= ahead
+        else [warp(0, age, grid=WHOLE), back(ahead, dx=16 * ahead)]
+    )
+    later = keys(moving(4), 4, grid=WHOLE)
+    frame = of(replace(later, id=FrameId(7, age)), replace(later.regions[0], age=ahead), *told)
+    result = decode(worker, keys(moving(0), 0, grid=WHOLE), frame)[-1]
+    np.testing.assert_array_equal(mask_of(result).classes[8::16, 8::16], moving(age))
+
+
+@pytest.mark.parametrize(
+    ("age", "dx", "ahead", "more", "from_warp", "from_back"),
+    [
+        (1, 6, 3, 0, 6, -18),
+        (1, 6, 3, 5, 6, -13),
+        (3, 0, 1, 6, -18, 6),
+        (3, 5, 1, 6, -13, 6),
+        (2, 6, 2, 5, 6, -1),  # of two that are as near, the other adds to the WARP
+        (2, 1, 3, 0, 1, -2),
+        (3, 0, 2, -1, 1, -1),
+    ],
+)
+def test_the_flow_from_farther_away_adds_to_what_the_nearer_one_leads_to_expect(
+    age: int, dx: int, ahead: int, more: int, from_warp: int, from_back: int
+) -> None:
+    packet = of(keys(1, 9, grid=WHOLE), warp(0, age, dx=dx, grid=WHOLE), back(ahead, dx=more))
+    parts = read("", packet, BUNDLE, KeyBuffer()).parts  # type: ignore[arg-type]
+    found = [part.flow[:, 0, 0].tolist() for part in parts if part.flow is not None]
+    assert found == [[from_warp, 0], [from_back, 0]]
+
+
+@pytest.mark.parametrize("region", [warp(0, 3, dx=6, grid=WHOLE), back(3, dx=6)], ids=["WARP", "BACK"])
+def test_a_flow_without_another_is_what_it_says(region: Region) -> None:
+    (part,) = read("", of(keys(1, 9, grid=WHOLE), region), BUNDLE, KeyBuffer()).parts  # type: ignore[arg-type]
+    assert part.flow is not None
+    assert (part.flow[0] == 6).all()
+
+
+def test_flows_that_would_add_up_to_too_much_stay_within_16_bits(worker: Decoder) -> None:
+    extremes = [warp(0, 1, dx=-32768, grid=WHOLE), back(255, dx=32767)]
+    packet = of(keys(1, 9, grid=WHOLE), *extremes)
+    _, part = read("", packet, BUNDLE, KeyBuffer()).parts  # type: ignore[arg-type]
+    assert part.flow is not None and (part.flow[0] == 32767).all()
+
+
+def test_without_the_key_before_it_a_frame_shows_the_later_one_alone_and_names_what_is_missing(worker: Decoder) -> None:
+    _, *rest = between((1, 2))
+    assert worker.missing(rest, [""] * 5) == [(rest[at].regions[-2],) for at in range(4)] + [()]
+    results = decode(worker, *rest)
+    assert all((mask_of(one).classes == 2).all() for one in results)
+    assert [one.missing for one in results if isinstance(one, Decoded)] == [(0,)] * 4 + [()]
+    assert [mask_of(one).kinds for one in results] == [(W,)] * 4 + [(K,)]
+
+
+def test_without_the_packet_that_brings_it_frames_show_the_key_before_and_its_own_frame_nothing(
+    worker: Decoder,
+) -> None:
+    first, _, *rest = between((1, 2))
+    assert worker.missing([first, *rest], [""] * 5) == [(), *((one.regions[-1],) for one in rest)]
+    results = decode(worker, first, *rest)
+    assert [(mask_of(one).classes == 1).all() for one in results[:-1]] == [True] * 4
+    assert [one.missing for one in results if isinstance(one, Decoded)] == [(), (0,), (0,), (0,)]
+    assert isinstance(results[-1], MissingKey)
+    assert "region 0: the key of epoch 7, sequence 5" in str(results[-1])
+
+
+def test_without_either_key_a_frame_is_missing_one(worker: Decoder) -> None:
+    _, _, third, *_ = between((1, 2))
+    (result,) = decode(worker, third)
+    assert isinstance(result, MissingKey)
+    assert worker.missing([third], [""]) == [third.regions]
+
+
+def test_a_key_ahead_by_itself_shows_nothing_but_is_there(worker: Decoder) -> None:
+    """As the queue's server stores it."""
+    first, second, third, *_, last = between((1, 2))
+    alone = of(second, second.regions[0])
+    (shown,) = decode(worker, alone)
+    assert isinstance(shown, MissingKey)
+    assert worker.missing([last], [""]) == [()]
+    results = decode(worker, last, of(third, third.regions[-1]), first, of(third, *third.regions))
+    assert [int(mask_of(one).classes[0, 0]) for one in results] == [2, 2, 1, 1]
+    assert isinstance(results[-1], Decoded) and results[-1].missing == ()
+
+
+def test_after_a_mask_a_key_ahead_by_itself_leaves_that_as_it_is(worker: Decoder) -> None:
+    first, second, third, *_ = between((1, 2))
+    shown = decode(worker, first, of(second, second.regions[0]), of(third, third.regions[-1]))
+    assert [int(mask_of(one).classes[0, 0]) for one in shown] == [1, 1, 2]
+    assert mask_of(shown[1]).kinds == (None,)
+
+
+def test_the_latents_of_a_packet_are_those_of_its_own_frame(worker: Decoder) -> None:
+    first, second, *_, last = between((1, 2))
+    assert worker.y_hat(first).shape == (coding.LATENTS, *SIZE)
+    for other in (second, of(second, second.regions[0])):
+        with pytest.raises(BitstreamError, match="not a KEY of all of its frame"):
+            worker.y_hat(other)
+    with pytest.raises(BitstreamError, match="not a KEY of all of its frame"):
+        worker.y_hat(last)
+
+
+def test_a_back_to_its_own_frame_with_a_body_is_refused(worker: Decoder) -> None:
+    *stream, last = between((1, 2))
+    wrong = of(last, replace(last.regions[0], body=b"\0"))
+    *_, refused, shown = decode(worker, *stream, wrong, last)
+    assert isinstance(refused, BitstreamError)
+    assert "has nothing to say" in str(refused)
+    assert (mask_of(shown).classes == 2).all()
+
+
+def test_a_spoilt_body_of_a_frame_between_changes_nothing(worker: Decoder) -> None:
+    """Whichever part it is of: no key is taken over from a packet that is none."""
+    first, second, third, *_ = between((1, 2))
+    for at in range(3):
+        spoilt = [
+            replace(one, body=one.body + b"\0") if place == at else one for place, one in enumerate(second.regions)
+        ]
+        _, refused, shown = decode(worker, first, of(second, *spoilt), third)
+        assert isinstance(refused, BitstreamError)
+        assert isinstance(shown, Decoded) and shown.missing == (0,)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    bodies=st.lists(st.none() | st.binary(max_size=60), min_size=3, max_size=3),
+    ages=st.lists(st.integers(1, 255), min_size=3, max_size=3),
+    present=st.sampled_from([(0,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]),
+)
+def test_any_bodies_between_two_keys_are_a_mask_or_an_error(
+    worker: Decoder, bodies: list[bytes | None], ages: list[int], present: tuple[int, ...]
+) -> None:
+    first, second, *_ = between((1, 2))
+    parts = zip(second.regions, bodies, ages, strict=True)
+    regions = [replace(one, age=age, body=one.body if body is None else body) for one, body, age in parts]
+    results = decode(worker, first, of(second, *(regions[at] for at in present)))
+    assert isinstance(results[1], Decoded | BitstreamError | MissingKey)
+
+
+def bidirectional_stream() -> list[Packet]:
+    """Thirteen frames, four KEYs of one scene each, the last three of which come ahead."""
+    rng = np.random.default_rng(9)
+    scenes = [rng.integers(0, CLASSES, SIZE) for _ in range(4)]
+    packets = [keys(scenes[0], 0, grid=WHOLE)]
+    for start, scene in zip((0, 4, 8), scenes[1:], strict=True):
+        run = between((scene, scene), last=4)[1:]
+        packets += [replace(one, id=FrameId(7, start + one.id.sequence)) for one in run]
+    return packets
+
+
+def test_a_batch_of_frames_between_keys_gives_what_its_packets_give_alone(worker: Decoder) -> None:
+    packets = bidirectional_stream()
+    assert worker.missing(packets, [""] * 13) == [()] * 13
+    alone = decode(Decoder(BUNDLE, ClassOfLatents()), *packets)  # type: ignore[arg-type]
+    for one, other in zip(worker.decode(packets), alone, strict=True):
+        np.testing.assert_array_equal(mask_of(one).classes, mask_of(other).classes)
+        assert mask_of(one).kinds == mask_of(other).kinds
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_repeated_late_and_lost_frames_between_keys_never_show_a_wrong_key(seed: int, worker: Decoder) -> None:
+    """What is shown is right, or what one of its two keys shows, and then the other one is named."""
+    packets, rng = bidirectional_stream(), random.Random(seed)
+    right = [mask_of(one) for one in decode(Decoder(BUNDLE, ClassOfLatents()), *packets)]  # type: ignore[arg-type]
+    come = [packets[0], *(packets[min(max(round(at + rng.gauss(0, 2)), 0), 12)] for at in range(1, 13))]
+    named = 0
+    for packet, result in zip(come, decode(worker, *come), strict=True):
+        if isinstance(result, MissingKey):
+            continue
+        assert isinstance(result, Decoded)
+        mask, key = mask_of(result), packet.id.sequence // 4 * 4
+        allowed = [right[at].classes for at in (key, min(key + 4, 12))] if result.missing else []
+        expected = [right[packet.id.sequence].classes] if not result.missing else allowed
+        assert any(np.array_equal(mask.classes[8::16, 8::16], one[8::16, 8::16]) for one in expected)
+        named += len(result.missing)
+    assert named
+
+
+def test_scores_of_a_frame_between_two_keys_are_those_of_the_nearer_latents() -> None:
+    for session in (ClassOfLatents(), None):
+        worker = Decoder(BUNDLE, session, labels=Score())  # type: ignore[arg-type]
+        results = decode(worker, *between((1, 2)))
+        scores = [one.scores.values[0] for one in results if isinstance(one, Decoded) and one.scores is not None]
+        assert scores == [1, 1, 1, 2, 2, 2]
+        assert all((one.mask is None) == (session is None) for one in results if isinstance(one, Decoded))
 
 
 def test_the_golden_regions_keep_their_meaning() -> None:

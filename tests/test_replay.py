@@ -69,8 +69,11 @@ class Encoded:
 
     quality = 0
 
-    def encode(self, frame: Frame) -> Packet:
-        return replace(recording()[frame.id.sequence], captured_ms=frame.captured_ms)
+    def packets(self, frame: Frame) -> tuple[Packet, ...]:
+        return (replace(recording()[frame.id.sequence], captured_ms=frame.captured_ms),)
+
+    def flush(self) -> tuple[Packet, ...]:
+        return ()
 
     def request_key(self, *_: object) -> None: ...
 

@@ -155,6 +155,31 @@ def test_regions_and_their_bytes_are_told_by_kind() -> None:
     assert (facts["key_share"], facts["kbit_s"]) == (0.1429, 41.36)
 
 
+def frame_of(*regions: tuple[Kind, int, int]) -> Packet:
+    """A packet of a whole frame: kind, age and bytes of its regions."""
+    told = tuple(Region(kind, 0, age, bytes(body_bytes)) for kind, age, body_bytes in regions)
+    return Packet(FrameId(7, 1), 1000, bytes(4), 0, rows=1, columns=1, regions=told)
+
+
+def test_a_frame_between_two_keys_counts_once_and_as_a_warp() -> None:
+    """The KEY that comes ahead counts with its own frame, its bytes are those of a KEY."""
+    stats = CameraStats(["road"])
+    for packet, size_bytes in (
+        (frame_of((Kind.KEY, 0, 1000)), 1030),
+        (frame_of((Kind.KEY, 3, 1200), (Kind.WARP, 1, 100), (Kind.BACK, 3, 20)), 1360),
+        (frame_of((Kind.WARP, 2, 60), (Kind.BACK, 2, 40)), 140),
+        (frame_of((Kind.WARP, 3, 30), (Kind.BACK, 1, 50)), 120),
+        (frame_of((Kind.BACK, 0, 0)), 30),
+    ):
+        stats.take(packet, size_bytes=size_bytes)
+    facts = stats.summary(1.0)
+    assert facts["kinds"] == {
+        "key": {"regions_s": 2.0, "kbit_s": 17.6},
+        "warp": {"regions_s": 3.0, "kbit_s": 2.4},
+    }
+    assert (facts["key_share"], facts["kbit_s"]) == (0.4, 21.44)
+
+
 def test_kinds_that_did_not_come_are_not_told() -> None:
     stats = CameraStats(["road"])
     stats.take(packet_of(*[Kind.KEY] * 4), size_bytes=400)

@@ -27,8 +27,9 @@ from pipeline.errors import ConfigError
 from pipeline.video_encoder import EVERY_FRAME, at_interval, at_price, at_threshold
 
 
-def result(family: str, share: float, loss: float, *, level: int = 5) -> Result:
-    return Result(Setting(family, 1, level), None, 100 - loss, loss, total_bytes=1000, share=share, kinds={})
+def result(family: str, share: float, loss: float, *, level: int = 5, lookahead: int = 0) -> Result:
+    setting = Setting(family, 1, level, lookahead)
+    return Result(setting, None, 100 - loss, loss, 1000, share=share, camera_ms=1, worker_ms=1, kinds={})
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,16 @@ def test_a_key_in_every_frame_is_of_every_family_and_other_levels_are_of_none() 
     assert loss_at(results, THRESHOLD, 5, 0.6) == pytest.approx(1)
     assert loss_at(results, INTERVAL, 5, 0.2) is None
     assert loss_at(results, PRICE, 4, 0.4) == 1
+
+
+def test_policies_whose_frames_wait_are_families_of_their_own() -> None:
+    results = [result(EVERY, 1, 0), result(INTERVAL, 0.3, 3), result(INTERVAL, 0.3, 1, lookahead=4)]
+    assert (loss_at(results, INTERVAL, 5, 0.4), loss_at(results, INTERVAL, 5, 0.4, 4)) == pytest.approx(
+        (2.571, 0.857), abs=1e-3
+    )
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(targets_of(results))
+    assert "interval, lookahead 4" in console.export_text()
 
 
 def test_targets_name_the_level_that_loses_least() -> None:
@@ -106,6 +117,20 @@ def test_where_nothing_moves_a_warp_costs_its_bytes_and_loses_nothing(bundle: Bu
     assert key.size_bytes == every.kinds["KEY"].size_bytes
     assert interval.total_bytes == key.size_bytes + 2 * warp.size_bytes
     assert interval.share == interval.total_bytes / every.total_bytes
+
+
+def test_frames_that_wait_are_counted_once_each_and_their_key_for_itself(bundle: Bundle, still: Path) -> None:
+    video = video_of(bundle, data=None, split="val", clip=still, frames=3)
+    settings = [Setting(EVERY, 1, 5), Setting(INTERVAL, 2, 5, 4), Setting(INTERVAL, 4, 5, 4)]
+    every, between, rest = measure(video, bundle, settings, engine="onnxruntime", threads=1)
+    key, warp = between.kinds["KEY"], between.kinds["WARP"]
+    assert (key.share, warp.share) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert key.size_bytes == pytest.approx(
+        every.kinds["KEY"].size_bytes, abs=20
+    )  # of the second KEY the frame tells so
+    assert between.total_bytes == 2 * key.size_bytes + warp.size_bytes
+    assert (between.loss, rest.loss, key.camera_ms) == (0, 0, None)
+    assert rest.kinds["KEY"].share == pytest.approx(1 / 3)
 
 
 def test_exactly_one_video_is_to_be_named(bundle: Bundle, still: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from prometheus_client import REGISTRY
@@ -56,6 +57,15 @@ def encoded(kind: Kind, sequence: int, *, age: int = 1, preview: bytes | None = 
     if kind is W:
         packet = Packet(packet.id, 0, packet.bundle, 0, 1, 1, (Region(W, 0, age, b"moved"),))
     return Encoded("cam-1", packet, pack(packet), preview)
+
+
+def between(sequence: int, *, last: int, since: int) -> Encoded:
+    """A frame after the KEY of `since`: up to `last`, whose KEY comes with the first of them, or that one itself."""
+    warp, back = Region(W, 0, sequence - since, b"moved"), Region(Kind.BACK, 0, last - sequence, b"moved")
+    ahead = Region(K, 0, last - sequence, b"x")
+    regions = (replace(back, body=b""),) if sequence == last else (warp, back)
+    packet = replace(packet_of(1, sequence=sequence), regions=(ahead, warp, back) if warp.age == 1 else regions)
+    return Encoded("cam-1", packet, pack(packet), None)
 
 
 def partial(sequence: int, *, keys: Sequence[int]) -> Encoded:
@@ -115,6 +125,41 @@ async def test_a_key_that_does_not_leave_takes_its_warps_with_it_and_a_key_is_as
             await settle()
     assert arrived == [0, 1, 5, 6]
     assert (asked.times, losses.total) == (1, {"uplink": 3})
+
+
+async def test_where_a_key_ahead_does_not_leave_the_next_that_comes_with_its_frame_ends_the_gap(
+    broker: MemoryBroker, arrived: list[int]
+) -> None:
+    asked = Asked()
+    async with sending(Link(broker, refused=[1]), asked) as (uplink, losses):
+        for one in (
+            encoded(K, 0),
+            *(between(number, last=4, since=0) for number in (1, 2, 3, 4)),
+            *(between(number, last=7, since=4) for number in (5, 6, 7)),
+            encoded(W, 8),
+        ):
+            await uplink.put(one)
+            await settle()
+    assert arrived == [0, 5, 6, 7, 8]
+    assert (asked.times, losses.total) == (1, {"uplink": 4})
+
+
+async def test_of_frames_between_two_keys_one_that_a_slow_link_does_not_take_is_lost_alone(
+    broker: MemoryBroker, arrived: list[int]
+) -> None:
+    asked = Asked()
+    async with sending(Link(broker, refused=[2, 4]), asked) as (uplink, losses):
+        for one in (encoded(K, 0), *(between(number, last=4, since=0) for number in (1, 2, 3, 4)), encoded(W, 5)):
+            await uplink.put(one)
+            await settle()
+    assert arrived == [0, 1, 3, 5]
+    assert (asked.times, losses.total) == (0, {"uplink": 2})
+
+
+def test_what_stands_alone_and_what_keys_it_brings() -> None:
+    packets = [encoded(K, 0), encoded(W, 1), *(between(number, last=4, since=1) for number in (2, 3, 4))]
+    assert [one.stands_alone for one in packets] == [True, False, True, False, False]
+    assert [one.keys for one in packets] == [{0}, set(), {0}, set(), set()]
 
 
 async def test_a_warp_that_a_slow_link_does_not_take_is_lost_alone(broker: MemoryBroker, arrived: list[int]) -> None:

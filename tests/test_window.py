@@ -31,6 +31,15 @@ def encoded(sequence: int, *, age: int = 0) -> Encoded:
     return Encoded("cam-1", packet, pack(packet), None)
 
 
+def between(last: int) -> list[Encoded]:
+    """Those after a KEY of frame 0 up to frame `last`, whose KEY comes ahead, in the first of them."""
+    told = [(Region(Kind.WARP, 0, age, b"moved"), Region(Kind.BACK, 0, last - age, b"")) for age in range(1, last)]
+    ahead, own = Region(Kind.KEY, 0, last - 1, b"\1"), Region(Kind.BACK, 0, 0, b"")
+    regions = [(ahead, *told[0]), *told[1:], (own,)]
+    packets = [replace(packet_of(1, sequence=at), regions=these) for at, these in enumerate(regions, 1)]
+    return [Encoded("cam-1", packet, pack(packet), None) for packet in packets]
+
+
 def mask(sequence: int, *, epoch: int = 7) -> bytes:
     made = Mask(FrameId(epoch, sequence), 0, b"abcd", np.zeros((4, 4), np.uint8))
     return pack_mask(made, "cam-1", PALETTE)
@@ -139,6 +148,37 @@ async def test_keys_that_nothing_can_refer_to_are_not_kept() -> None:
             await place.answer(sequence)
         await until(lambda: place.window.answered == 50)
         assert [id.sequence for id in place.window._keys] == [45]
+
+
+async def test_a_key_that_came_ahead_and_is_lost_goes_again_with_the_packet_that_brings_it() -> None:
+    async with running(answer_s=ANSWER_S) as place:
+        place.add(encoded(0), *between(4))
+        await place.answer(0, 1, 3)
+        await until(lambda: len(place.again) >= 6)
+        assert place.again[:6] == [2, 4, 0, 1, 2, 4]
+        await place.answer(2)
+        await until(lambda: place.again[-2:] == [1, 4])  # nothing refers to the KEY before any more
+        await place.answer(4)
+        await place.window.until_answered()
+
+
+async def test_a_key_ahead_without_an_answer_goes_again_in_its_place_and_once() -> None:
+    async with running(answer_s=ANSWER_S) as place:
+        place.add(encoded(0), *between(3))
+        await place.answer(0)
+        place.window.want_keys()
+        await until(lambda: len(place.again) >= 4)
+        assert place.again[:4] == [0, 1, 2, 3]
+
+
+async def test_a_key_that_came_ahead_is_kept_for_those_behind_its_frame() -> None:
+    async with running(answer_s=ANSWER_S) as place:
+        place.add(encoded(0), *between(4), encoded(5, age=1), encoded(6, age=2))
+        await place.answer(0, 1, 2, 3, 4, 5)
+        await until(lambda: place.window.answered == 6)
+        assert [id.sequence for id in place.window._keys] == [4]
+        await until(lambda: len(place.again) >= 3)
+        assert place.again[:3] == [6, 1, 6]
 
 
 class Away(MemoryChannel):
