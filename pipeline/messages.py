@@ -97,8 +97,8 @@ class Packet:
 class Mask:
     """Class index per pixel, uint8 (H, W), of one frame, and how each of its regions was coded.
 
-    `kinds` holds rows x columns kinds, row by row; None: the region was not in the packet, its last mask stands. It is
-    empty where that is not known.
+    `kinds` holds rows x columns kinds, row by row, as `Region.shows` tells them, so that none is BACK; None: the region
+    was not in the packet, its last mask stands. It is empty where that is not known.
     """
 
     id: FrameId
