@@ -152,7 +152,8 @@ def settings_of(
         for ahead in dict.fromkeys(lookaheads):
             settings += [Setting(INTERVAL, value, one, ahead) for value in intervals]
             settings += [Setting(THRESHOLD, value, one, ahead) for value in thresholds]
-    return settings + ([Setting(PRICE, value, level) for value in prices] if bundle.has_graph(GRAPH) else [])
+    priced = [Setting(PRICE, value, level, ahead) for ahead in (0, *dict.fromkeys(lookaheads)) for value in prices]
+    return settings + (priced if bundle.has_graph(GRAPH) else [])
 
 
 def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine: str, threads: int) -> list[Result]:

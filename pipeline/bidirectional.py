@@ -65,7 +65,7 @@ class BidirectionalEncoder:
     A frame has both, motion from the KEY before it and from the one after it, if that came in time; else it is a WARP
     as any other. KEYs are due as with VideoEncoder; with one, motion is followed back through all frames that waited,
     which takes as long as so many WARPs. They wait for as long as the source stalls. Keep it on one thread; ConfigError
-    where the policy has a price.
+    as VideoEncoder, and where every frame is a KEY.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class BidirectionalEncoder:
         self._waiting: list[_Waiting] = []  # oldest first
         self._key: _Sent | None = None
         self._quality = encoder.quality
+        self._outdated = False  # KEYs are of another level than those to come
         self._wanted = False
         self.tried: tuple[Tried, ...] = ()  # of the last frame, where its KEY was not due anyway
 
@@ -89,17 +90,21 @@ class BidirectionalEncoder:
 
     @property
     def quality(self) -> int:
-        """The quality level of the frames to come; a new one gives a KEY."""
+        """The quality level of the frames to come, and where a price is set the highest; a new one gives a KEY."""
         return self._quality
 
     @quality.setter
     def quality(self, quality: int) -> None:
-        if quality != self._quality or (self._key is not None and quality != self._key.quality):
-            self._quality, self._wanted = quality, True
+        if quality != self._quality or self._outdated:
+            self._quality = self._encoder.quality = quality
+            self._outdated, self._wanted = False, True
 
     @property
     def threshold(self) -> float:
-        """The least agreement, in percent of the pixels, that a WARP has to promise; a new one holds at once."""
+        """The least agreement, in percent of the pixels, that a WARP has to promise; a new one holds at once.
+
+        ConfigError where a price decides, or on a value out of range.
+        """
         return self._policy.least_agreement
 
     @threshold.setter
@@ -109,8 +114,11 @@ class BidirectionalEncoder:
             self._trigger = self._new_trigger()
 
     def code_keys_at(self, quality: int) -> None:
-        """Change the level of the KEYs to come, and ask for none."""
-        self._quality = quality
+        """Change the level of the KEYs to come, and ask for none, but where a price weighs it against the key's."""
+        if self._policy.price is not None:
+            self.quality = quality
+        elif quality != self._quality:
+            self._quality, self._outdated = quality, True
 
     def request_key(self, regions: Iterable[int] = (0,)) -> None:
         """Make the next frame a KEY; regions that a whole frame does not have are passed over."""
@@ -159,15 +167,18 @@ class BidirectionalEncoder:
         found = traced.fitted(self._flow)
         body = encode_flow(found.coefficients, self._flow)
         candidate = Candidate(found, age, len(body), key.body_bytes, key.quality, self._quality, self._size)
-        keyed = self._trigger.key_level(candidate) is not None
+        level = self._trigger.key_level(candidate)
         self.tried = (Tried(age, float(np.hypot(*found.flow).mean()), self._trigger.predicted),)
-        if keyed or len(body) > CLEARLY_SMALLER * key.body_bytes:
+        if level is not None:
+            self._encoder.quality = level
+        if level is not None or len(body) > CLEARLY_SMALLER * key.body_bytes:
             return None
         return _Waiting(frame, age, traced, found, body)
 
     def _keyed(self, frame: Frame) -> tuple[Packet, ...]:
         """The frame as KEY, after those that waited for it."""
-        self._encoder.quality = self._quality
+        if self._outdated:
+            self._encoder.quality, self._outdated = self._quality, False
         key = self._encoder.encode(frame)
         body, outline = key.regions[0].body, self._encoder.outline
         waited, self._waiting = self._waiting, []
@@ -201,10 +212,8 @@ def check_lookahead(policy: KeyPolicy, lookahead: int) -> int:
     """The lookahead as it is; ConfigError where it is out of range, or the policy is none that frames may wait for."""
     if not 1 <= lookahead <= MAX_LOOKAHEAD:
         raise ConfigError(f"lookahead {lookahead}: must be 1 to {MAX_LOOKAHEAD} frames, or 0 for none")
-    if policy.price is not None:
-        raise ConfigError(f"price {policy.price:g}: no frame can wait for a KEY then; use a threshold, or no lookahead")
     if not policy.longest_age:
-        raise ConfigError(f"lookahead {lookahead}: every frame is a KEY; give a key interval or a threshold too")
+        raise ConfigError(f"lookahead {lookahead}: every frame is a KEY; give a key interval, threshold or price too")
     return lookahead
 
 
@@ -223,7 +232,7 @@ def open_any_encoder(
 ) -> AnyEncoder:
     """A camera's half for video, ready and warm, whose frames wait for a KEY where the lookahead is not 0.
 
-    ConfigError as open_video_encoder, and where frames cannot wait: with a price, or in regions.
+    ConfigError as open_video_encoder, and where frames cannot wait: as KEYs all of them, or in regions.
     """
     if not lookahead:
         return open_video_encoder(bundle, engine=engine, threads=threads, quality=quality, policy=policy, grid=grid)

@@ -268,7 +268,6 @@ def test_motion_that_goes_on_evenly_is_told_once(images: Images) -> None:
         (at_interval(4), 0, "lookahead 0: must be 1 to 30 frames, or 0 for none"),
         (at_interval(4), -1, "lookahead -1: must be"),
         (at_interval(4), 31, "lookahead 31: must be 1 to 30 frames, or 0 for none"),
-        (at_price(8), 3, "price 8: no frame can wait for a KEY then"),
         (EVERY_FRAME, 3, "lookahead 3: every frame is a KEY"),
         (at_threshold(90, longest_age=0), 3, "lookahead 3: every frame is a KEY"),
     ],
@@ -279,6 +278,31 @@ def test_settings_that_frames_cannot_wait_with_are_refused(policy: KeyPolicy, lo
     if lookahead:
         with pytest.raises(ConfigError, match=said):
             open_any_encoder(street.bundle(), policy=policy, lookahead=lookahead)
+
+
+@pytest.mark.parametrize("policy", [at_threshold(97), at_price(4)], ids=["threshold", "price"])
+def test_the_keys_are_those_of_a_camera_that_lets_no_frame_wait(policy: KeyPolicy) -> None:
+    """And of the same levels, which a price chooses."""
+    found = []
+    for lookahead in (0, 3):
+        encoder = open_any_encoder(
+            street.bundle(), engine="onnxruntime", threads=1, quality=5, policy=policy, lookahead=lookahead
+        )
+        frames = frames_of(street.pictures()[:8])
+        packets = [*(packet for frame in frames for packet in encoder.packets(frame)), *encoder.flush()]
+        keys = [packet for packet in packets if packet.regions[-1].shows is Kind.KEY]
+        found.append([(packet.id.sequence, packet.quality) for packet in keys])
+    assert found[0] == found[1]
+    assert len(found[0]) > 1
+
+
+def test_a_price_weighs_a_level_that_is_to_come_at_once() -> None:
+    encoder = open_any_encoder(
+        street.bundle(), engine="onnxruntime", threads=1, quality=5, policy=at_price(20), lookahead=3
+    )
+    encoder.packets(frames_of(street.pictures())[0])
+    encoder.code_keys_at(2)
+    assert (encoder.quality, encoder.key_asked) == (2, True)
 
 
 def test_with_a_lookahead_frames_are_whole() -> None:

@@ -215,10 +215,6 @@ def test_every_node_has_a_schema(node: str) -> None:
         (["encode", "--input", "x", "--output", "y", "--key-interval", "4", "--lookahead", "31"], "lookahead 31"),
         (["encode", "--input", "x", "--output", "y", "--key-interval", "4", "--lookahead", "-1"], "lookahead -1"),
         (
-            ["encode", "--input", "x", "--output", "y", "--price", "8", "--lookahead", "3"],
-            "no frame can wait for a KEY",
-        ),
-        (
             ["encode", "--input", "x", "--output", "y", "--threshold", "90", "--grid", "2x2", "--lookahead", "3"],
             "with a lookahead frames are whole; use 1x1",
         ),
