@@ -20,7 +20,7 @@ from pipeline.codec import Encoder, grid_named, open_encoder, packet_of
 from pipeline.deciding import Candidate, Decider, open_decider
 from pipeline.errors import ConfigError
 from pipeline.flow_coding import encode_flow, grid_of, opposite
-from pipeline.keys import frames_apart
+from pipeline.mask_order import frames_after
 from pipeline.messages import Frame, FrameId, Kind, Packet, Region
 from pipeline.motion import Motion, MotionTracker, Traced
 from pipeline.triggers import Trigger
@@ -156,9 +156,9 @@ class BidirectionalEncoder:
         """How many frames ago the last KEY was; None where nothing can refer to it, or the frame is none to come."""
         if self._key is None or self._key.id.epoch != frame.id.epoch:
             return None
-        if self._waiting and frames_apart(self._waiting[-1].frame.id, frame.id) < 1:
+        if self._waiting and frames_after(frame.id, self._waiting[-1].frame.id) < 1:
             return None
-        age = frames_apart(self._key.id, frame.id)
+        age = frames_after(frame.id, self._key.id)
         return age if 1 <= age <= MAX_AGE else None
 
     def _warped(self, frame: Frame, age: int, key: _Sent) -> _Waiting | None:
@@ -188,7 +188,7 @@ class BidirectionalEncoder:
         if not waited:
             return (key,)
         self._backward.start(frame.image, outline)
-        ages = [frames_apart(one.frame.id, frame.id) for one in waited]
+        ages = [frames_after(frame.id, one.frame.id) for one in waited]
         regions = [self._told(one, age) for one, age in zip(reversed(waited), reversed(ages), strict=True)][::-1]
         regions[0] = (Region(Kind.KEY, 0, ages[0], body), *regions[0])
         between = [self._packet(one, *told) for one, told in zip(waited, regions, strict=True)]

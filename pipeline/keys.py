@@ -65,11 +65,6 @@ def _brought(packet: Packet) -> set[tuple[int, int]]:
     return {(one.index, key_sequence(packet, one)) for one in packet.regions if one.kind is Kind.KEY}
 
 
-def frames_apart(frame: FrameId, later: FrameId) -> int:
-    """How many frames the later one of an epoch is after the other, negative if before; sequences wrap at 2**32."""
-    return _after(later.sequence, frame.sequence)
-
-
 def _ahead(frame: FrameId, frames: int) -> FrameId:
     return FrameId(frame.epoch, (frame.sequence + frames) % _SEQUENCES)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, MissingKey
-from pipeline.keys import KeyBuffer, KeyBuffers, KeyTable, frames_apart, is_whole, key_sequence, stands_alone, stream_of
+from pipeline.keys import KeyBuffer, KeyBuffers, KeyTable, is_whole, key_sequence, stands_alone, stream_of
 from pipeline.messages import FrameId, Kind, Packet, Region
 
 WRAP = 1 << 32
@@ -219,11 +219,6 @@ def test_sequences_of_keys_ahead_wrap(keys: KeyBuffer[str]) -> None:
     assert keys.get(frame(5), warp(0, 4)) == "one"
     assert key_sequence(frame(WRAP - 1), back(255)) == 254
     assert key_sequence(frame(1), warp(0, 2)) == WRAP - 1
-
-
-def test_frames_are_so_far_apart_also_where_sequences_begin_again() -> None:
-    pairs = [(3, 8), (8, 3), (5, 5), (WRAP - 2, 3), (3, WRAP - 2)]
-    assert [frames_apart(FrameId(7, one), FrameId(7, later)) for one, later in pairs] == [5, -5, 0, 5, -5]
 
 
 def test_a_key_that_the_packet_brings_is_not_missing(keys: KeyBuffer[str]) -> None:

@@ -3,7 +3,7 @@
 What both queues promise of it is in test_work_queue; here are the rules of time.
 """
 
-from pipeline.mask_order import FORGET_S, TURN_S, MaskOrder, Turn
+from pipeline.mask_order import FORGET_S, TURN_S, MaskOrder, Turn, frames_after
 from pipeline.messages import FrameId
 
 
@@ -68,3 +68,9 @@ def test_a_camera_that_draws_its_last_epoch_again_is_served_after_a_silence() ->
     take(order, 90, 0.0)
     assert take(order, 0, FORGET_S - 1) is Turn.OVER
     assert take(order, 0, FORGET_S) is Turn.MINE
+
+
+def test_frames_are_so_far_apart_also_where_sequences_begin_again() -> None:
+    wrap = 1 << 32
+    pairs = [(3, 8), (8, 3), (5, 5), (wrap - 2, 3), (3, wrap - 2)]
+    assert [frames_after(FrameId(7, later), FrameId(7, one)) for one, later in pairs] == [5, -5, 0, 5, -5]
