@@ -33,7 +33,8 @@ class Window:
     """Keeps what one camera sent of a recording until each frame has its mask, or its labels where there are no masks.
 
     Where no answer comes for `answer_s` all that lack one are sent again, in order, at first alone, then from the KEY
-    on that they refer to; the waits double. After `tries` of these `run` raises TransportError.
+    on that they refer to; the waits double. After `tries` of these `run` raises TransportError. `resent` packets were
+    sent again, `resent_keys` of them though their frames had answers: those come once more.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Window:
         self._keys: dict[FrameId, Encoded] = {}  # by frame, the packets of keys that those, or the next ones, refer to
         self._key_asked = False
         self._changed, self._progress = asyncio.Event(), asyncio.Event()
-        self.answered = self.resent = 0
+        self.answered = self.resent = self.resent_keys = 0
 
     async def run(self, send: Callable[[Encoded], Awaitable[None]]) -> None:
         """Take answers, and send again what lacks them, until cancelled."""
@@ -132,7 +133,9 @@ class Window:
                 raise TransportError(self._complaint())
             lacking = self._lacking(with_keys=tries > 1 or self._key_asked)
             log.warning("no masks, packets are sent again", camera=self._camera, packets=len(lacking), tries=tries)
-            self.resent, self._key_asked = self.resent + len(lacking), False
+            self.resent += len(lacking)
+            self.resent_keys += len(lacking) - len(self._unanswered)
+            self._key_asked = False
             for encoded in lacking:
                 await send(encoded)
 

@@ -117,7 +117,7 @@ class ScheduleSettings(_Section):
     seed: int = Field(ge=0)
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
-    backbone_lr: float = Field(gt=0, description="peak learning rate of what is pretrained")
+    backbone_lr: float = Field(gt=0, description="peak learning rate of what is pretrained, and of an image codec")
     lr: float = Field(gt=0, description="peak learning rate of everything else")
     warmup_steps: int = Field(ge=0)
     rate_warmup: float = Field(ge=0, le=1, description="share of the steps over which the rate's weight rises")
@@ -154,6 +154,8 @@ class Experiment(_Section):
         ):
             if other > 0:
                 raise ValueError(f"model.decoder image knows no classes, but {setting} is {other}; set it to 0")
+        if self.loss.rate[-1] == 0:
+            raise ValueError("loss.rate is what errors are divided by; set it above 0 at each level")
         if self.model.bottleneck == "none" or self.schedule.trained == "decoder":
             raise ValueError(
                 "model.decoder image is how a camera learns to code; set bottleneck hyperprior, trained all"

@@ -23,6 +23,7 @@ from pipeline.experiment import Experiment, LabelExperiment
 from pipeline.losses import class_shares, label_loss, presence
 from pipeline.material import Folders, prepare
 from pipeline.models.label_decoder import LabelDecoder
+from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.training import load_trained
 from pipeline.views import Batch
@@ -65,14 +66,14 @@ class Labeller(nn.Module):
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in 0..255 -> y (B, C, h, w)."""
-        with torch.autocast(image.device.type, torch.bfloat16):
+        with short_floats(image.device):
             return self.network.encode(image.contiguous(memory_format=torch.channels_last))
 
     def evidence(self, y: Tensor, quality: Tensor) -> Tensor:
         """y (B, C, h, w) and levels (B,) -> logits (B, K, h, w) of each place's share of the classes."""
         with torch.no_grad():
             y_hat = self.network.prior(y, quality).y_hat
-        with torch.autocast(y.device.type, torch.bfloat16):
+        with short_floats(y.device):
             return self.decoder.evidence(y_hat).float()
 
 

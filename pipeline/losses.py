@@ -20,7 +20,8 @@ class Losses:
     distillation: Tensor
     taught_lovasz: Tensor  # with the teachers' likeliest classes
     squared_error: Tensor  # of the picture that an image codec rebuilds
-    rate: Tensor
+    distortion: Tensor  # the same, over the level's weight of the rate
+    rate: Tensor  # with the level's weight; without it where there is a distortion
     rate_bpp: Tensor  # the same without weights
 
 
@@ -30,8 +31,8 @@ def rate_bpp(coded: Coded, pixels: int) -> Tensor:
 
 
 def squared_error(rebuilt: Tensor, images: Tensor) -> Tensor:
-    """Mean squared error of RGB (B, 3, H, W), in squared grey levels of 0..255; what an image codec is trained by."""
-    return F.mse_loss(rebuilt, images)
+    """Mean squared error of each RGB picture (B, 3, H, W) -> (B,), in squared grey levels of 0..255."""
+    return (rebuilt - images).square().flatten(1).mean(1)
 
 
 def segmentation(logits: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:

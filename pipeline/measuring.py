@@ -19,6 +19,7 @@ from pipeline.datasets import Frames, at_size
 from pipeline.errors import ConfigError
 from pipeline.losses import squared_error
 from pipeline.models.entropy_model import Coded
+from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 
 _TOGETHER = 16  # frames of one size that are measured at once on a GPU
@@ -85,7 +86,7 @@ def measure(
     for seen in _through(network, data, size):
         _check(seen.labels, split, classes)
         rates.count(seen)
-        with torch.autocast(seen.images.device.type, torch.bfloat16):
+        with short_floats(seen.images.device):
             logits = upsample(network.decoder(seen.coded.y_hat), seen.images.shape[-2], seen.images.shape[-1])
         matrices[seen.level] += _confusion(seen.labels, _onto(seen.labels, logits.argmax(1)), classes)
     pairs = enumerate(zip(matrices, rates.bpp, strict=True))
@@ -102,10 +103,9 @@ def measure_pictures(
     for seen in _through(network, data, size):
         rates.count(seen)
         height, width = seen.images.shape[-2:]
-        with torch.autocast(seen.images.device.type, torch.bfloat16):
+        with short_floats(seen.images.device):
             rebuilt = network.decoder(seen.coded.y_hat)[..., :height, :width].float().clamp(0, 255)
-        pairs = zip(rebuilt, seen.images, strict=True)
-        found[seen.level] += [psnr_db(squared_error(*pair).item()) for pair in pairs]
+        found[seen.level] += [psnr_db(error) for error in squared_error(rebuilt, seen.images).tolist()]
     return [
         Rebuilt(split, level, statistics.mean(all_db), bpp)
         for level, (all_db, bpp) in enumerate(zip(found, rates.bpp, strict=True))
@@ -131,10 +131,10 @@ class _Rates:
 def _through(network: SplitSegmenter, data: Frames, size: tuple[int, int] | None) -> Iterator[_Seen]:
     """All frames at all levels, each analysed once."""
     for images, labels in _groups(data, size, next(network.parameters()).device):
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with short_floats(images.device):
             y = network.encode(images.contiguous(memory_format=torch.channels_last))
         for level in range(network.levels):
-            with torch.autocast(images.device.type, torch.bfloat16):
+            with short_floats(images.device):
                 coded = network.prior(y, levels_like(images, level))
             yield _Seen(images, labels, level, coded)
 

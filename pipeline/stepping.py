@@ -14,7 +14,9 @@ from pipeline import losses
 from pipeline.checkpoint import Trainee
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
+from pipeline.models.alternatives import ImageSynthesis
 from pipeline.models.assembly import pretrained
+from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter, upsample
 from pipeline.views import Batch
 
@@ -29,9 +31,11 @@ class TrainingDiverged(PipelineError):
 
 
 def optimiser_of(network: SplitSegmenter, experiment: Experiment) -> torch.optim.AdamW:
-    """AdamW, pretrained parts in slower groups; vectors (biases, batch norms) and gains do not decay."""
+    """AdamW, what is begun with in slower groups; vectors (biases, batch norms) and gains do not decay."""
     device = next(network.parameters()).device
-    slow = {id(p) for part in pretrained(network) for p in part.parameters()}
+    # An image codec's transform is good from the start; its entropy model has all to learn.
+    begun = [network.analysis, network.decoder] if isinstance(network.decoder, ImageSynthesis) else pretrained(network)
+    slow = {id(p) for part in begun for p in part.parameters()}
     learning = [p for p in network.parameters() if p.requires_grad]
     groups = []
     for pretrained_part in (True, False):
@@ -114,7 +118,7 @@ class Step:
             + settings.loss.lovasz * terms.lovasz
             + settings.teacher.weight * terms.distillation
             + settings.teacher.lovasz * terms.taught_lovasz
-            + settings.loss.pixels * terms.squared_error
+            + settings.loss.pixels * terms.distortion
             + self._rise * terms.rate
         )
         optimiser.zero_grad(set_to_none=True)
@@ -132,11 +136,11 @@ class Step:
 
     def _losses(self, batch: Batch) -> losses.Losses:
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with short_floats(images.device):
             seen = self._trainee.network(images, batch.quality)
         # Plane by plane: what follows would else be copied into that order, at the size of the picture.
         output, settings = seen.output.float().contiguous(), self._experiment.loss
-        segmentation = lovasz = soft_term = taught_lovasz = squared_error = output.new_zeros(())
+        segmentation = lovasz = soft_term = taught_lovasz = squared_error = distortion = output.new_zeros(())
         if settings.labels > 0:
             height, width = batch.labels.shape[-2:]
             full = upsample(output, height, width)
@@ -151,12 +155,16 @@ class Step:
             if self._experiment.teacher.lovasz > 0:
                 guessed = losses.likeliest(batch.soft, (output.shape[-2], output.shape[-1]))
                 taught_lovasz = losses.lovasz_softmax(output, guessed)
-        if settings.pixels > 0:
-            squared_error = losses.squared_error(output, batch.images)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
-        weighted = (self._rate_weights[batch.quality] * bpp).mean()
+        weights = self._rate_weights[batch.quality]
+        rate = (weights * bpp).mean()
+        if settings.pixels > 0:
+            # Divided by the weights, so that a bit counts alike at each level: they are so far apart that the entropy
+            # model would learn the lowest rate alone, and symbols of the highest run away where no bits tell of them.
+            errors = losses.squared_error(output, batch.images)
+            squared_error, distortion, rate = errors.mean(), (errors / weights).mean(), bpp.mean()
         return losses.Losses(
-            segmentation, lovasz, soft_term, taught_lovasz, squared_error, rate=weighted, rate_bpp=bpp.mean()
+            segmentation, lovasz, soft_term, taught_lovasz, squared_error, distortion, rate=rate, rate_bpp=bpp.mean()
         )
 
     @torch.no_grad()

@@ -156,6 +156,11 @@ BLIND: dict[str, object] = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
         ("data", {"mixed": 0.3}, "knows no classes, but data.mixed is 0.3; set it to 0"),
         ("model", {"decoder": "image", "bottleneck": "none"}, "set bottleneck hyperprior, trained all"),
         ("schedule", {"trained": "decoder"}, "set bottleneck hyperprior, trained all"),
+        (
+            "loss",
+            {**BLIND, "rate": [1.0, 0.0]},
+            "loss.rate is what errors are divided by; set it above 0 at each level",
+        ),
     ],
 )
 def test_an_image_codec_learns_from_pictures_alone(

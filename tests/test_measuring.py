@@ -12,6 +12,7 @@ from pipeline.datasets import Labelled
 from pipeline.errors import ConfigError
 from pipeline.measuring import measure, measure_pictures, psnr_db
 from pipeline.models.entropy_model import NoBottleneck
+from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter, levels_like, upsample
 
 PALETTE = torch.from_numpy(tiny.PALETTE).float()
@@ -125,7 +126,7 @@ def test_figures_are_those_of_the_network_at_that_level(tiny_network: SplitSegme
     scenes = tiny.scenes(3, seed=4)
     data = Labelled(("a", "b", "c"), tuple(s.image for s in scenes), tuple(s.labels for s in scenes))
     images = tiny.images(scenes)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), short_floats(torch.device("cpu")):
         seen = [tiny_network(images[i : i + 1], levels_like(images[:1], level)) for i in range(3)]
     guesses = [upsample(one.output, tiny.HEIGHT, tiny.WIDTH).argmax(1)[0].byte().numpy() for one in seen]
     matrix = sum(confusion(s.labels, guess, tiny.CLASSES) for s, guess in zip(scenes, guesses, strict=True))

@@ -13,6 +13,7 @@ from pipeline import losses
 from pipeline.checkpoint import Trainee
 from pipeline.experiment import Experiment
 from pipeline.models.assembly import pretrained
+from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter, upsample
 from pipeline.stepping import Step, TrainingDiverged, optimiser_of
 from pipeline.training import build
@@ -95,6 +96,16 @@ def test_pretrained_parts_learn_at_their_own_rate(settled: SplitSegmenter) -> No
     assert rates["analysis.backbone.stem.0.weight"][0] == 1e-5
 
 
+def test_an_image_codecs_transform_moves_slower_than_its_entropy_model() -> None:
+    loss = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
+    experiment = tiny.experiment(
+        model={"decoder": "image"}, loss=loss, schedule={"backbone_lr": 1e-5, "lr": 1e-3, "weight_decay": 0.0}
+    )
+    rates = rates_of(build(experiment, tiny.CLASSES), experiment)
+    assert {name.split(".")[0] for name, (rate, _) in rates.items() if rate == 1e-5} == {"analysis", "decoder"}
+    assert {name.split(".")[0] for name, (rate, _) in rates.items() if rate == 1e-3} == {"prior"}
+
+
 def test_kernels_decay_and_vectors_and_gains_do_not(settled: SplitSegmenter) -> None:
     rates = rates_of(settled, tiny.experiment(schedule={"weight_decay": 0.02}))
     for name, parameter in learning(settled).items():
@@ -105,7 +116,7 @@ def test_kernels_decay_and_vectors_and_gains_do_not(settled: SplitSegmenter) -> 
 def test_the_terms_are_those_of_the_losses(settled: SplitSegmenter) -> None:
     experiment = tiny.experiment(teacher={"weight": 1.0, "sharpness": 1.5})
     made, shown = trainee(settled, experiment), batch(soft=True)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), short_floats(torch.device("cpu")):
         seen = deepcopy(made.network)(shown.images, shown.quality)
     logits = seen.output.float()
     full = upsample(logits, tiny.HEIGHT, tiny.WIDTH)
@@ -128,11 +139,24 @@ def test_what_an_image_codec_learns_is_the_squared_error_of_its_pictures() -> No
     loss = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
     experiment = tiny.experiment(model={"decoder": "image"}, loss=loss)
     made, shown = trainee(build(experiment, tiny.CLASSES), experiment), batch()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), short_floats(torch.device("cpu")):
         rebuilt = deepcopy(made.network)(shown.images, shown.quality).output
     found = one_step(made, experiment, shown)
     assert found[:3].tolist() == [0, 0, 0]
     assert found[3].item() == pytest.approx((rebuilt.float() - shown.images).square().mean().item(), rel=1e-3)
+
+
+def test_an_image_codecs_bits_count_alike_at_each_level() -> None:
+    """Its errors are divided by what bits weigh: twice the weights of both change nothing."""
+    norms = []
+    for factor in (1, 2):
+        torch.manual_seed(0)
+        rate = [factor * 0.5**level for level in range(tiny.LEVELS)]
+        loss = {"labels": 0.0, "lovasz": 0.0, "pixels": factor * 0.01, "rate": rate}
+        experiment = tiny.experiment(model={"decoder": "image"}, loss=loss)
+        made = trainee(build(experiment, tiny.CLASSES), experiment)
+        norms.append(one_step(made, experiment, batch())[-1].item())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_the_lovasz_term_of_teachers_is_that_of_labels_that_say_the_same(settled: SplitSegmenter) -> None:

@@ -118,6 +118,7 @@ async def test_what_lacks_its_mask_is_sent_again_in_order_at_first_alone_then_fr
         await place.answer(0, 1, 3)
         await until(lambda: len(place.again) >= 6)
         assert place.again[:6] == [2, 4, 0, 3, 2, 4]
+        assert (place.window.resent, place.window.resent_keys) == (6, 2)  # 0 and 3 had their masks
         await place.answer(2, 4)
         await place.window.until_answered()
 

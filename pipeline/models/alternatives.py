@@ -9,10 +9,11 @@ D is the tail of the backbone and DeepLabv3's head. All but the last give logits
 Nazir et al. (ECCV 2024, arXiv 2407.11224) name these systems; layers and widths are not published, those here are ours.
 """
 
+import math
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
-from compressai.layers import GDN
 from torch import Tensor, nn
 
 from pipeline.models.backbone import FeatureSpec
@@ -20,6 +21,10 @@ from pipeline.models.deeplab import DeepLabHead
 from pipeline.models.layers import conv_bn, conv_bn_relu
 
 _STRIDE = 16
+_FINEST = (
+    5.5  # steps of the highest level's quantiser in half the range of a colour, at the start: one is 23 grey levels
+)
+_SMALL = 0.1  # of what is added to a picture: one step of learning moves each weight as far, however many add up
 
 
 class Tail(Protocol):
@@ -65,35 +70,58 @@ class SourceTaskDecoder(nn.Module):
 
 
 class ImageAnalysis(nn.Module):
-    """The encoder of a learned image codec, which knows nothing of the task: four strided convolutions, GDN between.
+    """The encoder of a learned image codec, which knows nothing of the task: a block transform and a network beside it.
 
-    g_a of Balle et al. 2018 (arXiv 1802.01436); its width at low rates is 128.
+    The transform begins as JPEG's does, with the cosines of blocks of 16 x 16 pixels in three opponent colours, and the
+    network beside it with nothing: what half an hour learns is added to a codec that works. Residual blocks in place
+    of divisive normalisation: He et al., "ELIC", CVPR 2022 (arXiv 2203.10886).
     """
 
-    def __init__(self, latents: int, *, width: int = 128) -> None:
+    def __init__(self, latents: int, *, width: int = 64) -> None:
         super().__init__()
-        channels = (3, width, width, width)
-        blocks = [nn.Sequential(_halve(c_in, width), GDN(width)) for c_in in channels[:-1]]
-        self.down = nn.Sequential(*blocks, _halve(channels[-1], latents))
+        self.blocks = nn.Conv2d(3, latents, _STRIDE, stride=_STRIDE)
+        self.fine = nn.Sequential(nn.Conv2d(3, width, 8, stride=4, padding=2), _Refine(width), _Refine(width))
+        self.coarse = nn.Sequential(nn.Conv2d(width, 2 * width, 4, stride=4), _Refine(2 * width), _Refine(2 * width))
+        self.add = nn.Conv2d(2 * width, latents, 3, padding=1)
+        _set(self.blocks, _STRIDE * block_cosines(latents))
+        _set(self.add, torch.zeros(()))
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in 0..255, H and W multiples of 16 -> y (B, C, H/16, W/16)."""
-        y: Tensor = self.down(image / 127.5 - 1)
-        return y
+        image = image / 127.5 - 1
+        with torch.autocast(image.device.type, enabled=False):  # bfloat16 knows a mean of 100 steps to half a step
+            y = self.blocks(image.float()) * (_FINEST / _STRIDE)
+        found: Tensor = y + self.add(self.coarse(self.fine(image)))
+        return found
 
 
 class ImageSynthesis(nn.Module):
-    """The decoder of a learned image codec, g_s of the same paper: what its encoder learns with, in no bundle."""
+    """The decoder of a learned image codec, the same in reverse: what its encoder learns with, in no bundle.
 
-    def __init__(self, latents: int, *, width: int = 128) -> None:
+    The network sees the picture of the transform alone too, and so can mend what blocks leave at their edges.
+    """
+
+    def __init__(self, latents: int, *, width: int = 64) -> None:
         super().__init__()
-        blocks = [nn.Sequential(_double(c_in, width), GDN(width, inverse=True)) for c_in in (latents, width, width)]
-        self.up = nn.Sequential(*blocks, _double(width, 3))
+        self.blocks = nn.ConvTranspose2d(latents, 3, _STRIDE, stride=_STRIDE)
+        self.coarse = nn.Sequential(
+            nn.Conv2d(latents, 2 * width, 3, padding=1),
+            _Refine(2 * width),
+            _Refine(2 * width),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=4),
+        )
+        self.seen = nn.Conv2d(3, width, 8, stride=4, padding=2)
+        self.fine = nn.Sequential(_Refine(width), _Refine(width))
+        self.add = nn.ConvTranspose2d(width, 3, 8, stride=4, padding=2)
+        _set(self.blocks, _STRIDE * block_cosines(latents))
+        _set(self.add, torch.zeros(()))
 
     def forward(self, y_hat: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> RGB (B, 3, 16h, 16w), about 0..255."""
-        image: Tensor = (self.up(y_hat) + 1) * 127.5
-        return image
+        with torch.autocast(y_hat.device.type, enabled=False):
+            blocks = self.blocks(y_hat.float() / (_FINEST * _STRIDE))
+        image: Tensor = blocks + _SMALL * self.add(self.fine(self.coarse(y_hat / _FINEST) + self.seen(blocks)))
+        return (image + 1) * 127.5
 
 
 class JSDEDecoder(nn.Module):
@@ -158,12 +186,44 @@ class _Residual(nn.Module):
         return F.relu(x + self.refine(x))
 
 
-def _halve(c_in: int, c_out: int) -> nn.Conv2d:
-    conv = nn.Conv2d(c_in, c_out, 5, stride=2, padding=2)
-    # torch's own start takes two thirds of the variance at each layer: all of y would be rounded to zero.
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
-    return conv
+class _Refine(nn.Module):
+    """Two 3x3 convolutions beside the input, (B, C, h, w) -> the same; nothing is normalised, as brightness matters."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        narrow = channels // 2
+        self.refine = nn.Sequential(
+            nn.Conv2d(channels, narrow, 3, padding=1), nn.ReLU(), nn.Conv2d(narrow, channels, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.refine(x)
+        return found
 
 
-def _double(c_in: int, c_out: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(c_in, c_out, 5, stride=2, padding=2, output_padding=1)
+def block_cosines(count: int) -> Tensor:
+    """The first `count` cosines of blocks of 16 x 16 pixels, orthonormal: (count, 3, 16, 16).
+
+    In order of how much street pictures have of them: slow waves first, and those of colour (red less blue, green less
+    both) later than equally slow ones of grey. Raises ValueError where there are fewer.
+    """
+    places = torch.arange(_STRIDE) + 0.5
+    waves = torch.cos(math.pi / _STRIDE * torch.arange(_STRIDE)[:, None] * places)  # (frequency, place)
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    colours = colours / colours.norm(dim=1, keepdim=True)
+    squares = torch.arange(_STRIDE) ** 2
+    quickness = (squares[:, None] + squares).expand(3, -1, -1) * torch.tensor([1, 6, 6])[:, None, None]
+    quickness = quickness + torch.tensor([0, 4, 4])[:, None, None]
+    if not 0 < count <= quickness.numel():
+        raise ValueError(f"{count} cosines of blocks with {quickness.numel()} values")
+    colour, down, across = torch.unravel_index(quickness.flatten().argsort(stable=True)[:count], quickness.shape)
+    return torch.einsum("nc,ny,nx->ncyx", colours[colour], waves[down], waves[across])
+
+
+@torch.no_grad()
+def _set(layer: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor) -> None:
+    """Begin with these weights and no bias."""
+    layer.weight.copy_(weight.expand_as(layer.weight))
+    if layer.bias is not None:
+        layer.bias.zero_()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.entropy_models import EntropyBottleneck
+from compressai.ops.bound_ops import LowerBoundFunction
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ ACTIVATION_UNITS = 16
 WEIGHT_UNITS = 128
 SCALE_LEVELS = 64
 SCALE_MIN, SCALE_MAX = 0.11, 64.0
+MOST_BITS = 24  # of one symbol, where bits are estimated
 HYPER_LIMIT = 63  # |z| beyond this is clamped by the encoder
 
 
@@ -94,7 +96,8 @@ class IntegerHyperDecoder(nn.Module):
         x = F.pixel_shuffle(self.up_2(z_hat).clamp(0, 255), 2)[..., : -(-h // 2), : -(-w // 2)]
         x = F.pixel_shuffle(self.up_1(x).clamp(0, 255), 2)[..., :h, :w]
         mean, index = self.predict(x).chunk(2, 1)
-        return mean, index.clamp(0, SCALE_LEVELS - 1)
+        # Below the bound a gradient that lifts goes through: what is zero at one level may be large at the next.
+        return mean, LowerBoundFunction.apply(index, index.new_zeros(1)).clamp_max(SCALE_LEVELS - 1)
 
 
 class MeanScaleHyperprior(nn.Module):
@@ -109,8 +112,21 @@ class MeanScaleHyperprior(nn.Module):
         self.hyper_decoder = IntegerHyperDecoder(latents, hyper_latents, width)
         self.factorised = EntropyBottleneck(hyper_latents)
         self.factorised.quantiles.requires_grad_(False)  # compressai's own tables are not used
-        self.gaussian = GaussianConditional(None)
         self.register_buffer("log_scales", torch.from_numpy(np.log(scale_table())).float(), persistent=False)
+
+    @torch.no_grad()
+    def begin_with(self, y: Tensor, level: int) -> None:
+        """Begin with the scales that y (B, C, h, w) has by channel at a level, and little of z in them.
+
+        From scales that are alike in all channels it takes thousands of steps to get there: the decoder's biases are in
+        sixteenths of an index.
+        """
+        scaled = self.gains.scale(y, torch.full((len(y),), level, device=y.device))
+        log_scale = scaled.std((0, 2, 3)).log().clamp(*self.log_scales[[0, -1]])
+        index = (log_scale - self.log_scales[0]) / (self.log_scales[1] - self.log_scales[0])
+        predict = self.hyper_decoder.predict
+        predict.real_bias()[len(index) :] = index / ACTIVATION_UNITS
+        predict.weight.mul_(0.3)
 
     def analyse(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """y (B, C, h, w) and levels (B,) -> y and z in units of the quantiser's step: the camera rounds these."""
@@ -131,12 +147,12 @@ class MeanScaleHyperprior(nn.Module):
             mean = mean / ACTIVATION_UNITS
             y_hat = round_through(y - mean) + mean
             scale = self._scale(index)
-            y_bits = _bits(self.gaussian._likelihood(y_hat.detach(), scale, mean))
+            y_bits = _gaussian_bits(y_hat.detach(), scale, mean)
             z_bits = _bits(self._hyper_likelihood(z_hat.detach(), self.gains.hyper(quality)))
             if self.training:
                 gain = self.gains.hyper(quality).detach()
-                y_bits = y_bits + _slope(self.gaussian._likelihood(y + _noise(y), scale.detach(), mean.detach()))
-                z_bits = z_bits + _slope(self._hyper_likelihood(z + _noise(z), gain))
+                y_bits = y_bits + _slope(_gaussian_bits(y + _noise(y), scale.detach(), mean.detach()))
+                z_bits = z_bits + _slope(_bits(self._hyper_likelihood(z + _noise(z), gain)))
         return Coded(self.gains.unscale(y_hat, quality), y_bits, z_bits)
 
     def _scale(self, index: Tensor) -> Tensor:
@@ -172,12 +188,26 @@ def _noise(x: Tensor) -> Tensor:
 
 def _bits(likelihood: Tensor) -> Tensor:
     """Likelihoods (B, ...) -> bits per image (B,)."""
-    return -likelihood.clamp_min(2**-24).log2().flatten(1).sum(1)
+    return -likelihood.clamp_min(2**-MOST_BITS).log2().flatten(1).sum(1)
 
 
-def _slope(likelihood: Tensor) -> Tensor:
+def _gaussian_bits(y: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
+    """Symbols y (B, C, h, w) under Gaussians cut into steps of one -> bits per image (B,).
+
+    A symbol counts MOST_BITS at most, but one further away still wants to come nearer, and to have a larger scale. Else
+    symbols that were all zero a moment ago would cost nothing more and run away. The slope is that of the logarithm of
+    a Gaussian's bits: with those bits' own, which grows on and on, a few symbols would be all that is learned.
+    """
+    distance = (y - mean).abs()
+    upper, lower = (torch.special.ndtr((half - distance) / scale) for half in (0.5, -0.5))
+    bits = _bits(upper - lower)
+    far = (upper - lower).detach() < 2**-MOST_BITS
+    beyond = 2 * MOST_BITS * ((distance - 0.5).clamp_min(SCALE_MIN) / scale).log()
+    return bits + _slope(torch.where(far, beyond, 0.0).flatten(1).sum(1))
+
+
+def _slope(bits: Tensor) -> Tensor:
     """The gradient of the bits (B,) with none of their value."""
-    bits = _bits(likelihood)
     return bits - bits.detach()
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from compressai.entropy_models import GaussianConditional
 from torch import Tensor
 
 from pipeline.integer_prior import IntegerPrior, load_prior
 from pipeline.models.entropy_model import (
     ACTIVATION_UNITS,
     HYPER_LIMIT,
+    MOST_BITS,
     SCALE_LEVELS,
     SCALE_MAX,
     SCALE_MIN,
@@ -22,6 +24,7 @@ from pipeline.models.entropy_model import (
     IntegerConv,
     MeanScaleHyperprior,
     NoBottleneck,
+    _gaussian_bits,
     freeze,
     scale_table,
 )
@@ -335,3 +338,49 @@ def test_without_a_bottleneck_latents_pass_for_no_bits() -> None:
     coded = NoBottleneck()(y, LEVEL_0[:3])
     assert coded.y_hat is y
     assert coded.y_bits.tolist() == coded.z_bits.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("distance", [6.0, 60.0, 6e4])
+def test_a_symbol_far_from_its_mean_wants_to_come_nearer_and_to_have_a_larger_scale(distance: float) -> None:
+    y = torch.full((1, 1, 1, 1), distance, requires_grad=True)
+    scale = torch.full((1, 1, 1, 1), SCALE_MIN, requires_grad=True)
+    bits = _gaussian_bits(y, scale, torch.zeros(1, 1, 1, 1))
+    bits.sum().backward()
+    assert bits.item() == MOST_BITS
+    assert 0 < y.grad.item() < 10  # bits per step: of a few such symbols not all of the gradient
+    assert scale.grad.item() < 0
+
+
+@pytest.mark.parametrize("scale", [SCALE_MIN, 1.0, SCALE_MAX])
+def test_bits_of_symbols_are_those_of_compressais_gaussians(scale: float) -> None:
+    y, scales = torch.arange(-30.0, 31.0).view(1, 1, 1, -1), torch.full((1, 1, 1, 61), scale)
+    mean = torch.full_like(y, 0.25)
+    likelihood = GaussianConditional(None)._likelihood(y, scales, mean)
+    expected = -likelihood.clamp_min(2**-MOST_BITS).log2().sum()
+    assert _gaussian_bits(y, scales, mean).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_scale_that_is_as_small_as_can_be_grows_again_where_symbols_are_large() -> None:
+    torch.manual_seed(0)
+    prior = MeanScaleHyperprior(LATENTS, HYPER, width=WIDTH)
+    bias = prior.hyper_decoder.predict.bias
+    with torch.no_grad():
+        bias[LATENTS:] = -1.0
+    for size, sign in ((9.0, -1.0), (0.0, 0.0)):
+        prior.zero_grad()
+        prior(torch.full((1, LATENTS, 4, 4), size), LEVEL_0[:1]).y_bits.sum().backward()
+        assert bias.grad[LATENTS:].sign().tolist() == [sign] * LATENTS
+
+
+def test_a_prior_begins_with_the_scales_of_what_it_is_to_code() -> None:
+    torch.manual_seed(0)
+    prior, spread = MeanScaleHyperprior(LATENTS, HYPER, width=WIDTH, levels=LEVELS), torch.logspace(-2, 2, LATENTS)
+    y = spread[:, None, None] * torch.randn(4, LATENTS, 16, 16)
+    level = torch.ones(4, dtype=torch.int64)
+    scaled, z = prior.analyse(y, level)
+    before = prior(y, level).y_bits.mean().item()
+    prior.begin_with(y, level=1)
+    _, index = prior.hyper_decoder(torch.zeros_like(z), y.shape[-2:])
+    found, expected = prior._scale(index)[0, :, 0, 0], scaled.std((0, 2, 3)).clamp(SCALE_MIN, SCALE_MAX)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0)  # a step between scales
+    assert prior(y, level).y_bits.mean().item() < 0.5 * before

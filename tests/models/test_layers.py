@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.layers import Float32SameConv, SameConv, conv_bn, conv_bn_relu, fuse, round_through
+from pipeline.models.layers import Float32SameConv, SameConv, conv_bn, conv_bn_relu, fuse, round_through, short_floats
 
 
 def settled_bn(channels: int, seed: int = 0) -> nn.BatchNorm2d:
@@ -117,3 +117,18 @@ def test_fusing_leaves_both_layers_untouched() -> None:
 def test_batch_norm_without_statistics_cannot_be_fused() -> None:
     with pytest.raises(ValueError, match="running statistics"):
         fuse(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4, track_running_stats=False))
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"architecture": "aarch64", "bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_short_floats_are_for_processors_that_compute_in_them(units: dict[str, object], expected: torch.dtype) -> None:
+    with short_floats(torch.device("cpu"), units):
+        assert (torch.ones(1, 4) @ torch.ones(4, 4)).dtype == expected
