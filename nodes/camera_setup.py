@@ -116,20 +116,10 @@ def with_source(presence: Presence, origin: Origin) -> Presence:
 
 
 def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video) -> RateControl | None:
-    """The rate control that the settings ask for, if any; raises ConfigError where it contradicts other settings."""
+    """The rate control that the settings ask for, if any."""
     rate = settings.rate
-    if rate.mode == "off" and rate.max_kbit_s is None:
+    if not settings.rate_controlled:
         return None
-    if settings.source.fast:
-        raise ConfigError("source.fast sends every frame of a recording: leave out rate.mode and rate.max_kbit_s")
-    if settings.encoder.price is not None:
-        raise ConfigError(
-            "encoder.price weighs bits itself: leave rate.mode off and rate.max_kbit_s unset, or the price"
-        )
-    if settings.encoder.lookahead:
-        raise ConfigError(
-            "encoder.lookahead lets frames wait: set it to 0, or leave rate.mode off and rate.max_kbit_s unset"
-        )
     header_bytes = _WEBRTC_HEADER_BYTES if goes_over_webrtc(settings) else _MQTT_HEADER_BYTES
     rule = DelayRule(target_ms=rate.target_ms, start_kbit_s=rate.start_kbit_s)
     return RateControl(

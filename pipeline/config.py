@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -132,6 +132,30 @@ class CameraSettings(NodeSettings):
     scene: SceneSection = SceneSection()
     preview: PreviewSection = PreviewSection()
     health: HealthSection = HealthSection(port=9101)
+
+    @property
+    def rate_controlled(self) -> bool:
+        """Whether a link's rate decides on what is sent."""
+        return self.rate.mode != "off" or self.rate.max_kbit_s is not None
+
+    @model_validator(mode="after")
+    def _without_contradictions(self) -> "CameraSettings":
+        rows, columns = map(int, (self.encoder.grid or "1x1").split("x"))
+        if self.encoder.lookahead and rows * columns > 1:
+            raise ValueError("encoder.lookahead is for whole frames: set it to 0, or leave encoder.grid unset")
+        if not self.rate_controlled:
+            return self
+        if self.source.fast:
+            raise ValueError("source.fast sends every frame of a recording: leave out rate.mode and rate.max_kbit_s")
+        if self.encoder.price is not None:
+            raise ValueError(
+                "encoder.price weighs bits itself: leave rate.mode off and rate.max_kbit_s unset, or the price"
+            )
+        if self.encoder.lookahead:
+            raise ValueError(
+                "encoder.lookahead lets frames wait: set it to 0, or leave rate.mode off and rate.max_kbit_s unset"
+            )
+        return self
 
 
 class GatewaySettings(NodeSettings):
@@ -284,8 +308,10 @@ def _merge(below: Values, above: Values) -> dict[str, Any]:
 
 
 def _sentence(kind: type[NodeSettings], error: ValidationError, layers: Mapping[str, Values]) -> str:
-    """The first fault: which layer, which key, what is wrong."""
+    """The first fault: which layer, which key, what is wrong; or which keys contradict each other."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if not fault["loc"]:
+        return fault["msg"].removeprefix("Value error, ")
     fields = [part for part in fault["loc"] if isinstance(part, str)]  # the other parts are places in a list
     layer = [name for name, values in layers.items() if _holds(values, fields)][-1]
     key = ".".join(str(part) for part in fault["loc"])

@@ -94,29 +94,6 @@ def test_nothing_is_chosen_above_what_the_settings_ask_for(mode: str) -> None:
         assert (point.quality <= 4, point.threshold <= 95, point.fps <= 12) == (True, True, True)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        ({"source__fast": True, "rate__mode": "rule"}, "source.fast"),
-        ({"source__fast": True, "rate__max_kbit_s": 64}, "source.fast"),
-        ({"encoder__price": 8, "encoder__threshold": None, "rate__mode": "bandit"}, "encoder.price"),
-        ({"encoder__lookahead": 3, "rate__mode": "rule"}, "encoder.lookahead"),
-        ({"encoder__lookahead": 3, "rate__max_kbit_s": 64}, "encoder.lookahead"),
-    ],
-)
-def test_settings_that_contradict_rate_control_are_named(overrides: dict[str, object], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        rate_of(**overrides)
-
-
-def test_a_lookahead_and_rate_control_are_told_apart_in_one_sentence() -> None:
-    with pytest.raises(ConfigError) as caught:
-        rate_of(encoder__lookahead=3, rate__mode="bandit")
-    said = "encoder.lookahead lets frames wait: set it to 0, or leave rate.mode off and rate.max_kbit_s unset"
-    assert str(caught.value) == said
-    assert rate_of(encoder__lookahead=3) is None
-
-
 def test_packets_that_leave_the_encoder_at_once_have_room() -> None:
     camera = CameraSection(buffer_packets=4)
     assert [room_for(camera, EncoderSection(lookahead=lookahead)) for lookahead in (0, 3, 30)] == [4, 7, 34]

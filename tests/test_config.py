@@ -182,6 +182,37 @@ def test_a_wrong_file_is_named_with_the_key(text: str, parts: list[str], tmp_pat
         assert part in found
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("source: {fast: true}\nrate: {mode: rule}", "source.fast"),
+        ("source: {fast: true}\nrate: {max_kbit_s: 64}", "source.fast"),
+        ("encoder: {price: 8, threshold: null}\nrate: {mode: bandit}", "encoder.price"),
+        ("encoder: {lookahead: 3}\nrate: {mode: rule}", "encoder.lookahead"),
+        ("encoder: {lookahead: 3}\nrate: {max_kbit_s: 64}", "encoder.lookahead"),
+        ("encoder: {lookahead: 3, grid: 2x2}", "encoder.lookahead"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(text: str, named: str, tmp_path: Path) -> None:
+    """Whichever layers they come from."""
+    file = written(tmp_path, text)
+    found = sentence(CameraSettings, file, {})
+    assert found.startswith(named)
+    section, _, rest = text.partition("\n")
+    if rest:
+        (name, values), *_ = yaml.safe_load(rest).items()
+        overrides = {f"{name}.{key}": value for key, value in values.items()}
+        assert sentence(CameraSettings, written(tmp_path, section), overrides) == found
+        load_settings(CameraSettings, written(tmp_path, section), {})
+
+
+def test_what_to_do_about_a_contradiction_is_said() -> None:
+    said = "encoder.lookahead lets frames wait: set it to 0, or leave rate.mode off and rate.max_kbit_s unset"
+    assert sentence(CameraSettings, None, {"encoder.lookahead": 3, "rate.mode": "bandit"}) == said
+    whole = load_settings(CameraSettings, None, {"encoder.lookahead": 3, "encoder.grid": "1x1"})
+    assert not whole.rate_controlled
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "none.yaml") in sentence(CameraSettings, tmp_path / "none.yaml", {})
 
