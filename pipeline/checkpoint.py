@@ -15,6 +15,7 @@ from pipeline.experiment import Experiment
 from pipeline.models.split_segmenter import SplitSegmenter
 
 FILE = "checkpoint.pt"
+_GONE = "prior.gaussian."  # buffers that runs had once, and that nothing learned
 _CAMERA, _GAINS, _CLOUD = "analysis.", "prior.gains.", "decoder."  # of a SplitSegmenter
 _LEARNED_BY = ("model", "data", "teacher", "loss")  # sections of an experiment; a schedule may be cut short or repeated
 
@@ -52,7 +53,7 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
         return 0
     # On the network's device: a learning rate on the CPU would be recorded into the GPU's graph as a constant.
     device = next(trainee.network.parameters()).device
-    state = torch.load(run / FILE, map_location=device, weights_only=True)
+    state = _read(run, device)
     if _experiment_of(run, state) != experiment:
         raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
     try:
@@ -151,5 +152,13 @@ def _experiment_of(run: Path, state: Mapping[str, Any]) -> Experiment:
 def _state(run: Path) -> dict[str, Any]:
     if not (run / FILE).is_file():
         raise ConfigError(f"run {run}: no {FILE} in it; train first, or name another")
-    state: dict[str, Any] = torch.load(run / FILE, map_location="cpu", weights_only=True)
+    return _read(run, torch.device("cpu"))
+
+
+def _read(run: Path, device: torch.device) -> dict[str, Any]:
+    """What a run saved, less what networks have no more."""
+    state: dict[str, Any] = torch.load(run / FILE, map_location=device, weights_only=True)
+    for weights in (state["network"], state["average"]):
+        for name in [name for name in weights if name.startswith(_GONE)]:
+            del weights[name]
     return state

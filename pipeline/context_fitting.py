@@ -76,8 +76,9 @@ def fit_tables(
         context = fit_context(symbols, hints, effort=effort, start=start.latent[i] if start else None, device=device)
         stored |= stored_context(context, f"latent_{i}")
         largest = max(largest, _largest_scale(symbols, context, hints))
-    scales = min(math.ceil(math.log(largest / SCALE_MIN) / SCALE_STEP) + _MARGIN, SCALE_COUNT)
-    tables = laplace_tables(max(scales, start.frequencies.scales if start else 0))
+    scales, before = math.ceil(math.log(largest / SCALE_MIN) / SCALE_STEP), start.frequencies.scales if start else 0
+    # The margin is for what is a little larger: where tables begun with are enough, they stay as they are.
+    tables = laplace_tables(before if scales <= before else min(scales + _MARGIN, SCALE_COUNT))
     if prior is None:
         stored["latent_offsets"] = np.stack(offsets)
     else:

@@ -117,7 +117,9 @@ class ScheduleSettings(_Section):
     seed: int = Field(ge=0)
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
-    backbone_lr: float = Field(gt=0, description="peak learning rate of what is pretrained, and of an image codec")
+    backbone_lr: float = Field(
+        gt=0, description="peak learning rate of what is pretrained, or of an image codec's transforms"
+    )
     lr: float = Field(gt=0, description="peak learning rate of everything else")
     warmup_steps: int = Field(ge=0)
     rate_warmup: float = Field(ge=0, le=1, description="share of the steps over which the rate's weight rises")

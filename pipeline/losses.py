@@ -13,16 +13,16 @@ VOID = 255
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The terms of one step, unweighted; but in `rate` each image's bits per pixel have their level's weight."""
+    """The terms of one step. What bits weigh by level is in `rate`, or in an image codec's `distortion`, alone."""
 
     segmentation: Tensor
     lovasz: Tensor
     distillation: Tensor
     taught_lovasz: Tensor  # with the teachers' likeliest classes
     squared_error: Tensor  # of the picture that an image codec rebuilds
-    distortion: Tensor  # the same, over the level's weight of the rate
-    rate: Tensor  # with the level's weight; without it where there is a distortion
-    rate_bpp: Tensor  # the same without weights
+    distortion: Tensor  # the same, each picture's over what bits weigh at its level
+    rate: Tensor  # bits per pixel, each image's times what bits weigh at its level; as they are beside a distortion
+    rate_bpp: Tensor
 
 
 def rate_bpp(coded: Coded, pixels: int) -> Tensor:

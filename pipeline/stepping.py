@@ -14,8 +14,7 @@ from pipeline import losses
 from pipeline.checkpoint import Trainee
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
-from pipeline.models.alternatives import ImageSynthesis
-from pipeline.models.assembly import pretrained
+from pipeline.models.assembly import begun
 from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter, upsample
 from pipeline.views import Batch
@@ -33,15 +32,13 @@ class TrainingDiverged(PipelineError):
 def optimiser_of(network: SplitSegmenter, experiment: Experiment) -> torch.optim.AdamW:
     """AdamW, what is begun with in slower groups; vectors (biases, batch norms) and gains do not decay."""
     device = next(network.parameters()).device
-    # An image codec's transform is good from the start; its entropy model has all to learn.
-    begun = [network.analysis, network.decoder] if isinstance(network.decoder, ImageSynthesis) else pretrained(network)
-    slow = {id(p) for part in begun for p in part.parameters()}
+    slow = {id(p) for part in begun(network) for p in part.parameters()}
     learning = [p for p in network.parameters() if p.requires_grad]
     groups = []
-    for pretrained_part in (True, False):
-        peak = experiment.schedule.backbone_lr if pretrained_part else experiment.schedule.lr
+    for slower in (True, False):
+        peak = experiment.schedule.backbone_lr if slower else experiment.schedule.lr
         for decays in (True, False):
-            chosen = [p for p in learning if (id(p) in slow) == pretrained_part and _decays(p) == decays]
+            chosen = [p for p in learning if (id(p) in slow) == slower and _decays(p) == decays]
             decay = experiment.schedule.weight_decay if decays else 0.0
             groups.append({"params": chosen, "peak": peak, "weight_decay": decay, "lr": torch.zeros((), device=device)})
     on_gpu = device.type == "cuda"
@@ -157,12 +154,13 @@ class Step:
                 taught_lovasz = losses.lovasz_softmax(output, guessed)
         bpp = losses.rate_bpp(seen.coded, batch.labels[0].numel())  # (B,)
         weights = self._rate_weights[batch.quality]
-        rate = (weights * bpp).mean()
         if settings.pixels > 0:
             # Divided by the weights, so that a bit counts alike at each level: they are so far apart that the entropy
             # model would learn the lowest rate alone, and symbols of the highest run away where no bits tell of them.
             errors = losses.squared_error(output, batch.images)
             squared_error, distortion, rate = errors.mean(), (errors / weights).mean(), bpp.mean()
+        else:
+            rate = (weights * bpp).mean()
         return losses.Losses(
             segmentation, lovasz, soft_term, taught_lovasz, squared_error, distortion, rate=rate, rate_bpp=bpp.mean()
         )

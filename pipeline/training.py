@@ -22,9 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment, ScheduleSettings
 from pipeline.material import Folders, Material, prepare
 from pipeline.measuring import Measured, Rebuilt, measure, measure_pictures, psnr_db
-from pipeline.models.alternatives import ImageSynthesis
-from pipeline.models.assembly import IMAGE, assemble, load_pretrained, pretrained
-from pipeline.models.entropy_model import MeanScaleHyperprior
+from pipeline.models.assembly import IMAGE, assemble, begin_unpretrained, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import camera_state, network_of, trainable
 from pipeline.stepping import TERMS, Step, optimiser_of
@@ -128,8 +126,7 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
     """Load what the folders name to begin with; ConfigError where chance would stand in for something learned."""
     if folders.start is None:
         _check_begun(network, experiment, folders)
-    if isinstance(network.decoder, ImageSynthesis) and isinstance(network.prior, MeanScaleHyperprior):
-        network.prior.begin_with(network.encode(images), level=network.levels // 3)
+        begin_unpretrained(network, _at_size(images, experiment.data.size))
     if folders.backbone is not None:
         load_pretrained(network, experiment.model.backbone, _read_weights(folders.backbone), images)
     if folders.start is not None:

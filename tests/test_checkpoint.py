@@ -49,6 +49,19 @@ def test_the_optimiser_goes_on_with_the_networks_own_parameters(tmp_path: Path) 
     assert torch.equal(loaded.network.weight, saved.network.weight)
 
 
+def test_a_run_from_before_a_part_that_learned_nothing_was_left_out_still_loads(tmp_path: Path) -> None:
+    saved, loaded = trainee(), trainee()
+    save(tmp_path, saved, tiny.experiment(), epochs_done=2)
+    state = torch.load(tmp_path / FILE, weights_only=True)
+    for weights in (state["network"], state["average"]):
+        weights["prior.gaussian.scale_table"] = torch.zeros(0)
+    torch.save(state, tmp_path / FILE)
+    assert resume(tmp_path, loaded, tiny.experiment()) == 2
+    assert torch.equal(loaded.network.weight, saved.network.weight)
+    load_average(tmp_path, loaded.average)
+    assert torch.equal(loaded.average.weight, saved.average.weight)
+
+
 def test_a_folder_without_checkpoint_starts_at_nothing(tmp_path: Path) -> None:
     assert resume(tmp_path, trainee(), tiny.experiment()) == 0
 

@@ -96,7 +96,7 @@ def test_pretrained_parts_learn_at_their_own_rate(settled: SplitSegmenter) -> No
     assert rates["analysis.backbone.stem.0.weight"][0] == 1e-5
 
 
-def test_an_image_codecs_transform_moves_slower_than_its_entropy_model() -> None:
+def test_an_image_codecs_transforms_move_slower_than_its_entropy_model() -> None:
     loss = {"labels": 0.0, "lovasz": 0.0, "pixels": 0.01}
     experiment = tiny.experiment(
         model={"decoder": "image"}, loss=loss, schedule={"backbone_lr": 1e-5, "lr": 1e-3, "weight_decay": 0.0}
@@ -146,17 +146,17 @@ def test_what_an_image_codec_learns_is_the_squared_error_of_its_pictures() -> No
     assert found[3].item() == pytest.approx((rebuilt.float() - shown.images).square().mean().item(), rel=1e-3)
 
 
-def test_an_image_codecs_bits_count_alike_at_each_level() -> None:
-    """Its errors are divided by what bits weigh: twice the weights of both change nothing."""
-    norms = []
-    for factor in (1, 2):
+def test_an_image_codecs_bits_count_alike_whatever_they_weigh_and_its_errors_the_less() -> None:
+    norms = {}
+    for pixels, rate in ((1e-9, [30.0, 1.0, 0.1]), (1e-9, [1.0, 0.5, 0.2]), (0.01, [1.0, 1.0, 1.0]), (0.02, [2.0] * 3)):
         torch.manual_seed(0)
-        rate = [factor * 0.5**level for level in range(tiny.LEVELS)]
-        loss = {"labels": 0.0, "lovasz": 0.0, "pixels": factor * 0.01, "rate": rate}
+        loss = {"labels": 0.0, "lovasz": 0.0, "pixels": pixels, "rate": rate}
         experiment = tiny.experiment(model={"decoder": "image"}, loss=loss)
         made = trainee(build(experiment, tiny.CLASSES), experiment)
-        norms.append(one_step(made, experiment, batch())[-1].item())
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+        norms[pixels, rate[0]] = one_step(made, experiment, batch())[-1].item()
+    assert norms[1e-9, 30.0] == pytest.approx(norms[1e-9, 1.0], rel=1e-3)
+    assert norms[0.01, 1.0] == pytest.approx(norms[0.02, 2.0], rel=1e-3)
+    assert norms[0.01, 1.0] != pytest.approx(norms[1e-9, 1.0], rel=1e-2)
 
 
 def test_the_lovasz_term_of_teachers_is_that_of_labels_that_say_the_same(settled: SplitSegmenter) -> None:

@@ -21,10 +21,16 @@ from pipeline.models.deeplab import DeepLabHead
 from pipeline.models.layers import conv_bn, conv_bn_relu
 
 _STRIDE = 16
-_FINEST = (
-    5.5  # steps of the highest level's quantiser in half the range of a colour, at the start: one is 23 grey levels
-)
-_SMALL = 0.1  # of what is added to a picture: one step of learning moves each weight as far, however many add up
+
+# An image codec's transforms. At the start the highest level's quantiser has this many steps in half a colour's range.
+_FINEST = 5.5
+# Blocks are kept 16 times as large as they act, so that their weights are of the size that Adam's steps are made for;
+# what the synthesis adds is a tenth of what its last layer gives, since its errors are in grey levels, not in steps.
+_BLOCK_UNITS = 16
+_ADDED = 0.1
+# A wave of colour comes behind those of grey whose squared frequency is below this many times its own, and this more:
+# so the first 192 leave out the least of CamVid's pictures (8 squared grey levels; 39 where colours count alike).
+_COLOUR_SQUARES, _COLOUR_LATER = 10, 4
 
 
 class Tail(Protocol):
@@ -83,14 +89,15 @@ class ImageAnalysis(nn.Module):
         self.fine = nn.Sequential(nn.Conv2d(3, width, 8, stride=4, padding=2), _Refine(width), _Refine(width))
         self.coarse = nn.Sequential(nn.Conv2d(width, 2 * width, 4, stride=4), _Refine(2 * width), _Refine(2 * width))
         self.add = nn.Conv2d(2 * width, latents, 3, padding=1)
-        _set(self.blocks, _STRIDE * block_cosines(latents))
-        _set(self.add, torch.zeros(()))
+        _begin_as_cosines(self.blocks)
+        nn.init.zeros_(self.add.weight)
+        nn.init.zeros_(_bias(self.add))
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in 0..255, H and W multiples of 16 -> y (B, C, H/16, W/16)."""
         image = image / 127.5 - 1
         with torch.autocast(image.device.type, enabled=False):  # bfloat16 knows a mean of 100 steps to half a step
-            y = self.blocks(image.float()) * (_FINEST / _STRIDE)
+            y = self.blocks(image.float()) * (_FINEST / _BLOCK_UNITS)
         found: Tensor = y + self.add(self.coarse(self.fine(image)))
         return found
 
@@ -113,14 +120,15 @@ class ImageSynthesis(nn.Module):
         self.seen = nn.Conv2d(3, width, 8, stride=4, padding=2)
         self.fine = nn.Sequential(_Refine(width), _Refine(width))
         self.add = nn.ConvTranspose2d(width, 3, 8, stride=4, padding=2)
-        _set(self.blocks, _STRIDE * block_cosines(latents))
-        _set(self.add, torch.zeros(()))
+        _begin_as_cosines(self.blocks)
+        nn.init.zeros_(self.add.weight)
+        nn.init.zeros_(_bias(self.add))
 
     def forward(self, y_hat: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> RGB (B, 3, 16h, 16w), about 0..255."""
         with torch.autocast(y_hat.device.type, enabled=False):
-            blocks = self.blocks(y_hat.float() / (_FINEST * _STRIDE))
-        image: Tensor = blocks + _SMALL * self.add(self.fine(self.coarse(y_hat / _FINEST) + self.seen(blocks)))
+            blocks = self.blocks(y_hat.float() / (_FINEST * _BLOCK_UNITS))
+        image: Tensor = blocks + _ADDED * self.add(self.fine(self.coarse(y_hat / _FINEST) + self.seen(blocks)))
         return (image + 1) * 127.5
 
 
@@ -143,6 +151,7 @@ class JSDEDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.factor = _STRIDE // joins.stride
+        self.even = nn.BatchNorm2d(latents)
         self.adapt = SourceDecoder(latents, joins.channels * self.factor**2, width=width, blocks=blocks)
         self.smooth = nn.Sequential(
             conv_bn_relu(joins.channels, joins.channels * 2, 3), nn.Conv2d(joins.channels * 2, joins.channels, 1)
@@ -152,6 +161,8 @@ class JSDEDecoder(nn.Module):
 
     def forward(self, y_hat: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> logits (B, K, 4h, 4w)."""
+        with torch.autocast(y_hat.device.type, enabled=False):  # some latents are a hundred times as large as others
+            y_hat = self.even(y_hat.float())
         x = F.pixel_shuffle(self.adapt(y_hat), self.factor)  # (B, channels, 16h/stride, 16w/stride)
         x = x + self.smooth(x)
         logits: Tensor = self.task_decoder(self.stages(x))
@@ -204,8 +215,8 @@ class _Refine(nn.Module):
 def block_cosines(count: int) -> Tensor:
     """The first `count` cosines of blocks of 16 x 16 pixels, orthonormal: (count, 3, 16, 16).
 
-    In order of how much street pictures have of them: slow waves first, and those of colour (red less blue, green less
-    both) later than equally slow ones of grey. Raises ValueError where there are fewer.
+    Slow waves come first, those of colour (red against blue, both against green) later than equally slow ones of grey.
+    Raises ValueError where there are fewer.
     """
     places = torch.arange(_STRIDE) + 0.5
     waves = torch.cos(math.pi / _STRIDE * torch.arange(_STRIDE)[:, None] * places)  # (frequency, place)
@@ -213,17 +224,22 @@ def block_cosines(count: int) -> Tensor:
     colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
     colours = colours / colours.norm(dim=1, keepdim=True)
     squares = torch.arange(_STRIDE) ** 2
-    quickness = (squares[:, None] + squares).expand(3, -1, -1) * torch.tensor([1, 6, 6])[:, None, None]
-    quickness = quickness + torch.tensor([0, 4, 4])[:, None, None]
+    grey = squares[:, None] + squares  # (down, across)
+    colour = _COLOUR_SQUARES * grey + _COLOUR_LATER
+    quickness = torch.stack([grey, colour, colour])
     if not 0 < count <= quickness.numel():
         raise ValueError(f"{count} cosines of blocks with {quickness.numel()} values")
-    colour, down, across = torch.unravel_index(quickness.flatten().argsort(stable=True)[:count], quickness.shape)
-    return torch.einsum("nc,ny,nx->ncyx", colours[colour], waves[down], waves[across])
+    hue, down, across = torch.unravel_index(quickness.flatten().argsort(stable=True)[:count], quickness.shape)
+    return torch.einsum("nc,ny,nx->ncyx", colours[hue], waves[down], waves[across])
 
 
 @torch.no_grad()
-def _set(layer: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor) -> None:
-    """Begin with these weights and no bias."""
-    layer.weight.copy_(weight.expand_as(layer.weight))
-    if layer.bias is not None:
-        layer.bias.zero_()
+def _begin_as_cosines(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    layer.weight.copy_(_BLOCK_UNITS * block_cosines(len(layer.weight)))
+    nn.init.zeros_(_bias(layer))
+
+
+def _bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    if layer.bias is None:
+        raise ValueError("an image codec's layers need biases")
+    return layer.bias

@@ -8,6 +8,7 @@ Fixed point: activations are integers 0..255 in units of 1/16, weights are integ
 so that every sum stays below 2**24 and is exact in float32 too.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,8 +97,8 @@ class IntegerHyperDecoder(nn.Module):
         x = F.pixel_shuffle(self.up_2(z_hat).clamp(0, 255), 2)[..., : -(-h // 2), : -(-w // 2)]
         x = F.pixel_shuffle(self.up_1(x).clamp(0, 255), 2)[..., :h, :w]
         mean, index = self.predict(x).chunk(2, 1)
-        # Below the bound a gradient that lifts goes through: what is zero at one level may be large at the next.
-        return mean, LowerBoundFunction.apply(index, index.new_zeros(1)).clamp_max(SCALE_LEVELS - 1)
+        # Out of bounds a gradient that leads back goes through: what is zero at one level may be large at the next.
+        return mean, _at_most(_at_least(index, 0), SCALE_LEVELS - 1)
 
 
 class MeanScaleHyperprior(nn.Module):
@@ -115,17 +116,18 @@ class MeanScaleHyperprior(nn.Module):
         self.register_buffer("log_scales", torch.from_numpy(np.log(scale_table())).float(), persistent=False)
 
     @torch.no_grad()
-    def begin_with(self, y: Tensor, level: int) -> None:
-        """Begin with the scales that y (B, C, h, w) has by channel at a level, and little of z in them.
+    def begin_with(self, y: Tensor) -> None:
+        """Begin with the means and scales that y (B, C, h, w) has by channel, at a level in the lower half.
 
-        From scales that are alike in all channels it takes thousands of steps to get there: the decoder's biases are in
-        sixteenths of an index.
+        Scales that are alike in all channels take thousands of steps to come apart: an index is a sixteenth of a bias.
+        What z adds is chance at first, and begins small beside them.
         """
-        scaled = self.gains.scale(y, torch.full((len(y),), level, device=y.device))
-        log_scale = scaled.std((0, 2, 3)).log().clamp(*self.log_scales[[0, -1]])
+        level = torch.full((len(y),), self.gains.levels // 3, device=y.device)
+        scaled = self.gains.scale(y, level)
+        log_scale = scaled.std((0, 2, 3)).clamp(SCALE_MIN, SCALE_MAX).log()
         index = (log_scale - self.log_scales[0]) / (self.log_scales[1] - self.log_scales[0])
         predict = self.hyper_decoder.predict
-        predict.real_bias()[len(index) :] = index / ACTIVATION_UNITS
+        predict.real_bias().copy_(torch.cat([scaled.mean((0, 2, 3)), index / ACTIVATION_UNITS]))
         predict.weight.mul_(0.3)
 
     def analyse(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +184,15 @@ class NoBottleneck(nn.Module):
         return Coded(y, nothing, nothing)
 
 
+def _at_least(x: Tensor, bound: float) -> Tensor:
+    held: Tensor = LowerBoundFunction.apply(x, x.new_full((1,), bound))
+    return held
+
+
+def _at_most(x: Tensor, bound: float) -> Tensor:
+    return -_at_least(-x, -bound)
+
+
 def _noise(x: Tensor) -> Tensor:
     return torch.rand_like(x) - 0.5
 
@@ -195,15 +206,18 @@ def _gaussian_bits(y: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
     """Symbols y (B, C, h, w) under Gaussians cut into steps of one -> bits per image (B,).
 
     A symbol counts MOST_BITS at most, but one further away still wants to come nearer, and to have a larger scale. Else
-    symbols that were all zero a moment ago would cost nothing more and run away. The slope is that of the logarithm of
-    a Gaussian's bits: with those bits' own, which grows on and on, a few symbols would be all that is learned.
+    symbols that were all zero a moment ago would cost nothing more and run away. The slope there is that of MOST_BITS
+    times the logarithm of a Gaussian's bits, which goes on from that inside; with those bits' own, which grows on and
+    on, a few symbols would be all that is learned.
     """
     distance = (y - mean).abs()
-    upper, lower = (torch.special.ndtr((half - distance) / scale) for half in (0.5, -0.5))
-    bits = _bits(upper - lower)
-    far = (upper - lower).detach() < 2**-MOST_BITS
-    beyond = 2 * MOST_BITS * ((distance - 0.5).clamp_min(SCALE_MIN) / scale).log()
-    return bits + _slope(torch.where(far, beyond, 0.0).flatten(1).sum(1))
+    # Both taken in a tail, where erfc is exact in float32; a distribution function made of erf knows none.
+    upper, lower = (0.5 * torch.erfc((distance - half) / (scale * math.sqrt(2))) for half in (0.5, -0.5))
+    likelihood = upper - lower
+    far = likelihood.detach() <= 2**-MOST_BITS
+    outside = (distance - 0.5).clamp_min(0.1)  # of what is not far the logarithm must be finite too
+    beyond = 2 * MOST_BITS * (outside / scale).log()
+    return _bits(likelihood) + _slope(torch.where(far, beyond, 0.0).flatten(1).sum(1))
 
 
 def _slope(bits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from pipeline.errors import ConfigError
-from pipeline.models.alternatives import ImageSynthesis
+from pipeline.models.alternatives import ImageAnalysis, ImageSynthesis
 from pipeline.models.assembly import BACKBONES, DECODERS, IMAGE, assemble, load_pretrained, pretrained
 from pipeline.models.backbone import MobileNetV2, MobileNetV2Tail, load_folded
 from pipeline.models.split_segmenter import Segmented, SplitSegmenter
@@ -90,8 +90,9 @@ def test_everything_is_finite(network: SplitSegmenter) -> None:
 
 
 def test_gradient_reaches_every_parameter(network: SplitSegmenter) -> None:
-    for layer in (m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and not m.weight.any()):
-        nn.init.normal_(layer.weight, std=0.01)  # what begins with nothing lets nothing through to what is before it
+    for part in (network.analysis, network.decoder):
+        if isinstance(part, ImageAnalysis | ImageSynthesis):
+            nn.init.normal_(part.add.weight, std=0.01)  # it begins with nothing, and lets nothing through to the others
     found = network.train()(pictures((64, 96), 6), levels_of(network, 6))
     (found.output.square().mean() + 1e-3 * (found.coded.y_bits + found.coded.z_bits).mean()).backward()
     dead = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
