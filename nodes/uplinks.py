@@ -51,11 +51,6 @@ def open_uplink(settings: CameraSettings, presence: Presence) -> Channel:
         channel = opening(url, camera=settings.camera.name, webrtc=options)
         _warn_of_readable_token(parse_webrtc_url(url), options)
         return FallbackChannel(channel, partial(opening, settings.mqtt_url)) if settings.webrtc.fallback else channel
-    if settings.webrtc.fallback:
-        raise ConfigError(
-            "webrtc.fallback is for an uplink over WebRTC: give uplink a webrtc+http:// or webrtc+https:// address, "
-            "or leave webrtc.fallback out"
-        )
     return opening(url)
 
 

@@ -34,7 +34,7 @@ class Window:
 
     Where no answer comes for `answer_s` all that lack one are sent again, in order, at first alone, then from the KEY
     on that they refer to; the waits double. After `tries` of these `run` raises TransportError. `resent` packets were
-    sent again, `resent_keys` of them though their frames had answers: those come once more.
+    sent again, `resent_keys` of them though their frames had answers, which come once more.
     """
 
     def __init__(

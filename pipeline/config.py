@@ -140,9 +140,11 @@ class CameraSettings(NodeSettings):
 
     @model_validator(mode="after")
     def _without_contradictions(self) -> "CameraSettings":
-        rows, columns = map(int, (self.encoder.grid or "1x1").split("x"))
-        if self.encoder.lookahead and rows * columns > 1:
-            raise ValueError("encoder.lookahead is for whole frames: set it to 0, or leave encoder.grid unset")
+        if self.webrtc.fallback and not (self.uplink or "").startswith("webrtc+"):
+            raise ValueError(
+                "webrtc.fallback is for an uplink over WebRTC: give uplink a webrtc+http:// or webrtc+https:// "
+                "address, or leave webrtc.fallback out"
+            )
         if not self.rate_controlled:
             return self
         if self.source.fast:
@@ -310,8 +312,9 @@ def _merge(below: Values, above: Values) -> dict[str, Any]:
 def _sentence(kind: type[NodeSettings], error: ValidationError, layers: Mapping[str, Values]) -> str:
     """The first fault: which layer, which key, what is wrong; or which keys contradict each other."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    said = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:
-        return fault["msg"].removeprefix("Value error, ")
+        return said
     fields = [part for part in fault["loc"] if isinstance(part, str)]  # the other parts are places in a list
     layer = [name for name, values in layers.items() if _holds(values, fields)][-1]
     key = ".".join(str(part) for part in fault["loc"])
@@ -322,7 +325,7 @@ def _sentence(kind: type[NodeSettings], error: ValidationError, layers: Mapping[
         return f"{layer}: {key}: this is a section; set its fields, such as {example}"
     if fault["type"] == "string_pattern_mismatch" and (told := _description(kind, fields)):
         return f"{layer}: {key}: not of its form; {told}"
-    return f"{layer}: {key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    return f"{layer}: {key}: {said[:1].lower()}{said[1:]}"
 
 
 def _description(model: type[BaseModel], path: Sequence[str]) -> str | None:

@@ -56,7 +56,8 @@ def fit_tables(
 ) -> dict[str, NDArray[np.generic]]:
     """The arrays that `bundle.tables_from` reads, but for those of the prior; prior None: no hyper latent is sent.
 
-    `start` is what to begin with instead of nothing: tables of as many levels of nearly the same network.
+    `start` is what to begin with instead of nothing: tables of as many levels of nearly the same network. Where it has
+    frequencies for every scale that these latents need, they stay.
     """
     stored: dict[str, NDArray[np.generic]] = {"hyper_limit": np.array([hyper_limit], np.int32)}
     offsets: list[NDArray[np.int16]] = []
@@ -76,9 +77,9 @@ def fit_tables(
         context = fit_context(symbols, hints, effort=effort, start=start.latent[i] if start else None, device=device)
         stored |= stored_context(context, f"latent_{i}")
         largest = max(largest, _largest_scale(symbols, context, hints))
-    scales, before = math.ceil(math.log(largest / SCALE_MIN) / SCALE_STEP), start.frequencies.scales if start else 0
-    # The margin is for what is a little larger: where tables begun with are enough, they stay as they are.
-    tables = laplace_tables(before if scales <= before else min(scales + _MARGIN, SCALE_COUNT))
+    needed = math.floor(math.log(largest / SCALE_MIN) / SCALE_STEP + 0.5) + 1
+    enough = start is not None and needed <= start.frequencies.scales
+    tables = start.frequencies if start and enough else laplace_tables(min(needed + _MARGIN, SCALE_COUNT))
     if prior is None:
         stored["latent_offsets"] = np.stack(offsets)
     else:

@@ -101,9 +101,13 @@ class LossSettings(_Section):
     labels: float = Field(ge=0, description="weight of the labels' cross entropy; 0: the labels are not looked at")
     lovasz: float = Field(ge=0, description="weight of the Lovasz softmax term, a surrogate of mIoU")
     pixels: float = Field(
-        default=0.0, ge=0, description="weight of the squared error, in squared grey levels; for model.decoder image"
+        default=0.0,
+        ge=0,
+        description="weight of the squared error, in grey levels, over its level's rate; for model.decoder image",
     )
-    rate: _Weights = Field(description="lambda, the weight of one bit per pixel, by level; it never rises")
+    rate: _Weights = Field(
+        description="lambda, the weight of one bit per pixel, by level; it never rises; image codecs divide by it"
+    )
 
     @property
     def levels(self) -> int:

@@ -21,7 +21,7 @@ class Losses:
     taught_lovasz: Tensor  # with the teachers' likeliest classes
     squared_error: Tensor  # of the picture that an image codec rebuilds
     distortion: Tensor  # the same, each picture's over what bits weigh at its level
-    rate: Tensor  # bits per pixel, each image's times what bits weigh at its level; as they are beside a distortion
+    rate: Tensor  # bits per pixel, each image's times what bits weigh at its level; an image codec's as they are
     rate_bpp: Tensor
 
 

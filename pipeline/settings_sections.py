@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from pipeline.messages import check_camera_name
@@ -156,6 +156,15 @@ class EncoderSection(_EngineSection):
         le=30,
         description="frames that wait for the KEY after them and refer to it too: fewer bits, masks that much later",
     )
+
+    @model_validator(mode="after")
+    def _frames_may_wait(self) -> "EncoderSection":
+        rows, columns = map(int, (self.grid or "1x1").split("x"))
+        if self.lookahead and rows * columns > 1:
+            raise ValueError("lookahead is for whole frames: set it to 0, or grid to 1x1")
+        if self.lookahead and self.key_interval == 1:
+            raise ValueError("lookahead is for frames between KEYs: set it to 0, or key_interval above 1")
+        return self
 
 
 class RateSection(Section):

@@ -14,7 +14,7 @@ from pipeline import losses
 from pipeline.checkpoint import Trainee
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
-from pipeline.models.assembly import begun
+from pipeline.models.assembly import slower_parts
 from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter, upsample
 from pipeline.views import Batch
@@ -30,9 +30,9 @@ class TrainingDiverged(PipelineError):
 
 
 def optimiser_of(network: SplitSegmenter, experiment: Experiment) -> torch.optim.AdamW:
-    """AdamW, what is begun with in slower groups; vectors (biases, batch norms) and gains do not decay."""
+    """AdamW, parts that learn slower in groups of their own; vectors (biases, batch norms) and gains do not decay."""
     device = next(network.parameters()).device
-    slow = {id(p) for part in begun(network) for p in part.parameters()}
+    slow = {id(p) for part in slower_parts(network) for p in part.parameters()}
     learning = [p for p in network.parameters() if p.requires_grad]
     groups = []
     for slower in (True, False):

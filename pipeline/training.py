@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment, ScheduleSettings
 from pipeline.material import Folders, Material, prepare
 from pipeline.measuring import Measured, Rebuilt, measure, measure_pictures, psnr_db
-from pipeline.models.assembly import IMAGE, assemble, begin_unpretrained, load_pretrained, pretrained
+from pipeline.models.assembly import IMAGE, assemble, begin_prior, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.restoring import camera_state, network_of, trainable
 from pipeline.stepping import TERMS, Step, optimiser_of
@@ -123,10 +123,10 @@ def _trainee(experiment: Experiment, folders: Folders, material: Material, devic
 
 
 def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, images: Tensor) -> None:
-    """Load what the folders name to begin with; ConfigError where chance would stand in for something learned."""
+    """Begin with what the folders name, and with frames where nothing is named; ConfigError where chance would do."""
     if folders.start is None:
         _check_begun(network, experiment, folders)
-        begin_unpretrained(network, _at_size(images, experiment.data.size))
+        begin_prior(network, _at_size(images, experiment.data.size))
     if folders.backbone is not None:
         load_pretrained(network, experiment.model.backbone, _read_weights(folders.backbone), images)
     if folders.start is not None:

@@ -219,7 +219,10 @@ def test_every_node_has_a_schema(node: str) -> None:
             "with a lookahead frames are whole; use 1x1",
         ),
         (["camera", "--lookahead", "31"], "encoder.lookahead"),
-        (["camera", "--lookahead", "3", "--grid", "2x2"], "encoder.lookahead is for whole frames: set it to 0"),
+        (
+            ["camera", "--lookahead", "3", "--grid", "2x2"],
+            "encoder: lookahead is for whole frames: set it to 0, or grid to 1x1",
+        ),
         (["encode", "--bundle", "none", "--input", "x", "--output", "y"], "there is no such folder"),
         (["camera", "--source", "none.mp4"], "cannot open none.mp4"),
         (["camera", "--name", "Bad Name"], "camera name"),

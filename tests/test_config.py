@@ -183,34 +183,54 @@ def test_a_wrong_file_is_named_with_the_key(text: str, parts: list[str], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "overrides", "named"),
     [
-        ("source: {fast: true}\nrate: {mode: rule}", "source.fast"),
-        ("source: {fast: true}\nrate: {max_kbit_s: 64}", "source.fast"),
-        ("encoder: {price: 8, threshold: null}\nrate: {mode: bandit}", "encoder.price"),
-        ("encoder: {lookahead: 3}\nrate: {mode: rule}", "encoder.lookahead"),
-        ("encoder: {lookahead: 3}\nrate: {max_kbit_s: 64}", "encoder.lookahead"),
-        ("encoder: {lookahead: 3, grid: 2x2}", "encoder.lookahead"),
+        ("source: {fast: true}", {"rate.mode": "rule"}, "source.fast"),
+        ("source: {fast: true}", {"rate.max_kbit_s": 64}, "source.fast"),
+        ("rate: {mode: bandit}", {"encoder.price": 8}, "encoder.price"),
+        ("encoder: {lookahead: 3}", {"rate.mode": "rule"}, "encoder.lookahead"),
+        ("rate: {max_kbit_s: 64}", {"encoder.lookahead": 3}, "encoder.lookahead"),
+        ("uplink: mqtt://broker", {"webrtc.fallback": True}, "webrtc.fallback"),
     ],
 )
-def test_settings_that_contradict_each_other_are_named(text: str, named: str, tmp_path: Path) -> None:
-    """Whichever layers they come from."""
+def test_sections_that_contradict_each_other_are_named(
+    text: str, overrides: dict[str, object], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever layers they come from; each by itself is right."""
     file = written(tmp_path, text)
-    found = sentence(CameraSettings, file, {})
-    assert found.startswith(named)
-    section, _, rest = text.partition("\n")
-    if rest:
-        (name, values), *_ = yaml.safe_load(rest).items()
-        overrides = {f"{name}.{key}": value for key, value in values.items()}
-        assert sentence(CameraSettings, written(tmp_path, section), overrides) == found
-        load_settings(CameraSettings, written(tmp_path, section), {})
+    load_settings(CameraSettings, file, {})
+    found = sentence(CameraSettings, file, overrides)
+    assert found.startswith(f"{named} ")
+    for key, value in overrides.items():
+        monkeypatch.setenv("MASKCAST_" + key.replace(".", "__").upper(), str(value))
+    assert sentence(CameraSettings, file, {}) == found
+
+
+@pytest.mark.parametrize("kind", [CameraSettings, DemoSettings])
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"encoder.grid": "2x2"}, "lookahead is for whole frames: set it to 0, or grid to 1x1"),
+        ({"encoder.key_interval": 1}, "lookahead is for frames between KEYs: set it to 0, or key_interval above 1"),
+    ],
+)
+def test_what_a_lookahead_is_not_for_is_said(kind: type[NodeSettings], other: dict[str, object], said: str) -> None:
+    assert sentence(kind, None, {"encoder.lookahead": 3, **other}) == f"command line: encoder: {said}"
+    load_settings(kind, None, other)
+
+
+def test_a_lookahead_goes_with_one_region() -> None:
+    load_settings(CameraSettings, None, {"encoder.lookahead": 3, "encoder.grid": "1x1"})
+
+
+def test_a_rate_is_controlled_by_its_mode_or_its_limit() -> None:
+    for overrides, controlled in (({}, False), ({"rate.mode": "rule"}, True), ({"rate.max_kbit_s": 64}, True)):
+        assert load_settings(CameraSettings, None, overrides).rate_controlled is controlled
 
 
 def test_what_to_do_about_a_contradiction_is_said() -> None:
     said = "encoder.lookahead lets frames wait: set it to 0, or leave rate.mode off and rate.max_kbit_s unset"
     assert sentence(CameraSettings, None, {"encoder.lookahead": 3, "rate.mode": "bandit"}) == said
-    whole = load_settings(CameraSettings, None, {"encoder.lookahead": 3, "encoder.grid": "1x1"})
-    assert not whole.rate_controlled
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -118,3 +118,14 @@ def test_tables_from_a_start_have_as_many_scales_at_least() -> None:
     calm = [LevelLatents(0.2 * smooth_latents(3), z)]
     again = tables_from(fit_tables(calm, None, hyper_limit=63, effort=Effort(steps=1), start=tables))
     assert again.frequencies.scales == tables.frequencies.scales
+
+
+@pytest.mark.parametrize(("factor", "grows"), [(1.0, False), (1.1, False), (20.0, True)])
+def test_tables_from_a_start_are_others_only_where_those_are_not_enough(factor: float, grows: bool) -> None:
+    y, z, few = 0.2 * smooth_latents(3), np.zeros((FRAMES, 0, 2, 3), np.float32), Effort(steps=5)
+    start = tables_from(fit_tables([LevelLatents(y, z)], None, hyper_limit=63, effort=SHORT))
+    larger = [LevelLatents(factor * y, z)]
+    again = tables_from(fit_tables(larger, None, hyper_limit=63, effort=few, start=start)).frequencies
+    assert (again.scales > start.frequencies.scales) == grows
+    if not grows:
+        np.testing.assert_array_equal(again.cumulative, start.frequencies.cumulative)

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.material import Folders
 from pipeline.measuring import Rebuilt, psnr_db
+from pipeline.models.entropy_model import MeanScaleHyperprior
 from pipeline.models.layers import short_floats
 from pipeline.publish import Origin, publish, publish_whole
 from pipeline.training import Progress, describe, load_trained
@@ -43,6 +44,28 @@ def test_an_image_codec_learns_to_rebuild_pictures_better_for_fewer_bits(tiny_ca
         assert isinstance(last, Rebuilt)
         assert last.psnr_db > first.psnr_db
         assert last.rate_bpp < first.rate_bpp
+
+
+def test_its_entropy_model_begins_with_what_its_transform_makes_of_frames_of_the_size_it_sees(
+    tiny_camvid: Path, tmp_path: Path
+) -> None:
+    """Two steps that move nothing; frames of another size have other means."""
+    still: dict[str, object] = {"lr": 1e-30, "backbone_lr": 1e-30, "epochs": 1}
+    found = []
+    for size in (None, (tiny.HEIGHT // 2, tiny.WIDTH // 2)):
+        experiment, run = image_codec(**still), frames(tiny_camvid, tmp_path / str(size))
+        if size is not None:
+            data = experiment.data.model_copy(update={"size": size, "crop": size})
+            experiment = experiment.model_copy(update={"data": data})
+        epochs(experiment, run)
+        network = load_trained(experiment, run.run, tiny.CLASSES)
+        assert isinstance(network.prior, MeanScaleHyperprior)
+        begun = network.prior.hyper_decoder.predict.bias
+        assert begun is not None
+        spread = begun[tiny.MODEL["latents"] :]
+        assert spread[0] > spread[-1]  # brightness varies more than quick waves do
+        found.append(spread)
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
 def test_its_pictures_are_measured_by_level_on_what_is_held_out(tiny_camvid: Path, tmp_path: Path) -> None:

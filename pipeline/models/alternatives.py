@@ -29,7 +29,7 @@ _FINEST = 5.5
 _BLOCK_UNITS = 16
 _ADDED = 0.1
 # A wave of colour comes behind those of grey whose squared frequency is below this many times its own, and this more:
-# so the first 192 leave out the least of CamVid's pictures (8 squared grey levels; 39 where colours count alike).
+# so the first 192 leave out the least of CamVid's pictures.
 _COLOUR_SQUARES, _COLOUR_LATER = 10, 4
 
 
@@ -78,8 +78,8 @@ class SourceTaskDecoder(nn.Module):
 class ImageAnalysis(nn.Module):
     """The encoder of a learned image codec, which knows nothing of the task: a block transform and a network beside it.
 
-    The transform begins as JPEG's does, with the cosines of blocks of 16 x 16 pixels in three opponent colours, and the
-    network beside it with nothing: what half an hour learns is added to a codec that works. Residual blocks in place
+    The transform begins in JPEG's way, as cosines of blocks in three opponent colours, here of 16 x 16 pixels, and the
+    network beside it with nothing: what is learned is added to a codec that works. Residual blocks in place
     of divisive normalisation: He et al., "ELIC", CVPR 2022 (arXiv 2203.10886).
     """
 
@@ -90,8 +90,7 @@ class ImageAnalysis(nn.Module):
         self.coarse = nn.Sequential(nn.Conv2d(width, 2 * width, 4, stride=4), _Refine(2 * width), _Refine(2 * width))
         self.add = nn.Conv2d(2 * width, latents, 3, padding=1)
         _begin_as_cosines(self.blocks)
-        nn.init.zeros_(self.add.weight)
-        nn.init.zeros_(_bias(self.add))
+        _begin_as_nothing(self.add)
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in 0..255, H and W multiples of 16 -> y (B, C, H/16, W/16)."""
@@ -121,8 +120,7 @@ class ImageSynthesis(nn.Module):
         self.fine = nn.Sequential(_Refine(width), _Refine(width))
         self.add = nn.ConvTranspose2d(width, 3, 8, stride=4, padding=2)
         _begin_as_cosines(self.blocks)
-        nn.init.zeros_(self.add.weight)
-        nn.init.zeros_(_bias(self.add))
+        _begin_as_nothing(self.add)
 
     def forward(self, y_hat: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> RGB (B, 3, 16h, 16w), about 0..255."""
@@ -236,6 +234,11 @@ def block_cosines(count: int) -> Tensor:
 @torch.no_grad()
 def _begin_as_cosines(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
     layer.weight.copy_(_BLOCK_UNITS * block_cosines(len(layer.weight)))
+    nn.init.zeros_(_bias(layer))
+
+
+def _begin_as_nothing(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    nn.init.zeros_(layer.weight)
     nn.init.zeros_(_bias(layer))
 
 

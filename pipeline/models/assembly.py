@@ -63,13 +63,13 @@ def pretrained(network: SplitSegmenter) -> list[nn.Module]:
     return [*found, *([network.decoder.stages] if isinstance(network.decoder, JSDEDecoder) else [])]
 
 
-def begun(network: SplitSegmenter) -> list[nn.Module]:
+def slower_parts(network: SplitSegmenter) -> list[nn.Module]:
     """The parts that learn slower: what is pretrained, or both transforms of an image codec, which begin as one."""
     return [network.analysis, network.decoder] if _is_image_codec(network) else pretrained(network)
 
 
 @torch.no_grad()
-def begin_unpretrained(network: SplitSegmenter, images: Tensor) -> None:
+def begin_prior(network: SplitSegmenter, images: Tensor) -> None:
     """Let an image codec's entropy model begin with what its transform makes of images (N, 3, h, w)."""
     if _is_image_codec(network) and isinstance(network.prior, MeanScaleHyperprior):
         network.prior.begin_with(network.encode(images))

@@ -27,6 +27,7 @@ ACTIVATION_UNITS = 16
 WEIGHT_UNITS = 128
 SCALE_LEVELS = 64
 SCALE_MIN, SCALE_MAX = 0.11, 64.0
+_CHANCE = 0.3
 MOST_BITS = 24  # of one symbol, where bits are estimated
 HYPER_LIMIT = 63  # |z| beyond this is clamped by the encoder
 
@@ -120,7 +121,7 @@ class MeanScaleHyperprior(nn.Module):
         """Begin with the means and scales that y (B, C, h, w) has by channel, at a level in the lower half.
 
         Scales that are alike in all channels take thousands of steps to come apart: an index is a sixteenth of a bias.
-        What z adds is chance at first, and begins small beside them.
+        What z adds is chance at first, and begins smaller than it would.
         """
         level = torch.full((len(y),), self.gains.levels // 3, device=y.device)
         scaled = self.gains.scale(y, level)
@@ -128,7 +129,7 @@ class MeanScaleHyperprior(nn.Module):
         index = (log_scale - self.log_scales[0]) / (self.log_scales[1] - self.log_scales[0])
         predict = self.hyper_decoder.predict
         predict.real_bias().copy_(torch.cat([scaled.mean((0, 2, 3)), index / ACTIVATION_UNITS]))
-        predict.weight.mul_(0.3)
+        predict.weight.mul_(_CHANCE)
 
     def analyse(self, y: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """y (B, C, h, w) and levels (B,) -> y and z in units of the quantiser's step: the camera rounds these."""
@@ -207,8 +208,8 @@ def _gaussian_bits(y: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
 
     A symbol counts MOST_BITS at most, but one further away still wants to come nearer, and to have a larger scale. Else
     symbols that were all zero a moment ago would cost nothing more and run away. The slope there is that of MOST_BITS
-    times the logarithm of a Gaussian's bits, which goes on from that inside; with those bits' own, which grows on and
-    on, a few symbols would be all that is learned.
+    times the logarithm of a Gaussian's bits, which goes on about where that inside ends; with those bits' own, which
+    grows on and on, a few symbols would be all that is learned.
     """
     distance = (y - mean).abs()
     # Both taken in a tail, where erfc is exact in float32; a distribution function made of erf knows none.
