@@ -27,9 +27,14 @@ def latents(bundle: Bundle, seed: int) -> Iterator[tuple[NDArray[np.float32], in
             yield dequantise(encoder.latents(one.image)), encoder.quality
 
 
+def calibration(bundle: Bundle) -> list[tuple[NDArray[np.float32], int]]:
+    """Enough of them that few values of other frames lie beyond: with half as many one frame in nine was 1 % off."""
+    return [one for seed in (0, 2, 3, 4, 5, 6) for one in latents(bundle, seed)]
+
+
 @pytest.fixture(scope="module")
 def made(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made, moved = add_int8(tiny_bundle, list(latents(tiny_bundle, 0)), tmp_path_factory.mktemp("int8"), tolerance=1.0)
+    made, moved = add_int8(tiny_bundle, calibration(tiny_bundle), tmp_path_factory.mktemp("int8"), tolerance=1.0)
     assert moved is not None and 0 < moved < 0.2
     return made
 
@@ -68,9 +73,9 @@ def test_masks_of_the_shipped_bundle_are_the_same_but_for_one_pixel_in_two_hundr
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_logits_are_near_what_they_were_on_frames_not_calibrated_on(made: Bundle, engine: str) -> None:
     plain, short = (open_session(made.graph(name), engine=engine) for name in ("decode", DECODE_INT8))
-    for y_hat, level in latents(made, 1):
+    for y_hat, level in (*latents(made, 1), *latents(made, 7)):
         logits = [one.run(y_hat[None], np.array([level]))[0][0] for one in (plain, short)]
-        assert np.abs(logits[1] - logits[0]).mean() < 0.01 * np.ptp(logits[0])
+        assert np.abs(logits[1] - logits[0]).mean() < 0.005 * np.ptp(logits[0])
 
 
 def test_a_batch_gives_what_its_rows_give_alone(made: Bundle) -> None:
@@ -85,7 +90,7 @@ def test_a_batch_gives_what_its_rows_give_alone(made: Bundle) -> None:
 def test_nothing_tells_where_it_was_made_and_nothing_is_printed(
     made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    again, _ = add_int8(made, list(latents(made, 0)), tmp_path, tolerance=1.0)
+    again, _ = add_int8(made, calibration(made), tmp_path, tolerance=1.0)
     assert capsys.readouterr().out == ""
     assert not caplog.records
     content = again.graph(DECODE_INT8).read_bytes()
