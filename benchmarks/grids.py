@@ -31,10 +31,11 @@ from pipeline.codec import Decoder, Encoder, decode_graph, open_decoder, open_en
 from pipeline.datasets import classes_at
 from pipeline.deciding import open_decider
 from pipeline.errors import PipelineError
+from pipeline.key_policies import EVERY_FRAME, KeyPolicy, at_interval, at_threshold
 from pipeline.messages import Frame, FrameId, Kind
 from pipeline.regions import OVERLAP_PX, Grid
 from pipeline.runtime import open_session
-from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_interval, at_threshold
+from pipeline.video_encoder import VideoEncoder
 
 GRIDS = ((1, 1), (2, 2), (3, 3))
 INTERVALS = (2, 4, 6)

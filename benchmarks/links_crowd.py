@@ -22,11 +22,12 @@ from pipeline.bitstream import pack
 from pipeline.bundle import load_bundle
 from pipeline.config import EncoderSection
 from pipeline.errors import TransportError
+from pipeline.key_policies import key_policy
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.sources import fit, open_source
 from pipeline.transport.webrtc import WebRtcChannel
 from pipeline.video import sample_path
-from pipeline.video_encoder import key_policy, open_video_encoder
+from pipeline.video_encoder import open_video_encoder
 
 _FRAMES, _CONNECT_S = 150, 30.0
 

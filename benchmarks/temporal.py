@@ -31,18 +31,20 @@ from rich.table import Table
 
 from benchmarks.targets import TARGETS, least_at
 from pipeline.accuracy import VOID, confusion, mean_iou
-from pipeline.bidirectional import AnyEncoder, BidirectionalEncoder
+from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, check_quality, open_decoder, open_encoder
 from pipeline.datasets import camvid, classes_at
 from pipeline.deciding import GRAPH, Decider, open_decider
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.key_policies import EVERY_FRAME, KeyPolicy, at_interval, at_price, at_threshold
 from pipeline.keys import KeyBuffers
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.region_decoder import HeldKey
 from pipeline.sources import fit, open_source
-from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_interval, at_price, at_threshold
+from pipeline.stream_encoder import StreamEncoder
+from pipeline.video_encoder import VideoEncoder
 
 INTERVALS = (2, 3, 4, 6, 10)
 THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
@@ -99,7 +101,7 @@ class Way:
     """One policy on its way through the video, and what was counted on it: bytes and ms by kind."""
 
     setting: Setting
-    encoder: AnyEncoder
+    encoder: StreamEncoder
     matrix: NDArray[np.int64]
     agreed: list[float] = field(default_factory=list)
     sizes: dict[Kind, list[float]] = field(default_factory=by_kind)
@@ -177,7 +179,7 @@ def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine
     return [result_of(way, ways[0]) for way in ways]
 
 
-def coder(setting: Setting, encoder: Encoder, bundle: Bundle, decider: Decider | None) -> AnyEncoder:
+def coder(setting: Setting, encoder: Encoder, bundle: Bundle, decider: Decider | None) -> StreamEncoder:
     """The camera's half of one policy."""
     if not setting.lookahead:
         return VideoEncoder(encoder, bundle, policy=setting.policy, decider=decider)
@@ -221,7 +223,7 @@ def step(way: Way, frame: Frame, decoder: Decoder, compared: _Compared, *, last:
         compared.note(way, packet.id.sequence, decoded.mask.classes)
 
 
-def _rest(encoder: AnyEncoder, last: bool) -> tuple[Packet, ...]:
+def _rest(encoder: StreamEncoder, last: bool) -> tuple[Packet, ...]:
     return encoder.flush() if last else ()
 
 

@@ -20,10 +20,11 @@ from pipeline.codec import Decoder, open_decoder, open_encoder
 from pipeline.config import EncoderSection
 from pipeline.datasets import camvid, scaled
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.key_policies import key_policy
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
-from pipeline.video_encoder import key_policy, open_video_encoder
+from pipeline.video_encoder import open_video_encoder
 
 Images = Sequence[NDArray[np.uint8]]
 

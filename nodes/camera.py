@@ -36,7 +36,6 @@ from nodes.uplink import Encoded, Uplink
 from nodes.uplinks import far_side_of, open_uplink, transport_of
 from nodes.window import Window
 from pipeline import metrics
-from pipeline.bidirectional import AnyEncoder
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.config import CameraSettings
@@ -44,6 +43,7 @@ from pipeline.errors import BitstreamError, SourceError, TransportError
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.operating_points import OperatingPoint
 from pipeline.scene import SceneGate, SimpleScenes
+from pipeline.stream_encoder import StreamEncoder
 from pipeline.transport import Channel
 from pipeline.video import Video
 
@@ -61,7 +61,7 @@ class Camera:
         name: str,
         *,
         video: Video,
-        encoder: AnyEncoder,
+        encoder: StreamEncoder,
         lane: Lane,
         channel: Channel,
         levels: frozenset[int],

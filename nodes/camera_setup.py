@@ -10,19 +10,20 @@ from nodes.service import Presence, now_ms
 from nodes.uplinks import goes_over_webrtc
 from nodes.window import Window
 from pipeline.bandit import Bandit
-from pipeline.bidirectional import AnyEncoder, open_any_encoder
+from pipeline.bidirectional import open_stream_encoder
 from pipeline.bundle import Bundle
 from pipeline.choosing import Chooser, Ruled
 from pipeline.config import CameraSection, CameraSettings, EncoderSection, PreviewSection, SceneSection, SourceSection
 from pipeline.deciding import usual_bytes
 from pipeline.errors import ConfigError
+from pipeline.key_policies import key_policy
 from pipeline.operating_points import CostModel, Ladder, points_of
 from pipeline.rate_rule import DelayRule
 from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.sources import Origin, kind_of, shown
+from pipeline.stream_encoder import StreamEncoder
 from pipeline.transport import Channel
 from pipeline.video import Video
-from pipeline.video_encoder import key_policy
 
 _USUAL_FPS = 25.0  # of a source that does not tell
 _MQTT_HEADER_BYTES, _WEBRTC_HEADER_BYTES = 70, 100  # of IP, TCP, MQTT; of IP, UDP, DTLS, SCTP and our chunks
@@ -66,10 +67,10 @@ def open_window(
     )
 
 
-def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], AnyEncoder]:
+def opening(bundle: Bundle, encoder: EncoderSection) -> Callable[[], StreamEncoder]:
     """What opens the encoder that the settings ask for."""
     return partial(
-        open_any_encoder,
+        open_stream_encoder,
         bundle,
         engine=encoder.engine,
         threads=encoder.threads,

@@ -20,7 +20,7 @@ from pipeline.messages import FrameId, Kind, Packet
 from pipeline.operating_points import HEADER_BYTES, OperatingPoint, Sent
 from pipeline.rate_rule import DelayRule
 from pipeline.receipts import unpack_receipt
-from pipeline.video_encoder import Tried
+from pipeline.stream_encoder import Tried
 
 _WORK_S = 0.03  # from capture to packet and from packet to mask, beside the link
 _EARLY = 0.5  # of the source's own frame interval: so much sooner a frame may come than its turn is

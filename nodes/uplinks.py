@@ -6,7 +6,6 @@ import structlog
 
 from nodes.service import Presence
 from pipeline.config import CameraSettings, WebRtcSection
-from pipeline.errors import ConfigError
 from pipeline.transport import Channel, open_channel
 from pipeline.transport.address import is_loopback
 from pipeline.transport.fallback import FallbackChannel
@@ -60,8 +59,6 @@ def webrtc_options(settings: WebRtcSection) -> WebRtcOptions:
     token = None if settings.token is None else settings.token.get_secret_value()
     if token is not None:
         check_token(token, "webrtc.token")
-    if settings.relay_only and not any(each.username for each in servers):
-        raise ConfigError("webrtc.relay_only needs a turn: server in webrtc.ice_servers")
     return WebRtcOptions(
         token=token,
         ice_servers=servers,

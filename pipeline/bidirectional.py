@@ -14,25 +14,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline import motion
-from pipeline.bitstream import MAX_AGE
+from pipeline.bitstream import MAX_AGE, MAX_REGIONS
 from pipeline.bundle import Bundle
 from pipeline.codec import Encoder, grid_named, open_encoder, packet_of
 from pipeline.deciding import Candidate, Decider, open_decider
 from pipeline.errors import ConfigError
 from pipeline.flow_coding import encode_flow, grid_of, opposite
+from pipeline.key_policies import EVERY_FRAME, KeyPolicy
 from pipeline.mask_order import frames_after
 from pipeline.messages import Frame, FrameId, Kind, Packet, Region
 from pipeline.motion import Motion, MotionTracker, Traced
-from pipeline.triggers import Trigger
-from pipeline.video_encoder import (
-    CLEARLY_SMALLER,
-    EVERY_FRAME,
-    KeyPolicy,
-    Tried,
-    VideoEncoder,
-    open_video_encoder,
-    trigger_of,
-)
+from pipeline.stream_encoder import CLEARLY_SMALLER, StreamEncoder, Tried
+from pipeline.video_encoder import open_video_encoder
 
 # A bit must save so many times as much of the motion from the nearer key, and of that from the other, as of a WARP's.
 _NEAR, _FAR = 6.0, 24.0
@@ -59,7 +52,7 @@ class _Sent:
     body_bytes: int
 
 
-class BidirectionalEncoder:
+class BidirectionalEncoder(StreamEncoder):
     """Turns the frames of one camera into packets of whole frames, up to `lookahead` of them waiting for the next KEY.
 
     A frame has both, motion from the KEY before it and from the one after it, if that came in time; else it is a WARP
@@ -72,65 +65,31 @@ class BidirectionalEncoder:
         self, encoder: Encoder, bundle: Bundle, *, policy: KeyPolicy, lookahead: int, decider: Decider | None = None
     ) -> None:
         check_lookahead(policy, lookahead)
-        self._encoder, self._bundle, self._policy, self._lookahead = encoder, bundle, policy, lookahead
-        self._decider = decider
+        super().__init__(encoder, bundle, policy, decider)
+        self._lookahead = lookahead
         size = bundle.manifest.height, bundle.manifest.width
         self._size, self._flow = size, grid_of(*size)
         self._forward, self._backward = MotionTracker(*size), MotionTracker(*size)
         self._trigger = self._new_trigger()
         self._waiting: list[_Waiting] = []  # oldest first
         self._key: _Sent | None = None
-        self._quality = encoder.quality
-        self._outdated = False  # KEYs are of another level than those to come
         self._wanted = False
-        self.tried: tuple[Tried, ...] = ()  # of the last frame, where its KEY was not due anyway
-
-    def _new_trigger(self) -> Trigger:
-        return trigger_of(self._policy, self._bundle, self._decider)
 
     @property
-    def quality(self) -> int:
-        """The quality level of the frames to come, and where a price is set the highest; a new one gives a KEY."""
-        return self._quality
+    def _regions(self) -> int:
+        return 1
 
-    @quality.setter
-    def quality(self, quality: int) -> None:
-        if quality != self._quality or self._outdated:
-            self._quality = self._encoder.quality = quality
-            self._outdated, self._wanted = False, True
+    def _renew_triggers(self) -> None:
+        self._trigger = self._new_trigger()
 
-    @property
-    def threshold(self) -> float:
-        """The least agreement, in percent of the pixels, that a WARP has to promise; a new one holds at once.
-
-        ConfigError where a price decides, or on a value out of range.
-        """
-        return self._policy.least_agreement
-
-    @threshold.setter
-    def threshold(self, agreement: float) -> None:
-        if agreement != self._policy.least_agreement:
-            self._policy = replace(self._policy, least_agreement=agreement)
-            self._trigger = self._new_trigger()
-
-    def code_keys_at(self, quality: int) -> None:
-        """Change the level of the KEYs to come, and ask for none, but where a price weighs it against the key's."""
-        if self._policy.price is not None:
-            self.quality = quality
-        elif quality != self._quality:
-            self._quality, self._outdated = quality, True
-
-    def request_key(self, regions: Iterable[int] = (0,)) -> None:
-        """Make the next frame a KEY; regions that a whole frame does not have are passed over."""
+    def request_key(self, regions: Iterable[int] = range(MAX_REGIONS)) -> None:
         self._wanted = self._wanted or 0 in regions
 
     @property
     def key_asked(self) -> bool:
-        """Whether a key was asked for that no packet has brought yet."""
         return self._wanted
 
     def packets(self, frame: Frame) -> tuple[Packet, ...]:
-        """One frame -> the packets that can leave now, in the order of their frames; ValueError on another size."""
         if frame.image.shape != (*self._size, 3):
             raise ValueError(f"image {frame.image.shape}; expected {self._size[0]}x{self._size[1]}x3")
         age, self.tried = self._age(frame), ()
@@ -143,7 +102,6 @@ class BidirectionalEncoder:
         return (*early, *self._keyed(frame))
 
     def flush(self) -> tuple[Packet, ...]:
-        """The packets of the frames that wait, without a KEY after them."""
         return self._release(0)
 
     def _release(self, most: int) -> tuple[Packet, ...]:
@@ -177,8 +135,7 @@ class BidirectionalEncoder:
 
     def _keyed(self, frame: Frame) -> tuple[Packet, ...]:
         """The frame as KEY, after those that waited for it."""
-        if self._outdated:
-            self._encoder.quality, self._outdated = self._quality, False
+        self._catch_up()
         key = self._encoder.encode(frame)
         body, outline = key.regions[0].body, self._encoder.outline
         waited, self._waiting = self._waiting, []
@@ -217,10 +174,7 @@ def check_lookahead(policy: KeyPolicy, lookahead: int) -> int:
     return lookahead
 
 
-AnyEncoder = VideoEncoder | BidirectionalEncoder
-
-
-def open_any_encoder(
+def open_stream_encoder(
     bundle: Bundle,
     *,
     engine: str = "auto",
@@ -229,7 +183,7 @@ def open_any_encoder(
     policy: KeyPolicy = EVERY_FRAME,
     grid: str | None = None,
     lookahead: int = 0,
-) -> AnyEncoder:
+) -> StreamEncoder:
     """A camera's half for video, ready and warm, whose frames wait for a KEY where the lookahead is not 0.
 
     ConfigError as open_video_encoder, and where frames cannot wait: as KEYs all of them, or in regions.

@@ -132,7 +132,7 @@ def camera(
 ) -> None:
     """Encode a video source and publish its packets."""
     from nodes import camera as node
-    from pipeline.video_encoder import key_policy
+    from pipeline.key_policies import key_policy
 
     if threshold is not None and price is not None:  # in settings a price goes before the usual threshold
         key_policy(threshold=threshold, price=price)
@@ -194,13 +194,13 @@ def encode(
     engine: Engine = "auto",
 ) -> None:
     """Encode each frame to a packet file of the same stem; each one is a KEY unless an option says otherwise."""
-    from pipeline.bidirectional import open_any_encoder
+    from pipeline.bidirectional import open_stream_encoder
+    from pipeline.key_policies import key_policy
     from pipeline.recording import encode_files
-    from pipeline.video_encoder import key_policy
 
     policy = key_policy(key_interval=key_interval, threshold=threshold, price=price)
     loaded = _bundle(bundle)
-    encoder = open_any_encoder(
+    encoder = open_stream_encoder(
         loaded, engine=engine, quality=quality, policy=policy, grid=grid, lookahead=lookahead or 0
     )
     written = list(_progress(encode_files(encoder, loaded, source, output), "encoding"))

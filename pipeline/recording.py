@@ -10,7 +10,6 @@ from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.bidirectional import AnyEncoder
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle
 from pipeline.codec import Decoder
@@ -19,6 +18,7 @@ from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.sources import damage_of, fit, image_files, open_source
+from pipeline.stream_encoder import StreamEncoder
 
 SUFFIX = ".mcp"
 
@@ -31,7 +31,7 @@ class Written:
     bytes: int
 
 
-def encode_files(encoder: AnyEncoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
+def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
     """Write one packet file per frame of `source` into `folder`.
 
     Raises SourceError where the source cannot be read, or not all of it, and ConfigError where the folder has packets
@@ -85,7 +85,7 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
             yield _write(folder / f"{path.stem}.json", pack_labels(decoded.scores, names))
 
 
-def _packets(encoder: AnyEncoder, frames: Iterable[Frame]) -> Iterator[Packet]:
+def _packets(encoder: StreamEncoder, frames: Iterable[Frame]) -> Iterator[Packet]:
     """Those of all frames, in their order."""
     for frame in frames:
         yield from encoder.packets(frame)

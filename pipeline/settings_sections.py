@@ -64,6 +64,12 @@ class WebRtcSection(Section):
     relay_only: bool = Field(False, description="go through the turn: server only, where a network allows nothing else")
     fallback: bool = Field(False, description="use mqtt_url while the gateway cannot be reached over WebRTC")
 
+    @model_validator(mode="after")
+    def _relay_is_known(self) -> "WebRtcSection":
+        if self.relay_only and not any(url.startswith("turn") for url in self.ice_servers):
+            raise ValueError("relay_only needs a turn: server in ice_servers")
+        return self
+
 
 class WebRtcGatewaySection(Section):
     port: Port = Field(0, description="TCP port that cameras connect to over WebRTC; 0: none")

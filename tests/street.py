@@ -8,14 +8,15 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bidirectional import open_any_encoder
+from pipeline.bidirectional import open_stream_encoder
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Outputs, open_decoder
+from pipeline.key_policies import at_interval
 from pipeline.keys import KeyBuffers
 from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
-from pipeline.video_encoder import VideoEncoder, at_interval, open_video_encoder
+from pipeline.video_encoder import VideoEncoder, open_video_encoder
 
 INTERVAL = 5  # one KEY in so many frames
 EPOCH = 7
@@ -68,7 +69,7 @@ def packets(count: int) -> Sequence[Packet]:
 def packets_between(count: int) -> Sequence[Packet]:
     """The same, each frame between two KEYs told from both sides, the later one ahead of its frame."""
     policy, waiting = at_interval(INTERVAL), INTERVAL - 1
-    encoder = open_any_encoder(bundle(), engine="onnxruntime", threads=1, policy=policy, lookahead=waiting)
+    encoder = open_stream_encoder(bundle(), engine="onnxruntime", threads=1, policy=policy, lookahead=waiting)
     images = itertools.cycle([*pictures(), *reversed(pictures())])
     frames = (Frame(FrameId(EPOCH, sequence), 0, next(images)) for sequence in range(count))
     made = [packet for frame in frames for packet in encoder.packets(frame)]

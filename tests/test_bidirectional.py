@@ -15,14 +15,15 @@ from test_video_encoder import BUNDLE, FixedEncoder, frames_of, video_encoder
 from test_video_encoder import images as images  # a fixture
 
 from pipeline import motion
-from pipeline.bidirectional import BidirectionalEncoder, open_any_encoder
+from pipeline.bidirectional import BidirectionalEncoder, open_stream_encoder
 from pipeline.bitstream import pack, unpack
 from pipeline.codec import Decoder, Encoder, open_encoder
 from pipeline.deciding import Candidate
 from pipeline.errors import ConfigError
 from pipeline.flow_coding import decode_flow, grid_of, node_flow
+from pipeline.key_policies import EVERY_FRAME, KeyPolicy, at_interval, at_price, at_threshold
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Packet
-from pipeline.video_encoder import EVERY_FRAME, KeyPolicy, VideoEncoder, at_interval, at_price, at_threshold
+from pipeline.video_encoder import VideoEncoder
 
 Images = list[NDArray[np.uint8]]
 
@@ -277,7 +278,7 @@ def test_settings_that_frames_cannot_wait_with_are_refused(policy: KeyPolicy, lo
         bidirectional(policy, lookahead=lookahead)
     if lookahead:
         with pytest.raises(ConfigError, match=said):
-            open_any_encoder(street.bundle(), policy=policy, lookahead=lookahead)
+            open_stream_encoder(street.bundle(), policy=policy, lookahead=lookahead)
 
 
 @pytest.mark.parametrize("policy", [at_threshold(97), at_price(4)], ids=["threshold", "price"])
@@ -285,7 +286,7 @@ def test_the_keys_are_those_of_a_camera_that_lets_no_frame_wait(policy: KeyPolic
     """And of the same levels, which a price chooses."""
     found = []
     for lookahead in (0, 3):
-        encoder = open_any_encoder(
+        encoder = open_stream_encoder(
             street.bundle(), engine="onnxruntime", threads=1, quality=5, policy=policy, lookahead=lookahead
         )
         frames = frames_of(street.pictures()[:8])
@@ -297,7 +298,7 @@ def test_the_keys_are_those_of_a_camera_that_lets_no_frame_wait(policy: KeyPolic
 
 
 def test_a_price_weighs_a_level_that_is_to_come_at_once() -> None:
-    encoder = open_any_encoder(
+    encoder = open_stream_encoder(
         street.bundle(), engine="onnxruntime", threads=1, quality=5, policy=at_price(20), lookahead=3
     )
     encoder.packets(frames_of(street.pictures())[0])
@@ -307,12 +308,14 @@ def test_a_price_weighs_a_level_that_is_to_come_at_once() -> None:
 
 def test_with_a_lookahead_frames_are_whole() -> None:
     with pytest.raises(ConfigError, match="grid 2x2: with a lookahead frames are whole; use 1x1"):
-        open_any_encoder(street.bundle(), policy=at_interval(4), grid="2x2", lookahead=3)
+        open_stream_encoder(street.bundle(), policy=at_interval(4), grid="2x2", lookahead=3)
 
 
 def test_a_lookahead_opens_an_encoder_whose_frames_wait() -> None:
     opened = [
-        open_any_encoder(street.bundle(), engine="onnxruntime", threads=1, policy=at_interval(4), lookahead=lookahead)
+        open_stream_encoder(
+            street.bundle(), engine="onnxruntime", threads=1, policy=at_interval(4), lookahead=lookahead
+        )
         for lookahead in (0, 3)
     ]
     assert [type(one) for one in opened] == [VideoEncoder, BidirectionalEncoder]

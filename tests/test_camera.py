@@ -30,13 +30,14 @@ from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import unpack
 from pipeline.config import CameraSection, CameraSettings, EncoderSection, load_settings
 from pipeline.errors import ConfigError, SourceError, TransportError
+from pipeline.key_policies import at_interval
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Frame, FrameId, Kind, Mask, Packet
 from pipeline.scene import SceneGate
 from pipeline.transport import CONTROL, LIVE, Channel, Delivery, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.video import Video
-from pipeline.video_encoder import VideoEncoder, at_interval
+from pipeline.video_encoder import VideoEncoder
 
 LIMIT_S = 20
 

@@ -22,6 +22,7 @@ from nodes.service import Lane
 from pipeline import metrics
 from pipeline.bitstream import unpack
 from pipeline.choosing import Chooser
+from pipeline.key_policies import at_threshold
 from pipeline.messages import Packet
 from pipeline.operating_points import OperatingPoint
 from pipeline.rate_rule import DelayRule
@@ -29,7 +30,7 @@ from pipeline.scene import SceneGate, SimpleScenes
 from pipeline.transport import CONTROL, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.video import Video
-from pipeline.video_encoder import VideoEncoder, at_threshold
+from pipeline.video_encoder import VideoEncoder
 
 FPS = 50.0
 

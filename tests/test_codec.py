@@ -22,6 +22,7 @@ from pipeline.codec import DECODE_INT8, Decoder, Encoder, open_decoder, open_enc
 from pipeline.entropy import Writer
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, PipelineError
 from pipeline.flow_coding import decode_flow, encode_flow, grid_of
+from pipeline.key_policies import at_interval
 from pipeline.keys import GENERATIONS, KeyBuffers
 from pipeline.latent_coding import decode_latents, dequantise, encode_latents, quantise
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Mask, Packet, Region
@@ -29,7 +30,7 @@ from pipeline.region_decoder import HeldKey
 from pipeline.runtime import open_session
 from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
-from pipeline.video_encoder import VideoEncoder, at_interval
+from pipeline.video_encoder import VideoEncoder
 
 ENGINES = ("onnxruntime", "openvino")
 FRAMES = 200

@@ -219,6 +219,13 @@ def test_what_a_lookahead_is_not_for_is_said(kind: type[NodeSettings], other: di
     load_settings(kind, None, other)
 
 
+@pytest.mark.parametrize("servers", [[], ["stun:host"]])
+def test_a_way_through_a_relay_only_needs_one(servers: list[str]) -> None:
+    said = sentence(CameraSettings, None, {"webrtc.relay_only": True, "webrtc.ice_servers": servers})
+    assert said == "command line: webrtc: relay_only needs a turn: server in ice_servers"
+    load_settings(CameraSettings, None, {"webrtc.relay_only": True, "webrtc.ice_servers": ["turns:a:b@host"]})
+
+
 def test_a_lookahead_goes_with_one_region() -> None:
     load_settings(CameraSettings, None, {"encoder.lookahead": 3, "encoder.grid": "1x1"})
 

@@ -14,13 +14,14 @@ from pipeline.bundle import Bundle, load_bundle
 from pipeline.decide_export import add_decision, add_outline
 from pipeline.deciding import FACTS, GRAPH, MAPS, PLACES, Candidate, open_decider
 from pipeline.errors import ConfigError
+from pipeline.key_policies import at_price
 from pipeline.models.outline import OutlineNetwork
 from pipeline.models.temporal import DecisionNetwork, settle
 from pipeline.motion import MotionTracker
 from pipeline.runtime import Precision, open_session
 from pipeline.streets import render_street, write_clip
 from pipeline.tracing import trace
-from pipeline.video_encoder import at_price, open_video_encoder
+from pipeline.video_encoder import open_video_encoder
 
 ENGINES = ("onnxruntime", "openvino")
 EXPERIMENT = {

@@ -12,10 +12,11 @@ from benchmarks.grids import GRIDS, Setting, main, measure, settings_of, ways_of
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import open_encoder
+from pipeline.key_policies import EVERY_FRAME, at_interval, at_threshold
 from pipeline.messages import Frame, FrameId
 from pipeline.regions import Grid
 from pipeline.streets import render_street
-from pipeline.video_encoder import EVERY_FRAME, VideoEncoder, at_interval, at_threshold
+from pipeline.video_encoder import VideoEncoder
 
 LEVEL = 4  # at the lowest ones a KEY of a region takes no more than a WARP does
 

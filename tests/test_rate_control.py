@@ -20,7 +20,7 @@ from pipeline.operating_points import CostModel, Ladder, OperatingPoint, Sent, p
 from pipeline.rate_rule import DelayRule
 from pipeline.receipts import Receipt, pack_receipt
 from pipeline.reward import Reward
-from pipeline.video_encoder import Tried
+from pipeline.stream_encoder import Tried
 
 FPS = 25.0
 HEADERS = 100

@@ -11,10 +11,11 @@ from benchmarks.simulated_camera import Constant, Outcome, SimulatedCamera
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.class_map import STRIDE
 from pipeline.codec import open_decoder
+from pipeline.key_policies import at_interval
 from pipeline.messages import Decoded, Frame, FrameId
 from pipeline.operating_points import OperatingPoint
 from pipeline.streets import render_street
-from pipeline.video_encoder import at_interval, open_video_encoder
+from pipeline.video_encoder import open_video_encoder
 
 FRAMES, LEVEL = 12, 4
 

@@ -12,10 +12,11 @@ from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, SourceError
+from pipeline.key_policies import at_interval
 from pipeline.mask_image import unpack_mask
 from pipeline.messages import Kind, Packet
 from pipeline.recording import decode_files, encode_files
-from pipeline.video_encoder import VideoEncoder, at_interval, open_video_encoder
+from pipeline.video_encoder import VideoEncoder, open_video_encoder
 
 
 @pytest.fixture(scope="module")

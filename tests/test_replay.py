@@ -24,10 +24,11 @@ from nodes.camera import Camera
 from nodes.service import Lane
 from nodes.window import Window
 from pipeline.bitstream import pack
+from pipeline.key_policies import at_interval
 from pipeline.mask_image import unpack_mask
 from pipeline.messages import Frame, FrameId, Packet
 from pipeline.transport import open_channel
-from pipeline.video_encoder import at_interval, open_video_encoder
+from pipeline.video_encoder import open_video_encoder
 
 LIMIT_S = 60.0
 FRAMES = 200

@@ -24,7 +24,7 @@ from benchmarks.temporal import (
 )
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.errors import ConfigError
-from pipeline.video_encoder import EVERY_FRAME, at_interval, at_price, at_threshold
+from pipeline.key_policies import EVERY_FRAME, at_interval, at_price, at_threshold
 
 
 def result(family: str, share: float, loss: float, *, level: int = 5, lookahead: int = 0) -> Result:

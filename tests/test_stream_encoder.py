@@ -6,7 +6,7 @@ from test_video_encoder import FixedDecider, K, RegionsEncoder, W, frames_of, ha
 from test_video_encoder import images as images  # a fixture
 
 from pipeline.errors import ConfigError
-from pipeline.video_encoder import at_interval, at_threshold
+from pipeline.key_policies import at_interval, at_threshold
 
 
 def test_keys_of_another_level_come_when_they_are_due(images: list[np.ndarray]) -> None:
