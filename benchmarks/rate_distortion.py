@@ -272,6 +272,8 @@ def named(values: Sequence[str]) -> dict[str, Path]:
 def measure(run: Run, bundles: dict[str, Path], network: dict[str, Path], *, timed_frames: int) -> list[System]:
     """All systems, with times taken at the end, all in turns."""
     ways: dict[str, Way] = {}
+    if taken := bundles.keys() & {*network, *(open_codecs() if network else ())}:
+        raise ConfigError(f"system {min(taken)!r}: the network or an image codec is called so; rename one of them")
     systems = bundle_systems(run, {name: load_bundle(path) for name, path in bundles.items()}, ways)
     for name, graph in network.items():
         systems += codec_systems(run, name, graph, ways)

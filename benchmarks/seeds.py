@@ -119,7 +119,7 @@ def main(
 ) -> None:
     try:
         variants = [variant(text) for text in runs]
-        if len({one.name for one in variants}) != 2:
+        if len(variants) != 2 or variants[0].name == variants[1].name:
             raise ConfigError("two variants are compared: give --runs twice, with two names")
         levels = by_level({one.name: measured(one, data, split) for one in variants})
     except PipelineError as error:

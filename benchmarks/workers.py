@@ -147,7 +147,7 @@ def verdicts_of(results: Sequence[Result]) -> list[str]:
     rows = scale_of(results, affinity=True)
     falls = [str(after.setting.workers) for one, after in itertools.pairwise(rows) if after.rate < NOISE * one.rate]
     local = min(row.local for row in rows)
-    fewer = min(row.logit_bytes / row.buffer_bytes for row in rows)
+    fewer = min((row.logit_bytes / row.buffer_bytes for row in rows if row.buffer_bytes), default=0.0)
     fallen = f"no, at {', '.join(falls)}" if falls else "yes"
     return [
         f"throughput never falls by {100 * (1 - NOISE):.0f} % or more when a worker is added: {fallen}",

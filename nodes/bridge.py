@@ -26,6 +26,7 @@ _PREVIEW = Delivery(expiry_s=2, content_type="image/jpeg")
 # is gone for longest makes room for another, at the broker too. Bundles do not: a worker may have told of the same one.
 _CAMERAS, _BUNDLES, _STATE_BYTES = 4096, 64, 4096
 _OFFLINE_S = 1.0
+_AT_ONCE = 32  # messages; a channel to a broker takes a bounded number
 
 log = structlog.get_logger()
 
@@ -132,14 +133,16 @@ class Bridge:
         cameras = [each.camera for each in self._server.sessions() if each.camera in self._paths]
         with suppress(TimeoutError):
             # At once, since the broker's answer to each may take a round trip.
+            few = asyncio.Semaphore(_AT_ONCE)
             async with asyncio.timeout(_OFFLINE_S), asyncio.TaskGroup() as tasks:
                 for camera in cameras:
-                    tasks.create_task(self._say_gone(camera))
+                    tasks.create_task(self._say_gone(camera, few))
 
-    async def _say_gone(self, camera: str) -> None:
+    async def _say_gone(self, camera: str, few: asyncio.Semaphore) -> None:
         gone = _told_by_gateway(self._states[camera], path=None, state="offline")
-        with suppress(TransportError):
-            await self._broker.publish(f"{camera}/state", gone, STATE)
+        async with few:
+            with suppress(TransportError):
+                await self._broker.publish(f"{camera}/state", gone, STATE)
 
     async def _carry_manifest(self, name: str, payload: bytes) -> None:
         read_legend(name, payload)

@@ -156,7 +156,7 @@ class Rivals:
         try:
             facts = json.loads(payload)
             masks, worker = int(facts["masks"]), str(facts["worker"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return
         if worker != self._worker:
             self._heard[camera] = ((masks, worker), self._clock())

@@ -195,7 +195,7 @@ class Recordings:
     async def _settle(self) -> None:
         """Answer what is over, what was held for too long, and the newest of what is too much."""
         now_s = self._clock()
-        for camera, each in self._known.items():
+        for camera, each in list(self._known.items()):  # others may come and go while answers are on their way
             over = [ticket for ticket in each.held if each.turn(ticket) is Turn.OVER]
             await self._answer(camera, over, REPEATED)
             await self._answer(camera, [one for one, since_s in each.held.items() if now_s - since_s > _HELD_S], EARLY)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from pipeline.errors import BitstreamError
 
@@ -20,6 +20,7 @@ def _printable(text: str) -> str:
 
 Name = Annotated[str, Field(max_length=128), AfterValidator(_printable)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]  # as JavaScript counts exactly; Python would not print any number
 Shade = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -41,7 +42,7 @@ class Stats(_Report):
     kbit_s: NotNegative | None = None
     latency_p50_ms: NotNegative | None = None
     latency_p95_ms: NotNegative | None = None
-    drops: Annotated[dict[Name, NonNegativeInt], Field(max_length=64)] = {}
+    drops: Annotated[dict[Name, Count], Field(max_length=64)] = {}
     share: Annotated[dict[Name, NotNegative], Field(max_length=256)] = {}
     key_share: NotNegative | None = None
     kinds: Annotated[dict[Name, KindRate], Field(max_length=8)] = {}
@@ -52,12 +53,12 @@ class State(_Report):
 
     state: Literal["online", "stopped", "offline"]
     bundle: Name | None = None
-    width: NonNegativeInt | None = None
-    height: NonNegativeInt | None = None
+    width: Count | None = None
+    height: Count | None = None
     fps: NotNegative | None = None
     transport: Name | None = None
     path: Name | None = None
-    since: NonNegativeInt | None = None
+    since: Count | None = None
 
 
 class Label(_Report):

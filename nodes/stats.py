@@ -3,13 +3,14 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from pipeline import metrics
+from pipeline.mask_order import FORGET_S, frames_after
 from pipeline.messages import FrameId, Kind, Packet
 
 _WINDOWS = 5  # the percentiles of latency are over this many intervals, one alone is too few frames
@@ -20,7 +21,6 @@ _STEADY_MS = 100
 _SLOT_MS, _SLOTS = 10_000, 6  # a clock that was ahead for a while is believed again after a minute
 _OLD_EPOCHS = 8
 _SILENT_S = 5.0  # a camera that is silent for longer is not spoken of
-_FORGET_S = 60.0
 _ABSENT = "absent"  # what regions are called that are not in a packet
 _CAMERAS = 1024  # a stranger may make up names without end
 
@@ -28,22 +28,35 @@ log = structlog.get_logger()
 
 
 class Order:
-    """Lets the frames of one camera pass in order: each newer than the last, and no epoch that is over."""
+    """Lets the frames of one camera pass in order: each newer than the last, and no epoch that is over.
 
-    def __init__(self) -> None:
+    Both are forgotten after a while, as by `MaskOrder`: a camera that starts again may draw an epoch that was.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._last: FrameId | None = None
-        self._over: deque[int] = deque(maxlen=_OLD_EPOCHS)
+        self._passed_s = 0.0
+        self._over: dict[int, float] = {}  # epochs, and when they ended, the newest last
 
     def admit(self, id: FrameId) -> bool:
         """Whether the frame is newer than all that passed; if so it is the newest now."""
-        last = self._last
-        if last is not None:
-            if id.epoch in self._over or (id.epoch == last.epoch and id.sequence <= last.sequence):
+        last, now_s = self._last, self._clock()
+        if last is not None and now_s - self._passed_s < FORGET_S:
+            if id.epoch == last.epoch:
+                if frames_after(id, last) <= 0:
+                    return False
+            elif now_s - self._over.get(id.epoch, -FORGET_S) < FORGET_S:
                 return False
-            if id.epoch != last.epoch:
-                self._over.append(last.epoch)
-        self._last = id
+            else:
+                self._end(last.epoch, now_s)
+        self._last, self._passed_s = id, now_s
         return True
+
+    def _end(self, epoch: int, now_s: float) -> None:
+        self._over = {one: at_s for one, at_s in self._over.items() if one != epoch} | {epoch: now_s}
+        if len(self._over) > _OLD_EPOCHS:
+            del self._over[next(iter(self._over))]
 
 
 class CaptureClock:
@@ -180,7 +193,7 @@ class Served:
     clock: CaptureClock
     stats: CameraStats
     heard_s: float
-    order: Order = field(default_factory=Order)
+    order: Order
     mismatch_told: bool = False
     waiting_epoch: int | None = None  # the last one in which frames waited for a KEY after them
 
@@ -207,13 +220,15 @@ class Cameras:
             if len(self._served) >= self._limit:
                 self._forget(min(self._served, key=lambda each: self._served[each].heard_s))
             clock = CaptureClock(name, deadline_ms=self._deadline_ms)
-            camera = self._served[name] = Served(clock, CameraStats(self._class_names), self._clock())
+            camera = self._served[name] = Served(
+                clock, CameraStats(self._class_names), self._clock(), Order(clock=self._clock)
+            )
         return camera
 
     def heard_of_late(self) -> dict[str, Served]:
         """The cameras that sent something within some seconds, by name."""
         silent_s = {name: self._clock() - camera.heard_s for name, camera in self._served.items()}
-        for name in [name for name in self._served if silent_s[name] > _FORGET_S]:
+        for name in [name for name in self._served if silent_s[name] > FORGET_S]:
             self._forget(name)
         return {name: each for name, each in self._served.items() if silent_s[name] <= _SILENT_S}
 

@@ -31,6 +31,7 @@ _REFRESH_S = 0.25
 _CAMERA_LIMIT = 64
 _SHARES_SHOWN = 5
 _PICTURE_COLUMNS = 36
+_PICTURE_ROWS = 200  # of a picture that is taller a terminal would show nothing that says anything
 _HEADING_ROWS = 5
 _FACTS_COLUMNS = 84
 _KEYS_COLUMNS = 6
@@ -293,6 +294,8 @@ def picture(mask: Mask | None, colours: Mapping[str, str]) -> Text:
         return Text()
     height, width = mask.classes.shape
     rows = max(1, round(_PICTURE_COLUMNS * height / width / 2)) * 2
+    if rows > _PICTURE_ROWS:
+        return Text()
     down = np.arange(rows) * height // rows
     across = np.arange(_PICTURE_COLUMNS) * width // _PICTURE_COLUMNS
     small = mask.classes[np.ix_(down, across)]  # (rows, columns)

@@ -25,7 +25,7 @@ from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.refining import refine
 from pipeline.restoring import class_offsets, fit_fresh, network_of, restore
 from pipeline.site_frames import class_maps, opinions, read_shots, soft_labels, split_in_time
-from pipeline.site_training import ACQUAINTANCE, Steps, Taught, experiment_of, tune
+from pipeline.site_training import ACQUAINTANCE, SEED, Steps, Taught, experiment_of, tune
 from pipeline.teachers import load_teachers
 
 _SAY_EVERY_S = 5.0
@@ -121,6 +121,7 @@ def adapt(
     bundle, teller = load_bundle(site.bundle), _Teller(tell, clock)
     if site.output.resolve() == site.bundle.resolve():
         raise ConfigError(f"output {site.output}: that is the bundle itself; name another folder")
+    torch.manual_seed(SEED)
     restored, device = restore(bundle), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     material = _material(site, bundle, device, teller)
     if bundle.has_graph("labels"):

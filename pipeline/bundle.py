@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+Shade = Annotated[int, Field(ge=0, le=255)]
+
+
 class ClassInfo(_Part):
     """One class and the colour (R, G, B) its pixels are drawn in."""
 
     name: str
-    colour: tuple[int, int, int]
+    colour: tuple[Shade, Shade, Shade]
 
 
 class QualityLevel(_Part):

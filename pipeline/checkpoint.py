@@ -61,6 +61,8 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
         trainee.average.load_state_dict(state["average"])
     except RuntimeError as error:
         raise ConfigError(f"run {run}: its checkpoint is of another version; name an empty folder") from error
+    for group in state["optimiser"]["param_groups"]:  # as on the device that it goes on on, not the one it began on
+        group["capturable"] = group["fused"] = device.type == "cuda"
     trainee.optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"].cpu())
     torch.cuda.set_rng_state_all([one.cpu() for one in state["random_cuda"]])

@@ -1,6 +1,7 @@
 """The maskcast command: every node, and the offline tools."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -217,10 +218,11 @@ def decode(
 ) -> None:
     """Decode each packet file to an indexed PNG of the same stem."""
     from pipeline.codec import open_decoder
+    from pipeline.keys import KeyBuffers
     from pipeline.recording import decode_files
 
     loaded = _bundle(bundle)
-    decoder = open_decoder(loaded, engine=engine)
+    decoder = open_decoder(loaded, engine=engine, keys=KeyBuffers(idle_s=math.inf))  # it may be paused for any time
     written = list(_progress(decode_files(decoder, loaded, source, output), "decoding"))
     print(f"{len(written)} masks in {output}")
 

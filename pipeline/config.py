@@ -145,6 +145,8 @@ class CameraSettings(NodeSettings):
                 "webrtc.fallback is for an uplink over WebRTC: give uplink a webrtc+http:// or webrtc+https:// "
                 "address, or leave webrtc.fallback out"
             )
+        if self.source.fast and self.scene.drop_unchanged:
+            raise ValueError("source.fast gives every frame of a recording its mask: leave out scene.drop_unchanged")
         if not self.rate_controlled:
             return self
         if self.source.fast:
@@ -221,6 +223,8 @@ def load_settings(kind: type[S], file: Path | None, overrides: Mapping[str, obje
     merged = _defaults(kind)
     for values in layers.values():
         merged = _merge(merged, values)
+        if _holds(values, ("encoder", "threshold")) and not _holds(values, ("encoder", "price")):
+            merged = _merge(merged, {"encoder": {"price": None}})  # where both are known the price would decide
     try:
         return kind(**merged)
     except ValidationError as error:
@@ -264,6 +268,8 @@ def _read_file(file: Path) -> Values:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: sections with fields are needed, not a {type(values).__name__}")
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(f"{file}: {wrong[0]!r} is no section; put the name of one there")
     return values
 
 
@@ -279,8 +285,14 @@ def _check_variables(environment: Mapping[str, str]) -> None:
     known = {name for kind in SETTINGS.values() for name in variables(kind)}
     for name in sorted(environment):
         upper = name.upper()
-        if upper.startswith(_PREFIX) and upper not in known and not _SERVICE_ADDRESS.search(upper):
+        if upper.startswith(_PREFIX) and upper not in known and not _is_service(upper, environment[name]):
             raise ConfigError(f"environment: unknown variable {name}{_nearest(upper, known)}")
+
+
+def _is_service(name: str, value: str) -> bool:
+    """Whether that is how Kubernetes tells of a service: its plain port is a whole address, as ours never is."""
+    plain = name.endswith("_PORT") and not name.endswith("_SERVICE_PORT")
+    return bool(_SERVICE_ADDRESS.search(name)) and (not plain or "://" in value)
 
 
 def _defaults(kind: type[NodeSettings]) -> dict[str, Any]:

@@ -18,12 +18,11 @@ recording's position, and the next frame is the one after it.
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from pipeline.messages import FrameId
+from pipeline.messages import SEQUENCES, FrameId
 
 TURN_S = 0.6  # as long as it takes until a worker that is silent counts as dead
 FORGET_S = 60.0  # of an order that nobody asks for, and of an epoch that is over: a camera may draw it again
 POSITION_LASTS_S = 3600.0  # a recording may stand still for long
-_SEQUENCES = 1 << 32
 
 
 class Turn(IntEnum):
@@ -48,7 +47,7 @@ class Position:
 
 def frames_after(frame: FrameId, other: FrameId) -> int:
     """How many frames one is after another of its epoch, negative if before; sequences wrap at 2**32."""
-    return (frame.sequence - other.sequence + _SEQUENCES // 2) % _SEQUENCES - _SEQUENCES // 2
+    return (frame.sequence - other.sequence + SEQUENCES // 2) % SEQUENCES - SEQUENCES // 2
 
 
 @dataclass(slots=True, eq=False)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import structlog
+
+from pipeline import metrics
 from pipeline.mask_order import MaskOrder, Position, Turn
 from pipeline.work_queue import (
     DEAD_BYTES,
@@ -27,6 +30,8 @@ from pipeline.work_queue import (
     preferred_shards,
     shard_of,
 )
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -256,5 +261,8 @@ class MemoryWorkQueue:
         if entry.deliveries <= DELIVERY_LIMIT:
             return [entry.job()]
         del self._state.entries[entry.shard][entry.number]
-        self._state.dead.append(Buried(entry.camera, entry.packet[:DEAD_BYTES], given_up(entry.deliveries), worker))
+        reason = given_up(entry.deliveries)
+        metrics.drop("queue", "given_up")
+        log.warning("a packet is given up", camera=entry.camera, reason=reason)
+        self._state.dead.append(Buried(entry.camera, entry.packet[:DEAD_BYTES], reason, worker))
         return []

@@ -35,6 +35,9 @@ class Kind(IntEnum):
     DELTA = 3  # kept free: no version sends it
 
 
+SEQUENCES = 1 << 32  # of an epoch; then they begin at 0 again
+
+
 @dataclass(frozen=True, slots=True)
 class FrameId:
     """Names one frame of one camera for ever."""

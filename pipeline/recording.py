@@ -1,12 +1,13 @@
 """Offline coding: a clip or a directory of images to packet files, packet files to indexed PNGs.
 
-The packet files of a folder, in the order of their names, are one stream: a WARP needs that of its key before it.
+The packet files of a folder are read in the order of their names: a WARP needs that of its key before it. Each clip has
+an epoch of its own, so that several may lie in one folder.
 Where a bundle makes no masks but says which classes are in the picture, JSON takes the place of the PNGs.
 """
 
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,25 +36,25 @@ def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: P
     """Write one packet file per frame of `source` into `folder`.
 
     Raises SourceError where the source cannot be read, or not all of it, and ConfigError where the folder has packets
-    of a longer video of this name, whose WARPs would move keys of this one; all is written before that is said.
+    of another run of this name, whose WARPs would move keys of this one; all is written before that is said.
     """
-    size = (bundle.manifest.width, bundle.manifest.height)
-    with open_source(str(source), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
+    size, url = (bundle.manifest.width, bundle.manifest.height), _recorded(source)
+    with open_source(url, fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
         folder.mkdir(parents=True, exist_ok=True)
-        names = _stems(source)
+        names, epoch = _stems(source), _epoch_of(source)
         frames = (
-            Frame(FrameId(0, sequence), round(1000 * picture.time_s), fit(picture.image, size))
+            Frame(FrameId(epoch, sequence), round(1000 * picture.time_s), fit(picture.image, size))
             for sequence, picture in enumerate(opened.pictures)
         )
-        written = None
+        written = set()
         for packet in _packets(encoder, frames):
             stem = names[packet.id.sequence] if names else f"{source.stem}-{packet.id.sequence:06d}"
-            written = _write(folder / f"{stem}{SUFFIX}", pack(packet))
-            yield written
-        if (damage := damage_of(str(source), opened)) is not None:
+            one = _write(folder / f"{stem}{SUFFIX}", pack(packet))
+            written.add(one.path)
+            yield one
+        if (damage := damage_of(url, opened)) is not None:
             raise SourceError(damage)
-    if written is not None and not names:
-        _check_is_last(written.path)
+    _check_alone(folder, epoch, written, source)
 
 
 def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
@@ -92,14 +93,34 @@ def _packets(encoder: StreamEncoder, frames: Iterable[Frame]) -> Iterator[Packet
     yield from encoder.flush()
 
 
-def _check_is_last(last: Path) -> None:
-    """ConfigError where packets of a clip of the same name follow this one."""
-    clip, _, _ = last.stem.rpartition("-")
-    later = sorted(path for path in last.parent.glob(f"{escape(clip)}-*{SUFFIX}") if path.stem > last.stem)
-    if later:
+def _recorded(source: Path) -> str:
+    """The address of a clip or a directory; ConfigError for what is live, and would never end."""
+    name = str(source)
+    if name.startswith(("rtsp:", "rtsps:", "/dev/video")):
+        raise ConfigError(f"input {name}: encode takes a clip or a directory of images; for this use maskcast camera")
+    return f"./{name}" if name.isdecimal() else name  # a number alone would be a device
+
+
+def _epoch_of(source: Path) -> int:
+    """The same for each run of a clip, so that its packets are the same; of another clip most likely another."""
+    return zlib.crc32(source.resolve().name.encode("utf-8", "surrogateescape")) & 0xFFFF
+
+
+def _check_alone(folder: Path, epoch: int, written: Collection[Path], source: Path) -> None:
+    """ConfigError where the folder has packets of this epoch that were not written now."""
+    others = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path not in written and _is_of(path, epoch)]
+    if others:
         raise ConfigError(
-            f"output {last.parent}: {later[0].name} and those after it are of a longer clip of this name; remove them"
+            f"output {folder}: {others[0].name} and {len(others) - 1} more are of another run of {source.name}; "
+            "remove them, they would be decoded with those of this one"
         )
+
+
+def _is_of(path: Path, epoch: int) -> bool:
+    try:
+        return unpack(path.read_bytes()).id.epoch == epoch
+    except BitstreamError:
+        return False
 
 
 def _stems(source: Path) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Self
 
 import structlog
 
+from pipeline import metrics
 from pipeline.errors import TransportError
 from pipeline.mask_order import Position, Turn
 from pipeline.redis_streams import RedisStreams
@@ -76,7 +77,7 @@ class RedisWorkQueue:
         self._published: dict[Job, Place] = {}  # frames of recordings whose masks are out
         self._unanswered: set[Job] = set()  # done, but Redis was away
         self._stolen: int | None = None  # the shard that was last stolen from
-        self._reclaimed = clock() - reclaim_after_s
+        self._reclaimed = self._beaten = clock() - reclaim_after_s
         self._looked = clock()  # at what others are late with
         self._dropped = 0
         self._connected = False
@@ -240,10 +241,15 @@ class RedisWorkQueue:
     async def _reclaim(self, batch: int) -> None:
         """Claim what dead workers left; bury what was left too often."""
         self._reclaimed = self._clock()
-        jobs = await self._streams.reclaim(self._reclaim_after_s, batch)
+        if self._reclaimed - self._beaten > self._reclaim_after_s / 2:
+            await self._beat()  # this process stood still, and to the server what it works on looks abandoned
+        found = await self._streams.reclaim(self._reclaim_after_s, batch)
+        jobs = [job for job in found if (job.shard, job.entry) not in self._held]
         self._hold(job for job in jobs if job.deliveries <= DELIVERY_LIMIT)  # first: a burial may fail
         for job in jobs:
             if job.deliveries > DELIVERY_LIMIT:
+                metrics.drop("queue", "given_up")
+                log.warning("a packet is given up", camera=job.camera, reason=given_up(job.deliveries))
                 await self.bury(job, given_up(job.deliveries))
 
     def _hold(self, jobs: Iterable[Job]) -> None:
@@ -269,7 +275,8 @@ class RedisWorkQueue:
 
     async def _beat(self) -> None:
         """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""
-        oldest = self._clock() - self._hold_s
+        self._beaten = self._clock()
+        oldest = self._beaten - self._hold_s
         self._held = {job: since for job, since in self._held.items() if since > oldest}
         if self._worker and not self._resting:
             live = frozenset(await self._streams.beat(self._held, self._reclaim_after_s))

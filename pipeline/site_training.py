@@ -34,6 +34,7 @@ from pipeline.stepping import TERMS, Step
 from pipeline.training import keep_freed_memory
 from pipeline.views import Augmentation
 
+SEED = 0  # of all that is drawn at random
 ACQUAINTANCE = 0.45  # share of the teachers' batch statistics that is taken from the site
 _STRIDE = 16
 # No batch norm is left to hold the scale of things, so that steps are small. But the hyper decoder must keep up:
@@ -113,7 +114,7 @@ def _loss(bundle: Bundle) -> LossSettings:
 
 def _schedule(frames: int) -> ScheduleSettings:
     return ScheduleSettings(
-        seed=0,
+        seed=SEED,
         epochs=1,
         batch=min(8, frames),
         backbone_lr=_CAMERA_LR,

@@ -1,6 +1,7 @@
 """Opens what a source's address names, file, directory, RTSP server or device, and gives its pictures."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pipeline.errors import SourceError
 _EXPECTED = "expected a video file, a directory of images, rtsp:// or a device"
 _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _DAMAGED_PACKETS = 100  # in a row; so many are no scratch, it is the wrong file
+_UNTIL_FIRST = 1000  # the same before the first picture: a stream may be met long before its next key frame
 
 Kind = Literal["file", "directory", "server", "device"]
 
@@ -107,6 +109,7 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
 
 
 def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
+    began_s = time.monotonic()
     try:
         if kind == "server":
             options = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
@@ -115,6 +118,8 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
             return av.open(f"/dev/video{url}" if url.isdecimal() else url, format="v4l2")
         return av.open(url)
     except (av.FFmpegError, OSError) as error:
+        if kind == "server" and time.monotonic() - began_s >= timeout_s:  # the library says it of the data
+            raise SourceError(f"cannot open {shown(url)}: it did not answer in {timeout_s:g} s") from error
         raise _cannot_open(url, _reason(error)) from error
 
 
@@ -140,7 +145,7 @@ def _pictures(
         except av.InvalidDataError as error:
             damaged += 1
             damage.packets, damage.reason = damage.packets + 1, _reason(error)
-            if damaged >= _DAMAGED_PACKETS:
+            if damaged >= (_DAMAGED_PACKETS if count else _UNTIL_FIRST):
                 raise SourceError(f"{shown(url)} is damaged: {_reason(error)}") from error
             continue
         except (av.FFmpegError, OSError) as error:

@@ -19,7 +19,7 @@ import structlog
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
-from pipeline.messages import Frame, FrameId
+from pipeline.messages import SEQUENCES, Frame, FrameId
 from pipeline.sources import Kind, Opened, Origin, Picture, damage_of, fit, kind_of, open_source, shown
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
@@ -189,13 +189,13 @@ class Video:
                 raise StopAsyncIteration
             self._filled.clear()
             await self._filled.wait()
-        sequence = self._last.sequence + 1 if shot.epoch == self._last.epoch else 0
+        sequence = (self._last.sequence + 1) % SEQUENCES if shot.epoch == self._last.epoch else 0
         self._last = FrameId(shot.epoch, sequence)
         return Frame(self._last, shot.captured_ms, shot.image)
 
     def pass_over(self) -> None:
         """The frame that was given last will not be sent: the next one gets its number, so that none is missing."""
-        self._last = FrameId(self._last.epoch, self._last.sequence - 1)
+        self._last = FrameId(self._last.epoch, (self._last.sequence - 1) % SEQUENCES)
 
     async def opened(self) -> Origin | None:
         """Wait until the source was opened for the first time; None when it never was."""

@@ -128,3 +128,15 @@ class RtspServer:
             writer.write(struct.pack("!cBH", b"$", 0, len(packet)) + packet)
             await writer.drain()
             await asyncio.sleep(self._length_s / len(chunks))
+
+
+def write_late_stream(path: Path, *, frames: int, key_interval: int) -> Path:
+    """The numbered pictures as H.264 as it comes out of a camera, without the first key frame and what tells of it."""
+    with av.open(io.BytesIO(), "w", format="h264") as container:
+        options = {"g": str(key_interval), "sc_threshold": "0", "bf": "0"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pictures = (av.VideoFrame.from_ndarray(picture(number), format="rgb24") for number in range(frames))
+        packets = [bytes(packet) for frame in (*pictures, None) for packet in stream.encode(frame)]
+    path.write_bytes(b"".join(packets[1:]))
+    return path

@@ -10,12 +10,14 @@ import pytest
 from channels import LIMIT_S, quiet, take, until
 from servers import free_port
 
+import nodes.bridge
 from nodes import bridge as module
 from nodes.bridge import Bridge
 from nodes.buffer import Losses
 from nodes.offers import taking_offers
 from nodes.service import Presence
 from pipeline.config import WebRtcGatewaySection
+from pipeline.errors import TransportError
 from pipeline.transport import CONTROL, LIVE, STATE, Channel, Delivery, Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.transport.webrtc_server import WebRtcServer
@@ -191,6 +193,31 @@ async def test_many_cameras_go_offline_in_the_time_that_the_broker_takes_for_one
             await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
         await until(lambda: all(retained(here, f"{name}/state").get("path") for name in names))
         monkeypatch.setattr(MemoryChannel, "publish", slowly)
+        here.bridge.cancel()
+        await asyncio.wait({here.bridge})
+        assert {retained(here, f"{name}/state")["state"] for name in names} == {"offline"}
+
+
+async def test_cameras_go_offline_some_at_a_time_since_a_channel_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, waiting = MemoryChannel.publish, 0
+
+    async def few(self: MemoryChannel, topic: str, payload: bytes, delivery: Delivery = LIVE) -> None:
+        nonlocal waiting
+        if waiting >= 2:
+            raise TransportError("too slow")
+        waiting += 1
+        await asyncio.sleep(0.05)
+        waiting -= 1
+        await at_once(self, topic, payload, delivery)
+
+    names = [f"cam-{number}" for number in range(6)]
+    async with site() as here, AsyncExitStack() as cameras:
+        for name in names:
+            camera = await cameras.enter_async_context(here.camera(name))
+            await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
+        await until(lambda: all(retained(here, f"{name}/state").get("path") for name in names))
+        monkeypatch.setattr(MemoryChannel, "publish", few)
+        monkeypatch.setattr(nodes.bridge, "_AT_ONCE", 2)
         here.bridge.cancel()
         await asyncio.wait({here.bridge})
         assert {retained(here, f"{name}/state")["state"] for name in names} == {"offline"}

@@ -136,7 +136,9 @@ def test_a_device_may_be_given_as_a_number(tmp_path: Path) -> None:
 
 def test_a_variable_of_another_node_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKCAST_CAMERA__NAME", "cam-7")
-    monkeypatch.setenv("MASKCAST_REDIS_PORT_6379_TCP_ADDR", "10.0.0.1")  # Kubernetes says this by itself
+    monkeypatch.setenv("MASKCAST_REDIS_PORT_6379_TCP_ADDR", "10.0.0.1")  # Kubernetes says these by itself
+    monkeypatch.setenv("MASKCAST_REDIS_PORT", "tcp://10.0.0.1:6379")
+    monkeypatch.setenv("MASKCAST_VIEWER_SERVICE_PORT", "8080")
     assert load_settings(GatewaySettings, None, {}) == GatewaySettings()
 
 
@@ -147,6 +149,7 @@ def test_a_variable_of_another_node_is_no_error(monkeypatch: pytest.MonkeyPatch)
         ("MASKCAST_SORCE__FPS", "MASKCAST_SOURCE__FPS"),
         ("MASKCAST_REDIS_URI", "MASKCAST_REDIS_URL"),
         ("maskcast_source__fsp", "MASKCAST_SOURCE__FPS"),
+        ("MASKCAST_VIEWER_PORT", "MASKCAST_VIEWER__PORT"),
     ],
 )
 def test_a_misspelt_variable_is_named_and_the_right_one_too(
@@ -164,13 +167,15 @@ def test_a_misspelt_variable_is_named_and_the_right_one_too(
         ("source: {fsp: 3}", ["source.fsp", "source.fps"]),
         ("sources: {fps: 3}", ["sources", "did you mean source?"]),
         ("source: {fps: fast}", ["source.fps", "number"]),
-        ("source: {fps: 0}", ["source.fps", "greater than 0"]),
+        ("source: {fps: 0}", ["source.fps", "greater than or equal to 0.2"]),
         ("source: street.mp4", ["source", "section"]),
         ("mqtt_url: localhost", ["mqtt_url"]),
         ("log: {level: loud}", ["log.level", "'debug'"]),
         ("encoder: {engine: tflite}", ["encoder.engine", "onnxruntime"]),
         ("health: {port: 99999}", ["health.port", "65535"]),
         ("[1, 2]", ["sections"]),
+        ("on: {url: 0}", ["True is no section"]),
+        ("1: {url: 0}", ["1 is no section"]),
         ("a: b: c", ["not YAML"]),
         ("a: \x07", ["not YAML"]),
     ],
@@ -189,6 +194,7 @@ def test_a_wrong_file_is_named_with_the_key(text: str, parts: list[str], tmp_pat
         ("source: {fast: true}", {"rate.max_kbit_s": 64}, "source.fast"),
         ("rate: {mode: bandit}", {"encoder.price": 8}, "encoder.price"),
         ("encoder: {lookahead: 3}", {"rate.mode": "rule"}, "encoder.lookahead"),
+        ("scene: {drop_unchanged: true}", {"source.fast": True}, "source.fast"),
         ("rate: {max_kbit_s: 64}", {"encoder.lookahead": 3}, "encoder.lookahead"),
         ("uplink: mqtt://broker", {"webrtc.fallback": True}, "webrtc.fallback"),
     ],
@@ -217,6 +223,24 @@ def test_sections_that_contradict_each_other_are_named(
 def test_what_a_lookahead_is_not_for_is_said(kind: type[NodeSettings], other: dict[str, object], said: str) -> None:
     assert sentence(kind, None, {"encoder.lookahead": 3, **other}) == f"command line: encoder: {said}"
     load_settings(kind, None, other)
+
+
+def test_a_threshold_of_a_higher_layer_takes_the_place_of_a_price(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "encoder: {price: 8, threshold: 97}")
+    assert load_settings(CameraSettings, file, {}).encoder.price == 8
+    encoder = load_settings(CameraSettings, file, {"encoder.threshold": 95.0}).encoder
+    assert (encoder.threshold, encoder.price) == (95, None)
+    monkeypatch.setenv("MASKCAST_ENCODER__THRESHOLD", "94")
+    encoder = load_settings(CameraSettings, file, {}).encoder
+    assert (encoder.threshold, encoder.price) == (94, None)
+    assert load_settings(CameraSettings, file, {"encoder.price": 20.0}).encoder.price == 20
+
+
+def test_a_price_is_for_frames_between_keys() -> None:
+    said = sentence(CameraSettings, None, {"encoder.price": 8.0, "encoder.key_interval": 1})
+    assert said == "command line: encoder: price is for frames between KEYs: leave it out, or set key_interval above 1"
 
 
 @pytest.mark.parametrize("servers", [[], ["stun:host"]])

@@ -185,7 +185,10 @@ async def test_what_strangers_say_of_cameras_that_nobody_serves_is_not_kept() ->
     assert list(publisher._rivals._heard) == ["cam-1"]
 
 
-@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b'{"worker": 1}', b"[" * 5000, said("b", 99)])
+NESTED, INFINITE = b"[" * 5000, b'{"masks": 1e999, "worker": "a"}'
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b'{"worker": 1}', NESTED, INFINITE, said("b", 99)])
 def test_nonsense_and_our_own_words_are_not_a_rivals(payload: bytes) -> None:
     rivals = Rivals("b")
     rivals.hear("cam-1", payload)

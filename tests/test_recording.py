@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from clips import write_clip, write_scratched_clip
+from clips import write_clip, write_images, write_scratched_clip
 
 from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import pack, unpack
@@ -124,8 +124,42 @@ def test_packets_of_a_longer_clip_of_this_name_are_not_left_behind_unsaid(
     assert len(list(encode_files(keys, bundle, write_clip(clip, frames=4), folder))) == 4
     list(encode_files(keys, bundle, write_clip(tmp_path / "another.mp4", frames=2), folder))  # another's do no harm
     assert len(list(encode_files(keys, bundle, clip, folder))) == 4  # nor does the same clip again
-    with pytest.raises(ConfigError, match=r"packets: clip-000002\.mcp and those after it are of a longer clip"):
+    with pytest.raises(ConfigError, match=r"packets: clip-000002\.mcp and 1 more are of another run of clip"):
         list(encode_files(keys, bundle, write_clip(clip, frames=2), folder))
+
+
+def test_images_of_another_run_are_not_left_between_those_of_this_one(
+    bundle: Bundle, keys: VideoEncoder, tmp_path: Path
+) -> None:
+    images, folder = write_images(tmp_path / "images", count=3), tmp_path / "packets"
+    list(encode_files(keys, bundle, images, folder))
+    (images / "001.png").unlink()
+    with pytest.raises(ConfigError, match=r"packets: 001\.mcp and 0 more are of another run of images"):
+        list(encode_files(keys, bundle, images, folder))
+
+
+def test_several_clips_may_lie_in_one_folder(
+    bundle: Bundle, encoder: Encoder, decoder: Decoder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "packets"
+    for name in ("street", "street-night", "yard"):
+        clip = write_clip(tmp_path / f"{name}.mp4", frames=9)
+        list(encode_files(VideoEncoder(encoder, bundle, policy=at_interval(2)), bundle, clip, folder))
+    assert len(list(decode_files(decoder, bundle, folder, tmp_path / "masks"))) == 27
+
+
+@pytest.mark.parametrize("live", ["rtsp://camera/stream", "/dev/video0"])
+def test_what_never_ends_is_not_encoded(bundle: Bundle, keys: VideoEncoder, live: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="use maskcast camera"):
+        list(encode_files(keys, bundle, Path(live), tmp_path))
+
+
+def test_a_directory_may_be_called_a_number(
+    bundle: Bundle, keys: VideoEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("2024"), count=2)
+    assert len(list(encode_files(keys, bundle, Path("2024"), Path("packets")))) == 2
 
 
 def test_a_folder_of_keys_and_warps_is_one_stream(

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 
@@ -213,6 +213,19 @@ def test_where_the_queue_lost_the_order_what_is_sent_again_is_published_again() 
     assert recording.turn(again) is Turn.OVER
     recording.forgotten()
     assert recording.turn(again) is Turn.MINE
+
+
+async def test_recordings_may_come_while_others_are_answered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    acknowledge = bench.answers.acknowledge
+
+    async def meanwhile(jobs: Sequence[Job]) -> None:
+        await bench.hold(0, camera=f"other-{len(bench.recordings._known)}")
+        await acknowledge(jobs)
+
+    await bench.hold(0, 1)
+    monkeypatch.setattr(bench.answers, "acknowledge", meanwhile)
+    assert await bench.next() == [0, 1]
+    assert len(bench.recordings._known) > 1
 
 
 def test_of_made_up_names_no_more_than_so_many_are_known(bench: Bench) -> None:

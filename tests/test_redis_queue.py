@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -157,3 +158,15 @@ async def test_wrong_password_is_named_and_not_shown(own_redis: Server) -> None:
             await gateway.put("cam-1", b"x")
     async with RedisWorkQueue(f"redis://:s3cr%2Ft@127.0.0.1:{own_redis.port}") as gateway:
         await gateway.put("cam-1", b"x")
+
+
+async def test_what_a_worker_works_on_is_not_given_to_it_again_after_it_stood_still(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as worker:
+        await gateway.put("cam-1", b"0")
+        [job] = await claim(worker, 1)
+        for _ in range(3):
+            time.sleep(2 * RECLAIM_S)  # noqa: ASYNC251 - it stands still, heartbeats and all
+            assert await worker.claim(batch=1, wait_s=0) == []
+        await worker.done([job])
+        await until(lambda: is_empty(gateway))
+        assert await redis_bench.dead() == []

@@ -98,6 +98,8 @@ def test_legend_is_read_from_a_whole_manifest() -> None:
         b'{"fps": -1}',
         b'{"fps": 1e999}',
         b'{"drops": {"late": -1}}',
+        b'{"drops": {"late": 9007199254740992}}',
+        b'{"drops": {"late": ' + b"9" * 4300 + b"}}",
         b'{"share": {"\\u001b[2J": 1}}',
         b'{"share": ' + b"[" * 100_000,
         json.dumps({"drops": {str(n): n for n in range(65)}}).encode(),

@@ -64,6 +64,13 @@ def test_latents_are_those_of_the_encode_graph_at_every_level(bundle: Bundle, re
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-3 * theirs.std())
 
 
+def test_a_restored_network_finds_the_same_latents_while_it_learns(bundle: Bundle, restored: Restored) -> None:
+    analysis, image = restored.network.analysis, torch.rand(1, 3, bundle.manifest.height, bundle.manifest.width) * 255
+    still, learning = analysis.eval()(image), analysis.train()(image)
+    analysis.eval()
+    torch.testing.assert_close(learning, still, atol=1e-3, rtol=1e-3)
+
+
 def test_logits_are_those_of_the_decode_graph_at_every_level(bundle: Bundle, restored: Restored) -> None:
     session = open_session(bundle.graph("decode"), engine="onnxruntime", threads=1)
     rows, columns = bundle.latent_size

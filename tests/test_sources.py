@@ -1,11 +1,12 @@
 """Sources: what an address names, its pictures as they are, and one sentence where it cannot be read."""
 
+import asyncio
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from clips import number_of, picture, write_clip, write_images, write_scratched_clip, write_stream
+from clips import number_of, picture, write_clip, write_images, write_late_stream, write_scratched_clip, write_stream
 
 from pipeline.errors import SourceError
 from pipeline.sources import Origin, damage_of, fit, image_files, kind_of, open_source, shown
@@ -127,3 +128,21 @@ def test_user_and_password_are_not_shown() -> None:
 )
 def test_an_address_names_a_kind(url: str, kind: str) -> None:
     assert kind_of(url) == kind
+
+
+def test_a_stream_that_is_met_long_before_its_next_key_frame_is_read(tmp_path: Path) -> None:
+    file = write_late_stream(tmp_path / "late.h264", frames=160, key_interval=150)
+    with open_source(str(file), fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
+        assert len(list(opened.pictures)) == 10
+
+
+async def test_a_server_that_does_not_answer_is_said_to_be_silent() -> None:
+    async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as server:
+        url = f"rtsp://user:pass@127.0.0.1:{server.sockets[0].getsockname()[1]}/stream"
+
+        def opened() -> None:
+            with open_source(url, fps=25.0, timeout_s=0.5, decode_threads=1):
+                pass
+
+        with pytest.raises(SourceError, match=r"rtsp://127\.0\.0\.1:\d+/stream: it did not answer in 0\.5 s"):
+            await asyncio.to_thread(opened)

@@ -29,6 +29,41 @@ def test_a_new_epoch_begins_anew_and_the_old_one_is_over() -> None:
     ]  # fmt: skip
 
 
+def test_an_epoch_that_is_drawn_again_is_believed_after_a_while() -> None:
+    now_s = 0.0
+    order = Order(clock=lambda: now_s)
+    assert [order.admit(FrameId(*each)) for each in ((1, 90), (2, 0), (1, 0))] == [True, True, False]
+    now_s = 30.0
+    assert order.admit(FrameId(2, 1))
+    now_s = 61.0
+    assert order.admit(FrameId(1, 0))
+    now_s = 122.0
+    assert order.admit(FrameId(1, 0))  # the same epoch again, of a camera that was silent
+
+
+def test_what_is_refused_does_not_keep_an_order_alive() -> None:
+    now_s = 0.0
+    order = Order(clock=lambda: now_s)
+    assert order.admit(FrameId(1, 90_000))
+    admitted_at = []
+    for sequence in range(100):
+        now_s = float(sequence)
+        if order.admit(FrameId(1, sequence)):
+            admitted_at.append(sequence)
+    assert admitted_at == list(range(60, 100))
+
+
+def test_sequences_wrap() -> None:
+    assert admitted((1, 2**32 - 1), (1, 0), (1, 2**32 - 1)) == [True, True, False]
+
+
+def test_epochs_that_are_over_are_bounded() -> None:
+    order = Order(clock=lambda: 0.0)
+    for epoch in range(1000):
+        assert order.admit(FrameId(epoch, 0))
+    assert len(order._over) < 20
+
+
 def heard(clock: CaptureClock, captured_ms: int, *, now_ms: int) -> int:
     """The age of a packet that just came."""
     clock.learn(captured_ms, now_ms=now_ms)

@@ -14,7 +14,7 @@ from rich.console import Console
 from servers import free_port
 
 from nodes.service import Lane
-from nodes.watch import Watch, main, table
+from nodes.watch import Watch, main, picture, table
 from pipeline.config import ViewerSettings
 from pipeline.errors import ConfigError, TransportError
 from pipeline.mask_image import pack_mask
@@ -239,6 +239,11 @@ async def test_small_terminal_gets_no_pictures(watch: Watch, width: int, height:
     console = terminal(width, height)
     console.print(table(watch, now_ms=1_000_000, size=console.size))
     assert "\u2580" not in written(console)
+
+
+def test_a_mask_that_is_as_thin_as_a_hair_is_not_drawn() -> None:
+    tall = Mask(FrameId(1, 0), 0, bytes(4), np.zeros((1 << 24, 1), np.uint8))
+    assert not picture(tall, {"road": "#804080"}).plain
 
 
 async def test_everything_fits_into_80_columns(watch: Watch) -> None:

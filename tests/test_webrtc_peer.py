@@ -24,3 +24,12 @@ async def test_without_the_turn_server_that_all_must_go_through_there_is_no_offe
     async with Peer(options, on_latent=ignore, on_message=ignore) as peer:
         with pytest.raises(TransportError, match="the turn: server gave no address"):
             await peer.offer()
+
+
+@pytest.mark.parametrize("line", ["a=fmtp:99 x=1", "a=rtcp-fb:99 nack", "a=rtpmap:99 x/y/z"])
+async def test_an_answer_that_is_none_is_an_error_of_its_own(line: str) -> None:
+    answer = f"v=0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n{line}\r\n"
+    async with Peer(WebRtcOptions(), on_latent=ignore, on_message=ignore) as peer:
+        await peer.offer()
+        with pytest.raises(TransportError, match="answer is not one"):
+            await peer.accept(answer)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 from channels import LIMIT_S, quiet, take, until
-from peers import TOKEN, Air, Site, drops, new_peer, offered, serving, sockets, stranger
+from peers import TOKEN, TOKENS, Air, Site, drops, new_peer, offered, serving, sockets, stranger
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
@@ -16,7 +16,7 @@ from pipeline.errors import BitstreamError, TransportError
 from pipeline.transport import CONTROL, STATE, Message, webrtc_server
 from pipeline.transport.webrtc_address import WebRtcOptions
 from pipeline.transport.webrtc_messages import Envelope, Kind, pack_message
-from pipeline.transport.webrtc_peer import MESSAGES
+from pipeline.transport.webrtc_peer import MESSAGES, Peer
 from pipeline.transport.webrtc_server import WebRtcLimits, token_check
 
 SDP = {"Content-Type": "application/sdp"}
@@ -27,6 +27,9 @@ LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 async def site() -> AsyncIterator[Site]:
     async with serving() as site:
         yield site
+
+
+DATA = b"v=0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n"
 
 
 @pytest.fixture
@@ -57,6 +60,7 @@ async def posted(
         ("street", LOGIN | SDP, b"", 400, "offer"),
         ("street", LOGIN | SDP, b"\xff\xfe", 400, "offer"),
         ("street", LOGIN | SDP, b"v=0\r\n", 400, "offer"),
+        ("street", LOGIN | SDP, DATA + b"a=fmtp:99 x=1\r\n", 400, "offer"),
         ("street", LOGIN | SDP, b"v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\n", 400, "offer"),
         ("street", LOGIN | SDP, b"m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n" * 2, 400, "offer"),
     ],
@@ -297,3 +301,22 @@ async def test_gateway_stops_at_once_with_cameras_and_offers_under_way() -> None
             assert time.monotonic() - begun < 1.0
             assert tasks == set()
             await until(lambda: not camera.connected)
+
+
+async def test_what_goes_wrong_with_one_camera_does_not_touch_the_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard = {"Authorization": f"Bearer {TOKENS['yard']}"}
+
+    async def fails(self: Peer) -> None:
+        raise RuntimeError("unforeseen")
+
+    async with site.channel("street") as channel:
+        await channel.wait_connected(LIMIT_S)
+        before = drops("failed")
+        monkeypatch.setattr(Peer, "opened", fails)
+        async with new_peer() as peer:
+            status, _ = await posted(site.url("yard"), await peer.offer(), yard | SDP)
+        assert status == 201
+        await until(lambda: drops("failed") == before + 1)
+        assert [each.camera for each in site.server.sessions()] == ["street"]

@@ -71,7 +71,8 @@ class HalvingSameConv(SameConv):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self.training:  # a graph is traced in eval mode
             return super().forward(x)
-        return halving_depthwise(F.pad(x, self.margins), self.weight)
+        y = halving_depthwise(F.pad(x, self.margins), self.weight)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]  # where batch norms are folded in
 
 
 class _RoundThrough(torch.autograd.Function):

@@ -18,6 +18,7 @@ from pipeline.transport.mqtt_address import MqttAddress
 KEEPALIVE_S = 15
 ANSWER_S = 5.0  # for what the broker acknowledges
 LIVE_S = 1.0  # for live data to leave this machine; later it would be of no use
+_POLL_S = 0.005
 PENDING_LIMIT = 64  # publishes that wait at a time; a link that cannot take more is too slow
 
 _SOCKET_OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
@@ -71,7 +72,13 @@ async def connection(
 
 
 async def publish(client: aiomqtt.Client, topic: str, payload: bytes, delivery: Delivery) -> None:
-    """Send to a full topic, with its facts as properties where the protocol has them; bounded in time."""
+    """Send to a full topic, with its facts as properties where the protocol has them; bounded in time.
+
+    Live data waits until all before has left, and is not sent if it does not: paho never gives up what it has taken,
+    so that a link that stalled would bring packets later that were told lost.
+    """
+    if not delivery.qos:
+        await _all_left(client)
     with cancellable():
         await client.publish(
             topic,
@@ -81,6 +88,16 @@ async def publish(client: aiomqtt.Client, topic: str, payload: bytes, delivery: 
             properties=_properties(delivery),
             timeout=ANSWER_S if delivery.qos else LIVE_S,
         )
+
+
+async def _all_left(client: aiomqtt.Client) -> None:
+    """Wait until nothing waits for the socket; aiomqtt.MqttError where that takes too long."""
+    try:
+        async with asyncio.timeout(LIVE_S):
+            while client._client.want_write():  # noqa: ASYNC110 - paho has no signal
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError as error:
+        raise aiomqtt.MqttError(f"what was sent before did not leave in {LIVE_S:g} s") from error
 
 
 async def subscribe(client: aiomqtt.Client, filters: list[str]) -> list[str]:

@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.layers import Float32SameConv, SameConv, conv_bn, conv_bn_relu, fuse, round_through, short_floats
+from pipeline.models.layers import (
+    Float32SameConv,
+    HalvingSameConv,
+    SameConv,
+    conv_bn,
+    conv_bn_relu,
+    fuse,
+    round_through,
+    short_floats,
+)
 
 
 def settled_bn(channels: int, seed: int = 0) -> nn.BatchNorm2d:
@@ -132,3 +141,17 @@ def test_batch_norm_without_statistics_cannot_be_fused() -> None:
 def test_short_floats_are_for_processors_that_compute_in_them(units: dict[str, object], expected: torch.dtype) -> None:
     with short_floats(torch.device("cpu"), units):
         assert (torch.ones(1, 4) @ torch.ones(4, 4)).dtype == expected
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_halving_layer_with_a_bias_is_the_same_while_it_learns(bf16: bool) -> None:
+    torch.manual_seed(0)
+    layer = HalvingSameConv(8, 8, 3, 2, groups=8)
+    layer.bias = torch.nn.Parameter(torch.randn(8))
+    x = torch.randn(2, 8, 12, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        learning, still = layer.train()(x), layer.eval()(x)
+    assert learning.dtype == still.dtype
+    torch.testing.assert_close(learning, still, atol=0.01, rtol=0.01)
+    learning.sum().backward()
+    assert layer.bias.grad is not None
