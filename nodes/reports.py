@@ -20,8 +20,8 @@ def _printable(text: str) -> str:
 
 Name = Annotated[str, Field(max_length=128), AfterValidator(_printable)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
-Count = Annotated[int, Field(ge=0, lt=1 << 53)]  # as JavaScript counts exactly; Python would not print any number
 Shade = Annotated[int, Field(ge=0, le=255)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]  # as JavaScript counts exactly; Python would not print any number
 
 
 class _Report(BaseModel):

@@ -145,8 +145,6 @@ class CameraSettings(NodeSettings):
                 "webrtc.fallback is for an uplink over WebRTC: give uplink a webrtc+http:// or webrtc+https:// "
                 "address, or leave webrtc.fallback out"
             )
-        if self.source.fast and self.scene.drop_unchanged:
-            raise ValueError("source.fast gives every frame of a recording its mask: leave out scene.drop_unchanged")
         if not self.rate_controlled:
             return self
         if self.source.fast:
@@ -223,8 +221,7 @@ def load_settings(kind: type[S], file: Path | None, overrides: Mapping[str, obje
     merged = _defaults(kind)
     for values in layers.values():
         merged = _merge(merged, values)
-        if _holds(values, ("encoder", "threshold")) and not _holds(values, ("encoder", "price")):
-            merged = _merge(merged, {"encoder": {"price": None}})  # where both are known the price would decide
+        merged = _merge(merged, _ruled_out(values))
     try:
         return kind(**merged)
     except ValidationError as error:
@@ -291,8 +288,8 @@ def _check_variables(environment: Mapping[str, str]) -> None:
 
 def _is_service(name: str, value: str) -> bool:
     """Whether that is how Kubernetes tells of a service: its plain port is a whole address, as ours never is."""
-    plain = name.endswith("_PORT") and not name.endswith("_SERVICE_PORT")
-    return bool(_SERVICE_ADDRESS.search(name)) and (not plain or "://" in value)
+    found = _SERVICE_ADDRESS.search(name)
+    return found is not None and (found[0] != "_PORT" or "://" in value)
 
 
 def _defaults(kind: type[NodeSettings]) -> dict[str, Any]:
@@ -319,6 +316,14 @@ def _merge(below: Values, above: Values) -> dict[str, Any]:
         elif value is not None:
             merged[key] = _merge(old, value) if isinstance(value, Mapping) else value
     return merged
+
+
+def _ruled_out(values: Values) -> Values:
+    """What a layer's values say of layers below it: a threshold takes the place of a price."""
+    encoder = values.get("encoder")
+    if isinstance(encoder, Mapping) and encoder.get("threshold") is not None and "price" not in encoder:
+        return {"encoder": {"price": None}}
+    return {}
 
 
 def _sentence(kind: type[NodeSettings], error: ValidationError, layers: Mapping[str, Values]) -> str:

@@ -37,6 +37,8 @@ class KeyPolicy:
             raise ConfigError(f"threshold {self.least_agreement}: must be 0 to 100 percent of the pixels")
         if self.price is not None and not 0 < self.price <= MAX_PRICE:
             raise ConfigError(f"price {self.price}: must be above 0, and {MAX_PRICE:g} at most")
+        if self.price is not None and not self.longest_age:
+            raise ConfigError(f"price {self.price:g}: every frame is a KEY; give a key interval above 1")
         if self.price is not None and self.least_agreement:
             raise ConfigError(_ONE_OF_TWO)
 

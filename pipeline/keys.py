@@ -13,14 +13,13 @@ from typing import Generic, TypeVar
 
 from pipeline.bitstream import MAX_AGE, MAX_REGIONS
 from pipeline.errors import ConfigError, MissingKey
-from pipeline.messages import FrameId, Kind, Packet, Region
+from pipeline.messages import SEQUENCES, FrameId, Kind, Packet, Region
 
 GENERATIONS = 2  # a WARP that a newer KEY has overtaken still finds its own,
 AHEAD_GENERATIONS = 3  # and so does a frame between two KEYs
 CAMERAS = 256  # of a worker; the logits of a 480x360 camera's keys, two generations, take 1.2 MB
 IDLE_S = 60.0  # as long as the keys in the queue's server live
 _STREAMS = 2  # packets of the last one may still be under way when a camera starts again
-_SEQUENCES = 1 << 32
 
 T = TypeVar("T")
 
@@ -43,7 +42,7 @@ def stream_of(packet: Packet) -> Stream:
 def key_sequence(packet: Packet, region: Region) -> int:
     """The sequence of the key that a region of the packet is or refers to."""
     age = -region.age if region.kind is Kind.WARP or region.kind is Kind.DELTA else region.age
-    return (packet.id.sequence + age) % _SEQUENCES
+    return (packet.id.sequence + age) % SEQUENCES
 
 
 def is_whole(packet: Packet) -> bool:
@@ -66,12 +65,12 @@ def _brought(packet: Packet) -> set[tuple[int, int]]:
 
 
 def _ahead(frame: FrameId, frames: int) -> FrameId:
-    return FrameId(frame.epoch, (frame.sequence + frames) % _SEQUENCES)
+    return FrameId(frame.epoch, (frame.sequence + frames) % SEQUENCES)
 
 
 def _after(sequence: int, other: int) -> int:
     """How far a sequence is after another, negative if before; they wrap at 2**32 (as in RFC 1982)."""
-    return (sequence - other + _SEQUENCES // 2) % _SEQUENCES - _SEQUENCES // 2
+    return (sequence - other + SEQUENCES // 2) % SEQUENCES - SEQUENCES // 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ Where a bundle makes no masks but says which classes are in the picture, JSON ta
 """
 
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -41,7 +41,8 @@ def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: P
     size, url = (bundle.manifest.width, bundle.manifest.height), _recorded(source)
     with open_source(url, fps=25.0, timeout_s=5.0, decode_threads=1) as opened:
         folder.mkdir(parents=True, exist_ok=True)
-        names, epoch = _stems(source), _epoch_of(source)
+        names = _stems(source)
+        epoch = _epoch_of(source, names)
         frames = (
             Frame(FrameId(epoch, sequence), round(1000 * picture.time_s), fit(picture.image, size))
             for sequence, picture in enumerate(opened.pictures)
@@ -54,7 +55,13 @@ def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: P
             yield one
         if (damage := damage_of(url, opened)) is not None:
             raise SourceError(damage)
-    _check_alone(folder, epoch, written, source)
+    others = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path not in written]
+    left = [path for path in others if (_is_of(path, epoch) if names else _clip_of(path) == source.stem)]
+    if left:
+        raise ConfigError(
+            f"output {folder}: {left[0].name} and {len(left) - 1} more are of another run of {source.name}; "
+            "remove them, they would be decoded with those of this one"
+        )
 
 
 def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
@@ -101,19 +108,16 @@ def _recorded(source: Path) -> str:
     return f"./{name}" if name.isdecimal() else name  # a number alone would be a device
 
 
-def _epoch_of(source: Path) -> int:
+def _epoch_of(source: Path, stems: Sequence[str]) -> int:
     """The same for each run of a clip, so that its packets are the same; of another clip most likely another."""
-    return zlib.crc32(source.resolve().name.encode("utf-8", "surrogateescape")) & 0xFFFF
+    name = "/".join((source.resolve().name, *stems[:1])) if stems else source.name
+    return zlib.crc32(name.encode("utf-8", "surrogateescape")) & 0xFFFF
 
 
-def _check_alone(folder: Path, epoch: int, written: Collection[Path], source: Path) -> None:
-    """ConfigError where the folder has packets of this epoch that were not written now."""
-    others = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path not in written and _is_of(path, epoch)]
-    if others:
-        raise ConfigError(
-            f"output {folder}: {others[0].name} and {len(others) - 1} more are of another run of {source.name}; "
-            "remove them, they would be decoded with those of this one"
-        )
+def _clip_of(path: Path) -> str | None:
+    """The name of the clip that the packet file is of; None for one of an image."""
+    clip, _, number = path.stem.rpartition("-")
+    return clip if number.isdecimal() else None
 
 
 def _is_of(path: Path, epoch: int) -> bool:

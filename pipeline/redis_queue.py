@@ -248,9 +248,10 @@ class RedisWorkQueue:
         self._hold(job for job in jobs if job.deliveries <= DELIVERY_LIMIT)  # first: a burial may fail
         for job in jobs:
             if job.deliveries > DELIVERY_LIMIT:
+                reason = given_up(job.deliveries)
+                await self.bury(job, reason)
                 metrics.drop("queue", "given_up")
-                log.warning("a packet is given up", camera=job.camera, reason=given_up(job.deliveries))
-                await self.bury(job, given_up(job.deliveries))
+                log.warning("a packet is given up", camera=job.camera, reason=reason)
 
     def _hold(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -275,11 +276,11 @@ class RedisWorkQueue:
 
     async def _beat(self) -> None:
         """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""
-        self._beaten = self._clock()
-        oldest = self._beaten - self._hold_s
+        oldest = self._clock() - self._hold_s
         self._held = {job: since for job, since in self._held.items() if since > oldest}
         if self._worker and not self._resting:
             live = frozenset(await self._streams.beat(self._held, self._reclaim_after_s))
+            self._beaten = self._clock()
             self._met = self._met if live <= {self._worker} else self._clock()
             if self._own is None or live != self._live:
                 self._live, self._own = live, preferred_shards(self._worker, live, self._shards)

@@ -92,8 +92,7 @@ if last[1] == epoch then
   local after = (sequence - last[2]) % 4294967296
   if after == 0 or after >= 2147483648 then return end
 elseif last[1] then
-  local ended = redis.call('HGET', KEYS[1], 'over:' .. epoch)
-  if ended and now - ended < tonumber(forget_ms) then return end
+  if redis.call('HEXISTS', KEYS[1], 'over:' .. epoch) == 1 then return end
   end_epoch(last[1], now, forget_ms)
 end
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', sequence, 'taken', now)

@@ -99,7 +99,7 @@ class SourceSection(Section):
     fast: bool = Field(
         False, description="play a file or directory as a recording: every frame gets its mask, as fast as they come"
     )
-    fps: float = Field(25.0, ge=0.2, le=1000, description="frames per second of a directory of images")
+    fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
     start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
     mirror: bool = Field(False, description="swap left and right")
     timeout_s: float = Field(5.0, gt=0, le=300, description="seconds an rtsp server may take to answer")

@@ -104,14 +104,14 @@ class Mailbox:
 class Pace:
     """When the picture of a time is due; counted from one fixed moment, so it does not drift."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], *, ahead_s: float = _AHEAD_S) -> None:
+        self._clock, self._ahead_s = clock, ahead_s
         self._zero_s: float | None = None
 
     def delay_s(self, time_s: float) -> float:
         """Seconds to wait until a picture of `time_s` is due."""
         now_s = self._clock()
-        if self._zero_s is None or not -_BEHIND_S < self._zero_s + time_s - now_s < _AHEAD_S:
+        if self._zero_s is None or not -_BEHIND_S < self._zero_s + time_s - now_s < self._ahead_s:
             self._zero_s = now_s - time_s
         return max(0.0, self._zero_s + time_s - now_s)
 
@@ -236,7 +236,8 @@ class Video:
 
     def _read_file(self, opened: Callable[[], object]) -> None:
         """Play a file or directory once, or again and again; runs on the reader's thread."""
-        pace, begin_s, skip_s = Pace(self._clock), 0.0, self._start_s
+        ahead_s = max(_AHEAD_S, 2 / self._fps)  # of a slow directory each picture is due long after the one before it
+        pace, begin_s, skip_s = Pace(self._clock, ahead_s=ahead_s), 0.0, self._start_s
         self._begin_epoch()
         while True:
             end_s = 0.0

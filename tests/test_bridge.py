@@ -10,7 +10,6 @@ import pytest
 from channels import LIMIT_S, quiet, take, until
 from servers import free_port
 
-import nodes.bridge
 from nodes import bridge as module
 from nodes.bridge import Bridge
 from nodes.buffer import Losses
@@ -217,7 +216,7 @@ async def test_cameras_go_offline_some_at_a_time_since_a_channel_takes_no_more(m
             await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
         await until(lambda: all(retained(here, f"{name}/state").get("path") for name in names))
         monkeypatch.setattr(MemoryChannel, "publish", few)
-        monkeypatch.setattr(nodes.bridge, "_AT_ONCE", 2)
+        monkeypatch.setattr(module, "_AT_ONCE", 2)
         here.bridge.cancel()
         await asyncio.wait({here.bridge})
         assert {retained(here, f"{name}/state")["state"] for name in names} == {"offline"}

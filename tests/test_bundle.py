@@ -71,7 +71,15 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("width", 7), ("grid", "0x1"), ("hash", "abc"), ("classes", []), ("quality_levels", [])]
+    ("field", "value"),
+    [
+        ("width", 7),
+        ("grid", "0x1"),
+        ("hash", "abc"),
+        ("classes", []),
+        ("quality_levels", []),
+        ("classes", [{"name": "sky", "colour": [300, 0, 0]}]),
+    ],
 )
 def test_a_wrong_field_of_the_manifest_is_named(copy: Path, field: str, value: object) -> None:
     rewrite_manifest(copy, **{field: value})

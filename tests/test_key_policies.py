@@ -53,3 +53,8 @@ def test_every_policy_is_a_plain_value() -> None:
     assert at_interval(1) == EVERY_FRAME
     policies = [EVERY_FRAME, at_interval(5), at_threshold(90), at_threshold(91)]
     assert all(one != other for one, other in itertools.combinations(policies, 2))
+
+
+def test_a_price_is_for_frames_between_keys() -> None:
+    with pytest.raises(ConfigError, match="price 8: every frame is a KEY; give a key interval above 1"):
+        key_policy(key_interval=1, price=8.0)

@@ -364,7 +364,7 @@ async def test_live_message_into_a_stalled_link_fails_in_bounded_time(mqtt_url: 
                     while True:
                         await channel.publish("cam-1/latent", bytes(1 << 20))
             for _ in range(2):  # nor is it kept, to come when the link does again
-                with pytest.raises(TransportError, match="what was sent before did not leave"):
+                with pytest.raises(TransportError, match=r"the broker at .* did not take a message"):
                     await channel.publish("cam-1/latent", bytes(1 << 20))
             assert len(channel._client._client._out_packet) == 1
             stalled.set()

@@ -138,6 +138,25 @@ def test_images_of_another_run_are_not_left_between_those_of_this_one(
         list(encode_files(keys, bundle, images, folder))
 
 
+def test_packets_of_a_clip_of_another_suffix_are_of_the_same_name(
+    bundle: Bundle, keys: VideoEncoder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "packets"
+    list(encode_files(keys, bundle, write_clip(tmp_path / "a.mp4", frames=3), folder))
+    with pytest.raises(ConfigError, match=r"a-000002\.mcp and 0 more are of another run of a\.mov"):
+        list(encode_files(keys, bundle, write_clip(tmp_path / "a.mp4", frames=2).rename(tmp_path / "a.mov"), folder))
+
+
+def test_images_of_two_folders_of_one_name_may_lie_together(bundle: Bundle, keys: VideoEncoder, tmp_path: Path) -> None:
+    for day in ("monday", "friday"):
+        (tmp_path / day).mkdir()
+        images = write_images(tmp_path / day / "images", count=2)
+        for image in images.glob("*.png"):
+            image.rename(image.with_name(f"{day}-{image.name}"))
+        list(encode_files(keys, bundle, images, tmp_path / "packets"))
+    assert len(list((tmp_path / "packets").iterdir())) == 4
+
+
 def test_several_clips_may_lie_in_one_folder(
     bundle: Bundle, encoder: Encoder, decoder: Decoder, tmp_path: Path
 ) -> None:

@@ -73,6 +73,14 @@ def test_after_a_jump_the_pace_goes_on_from_there(jump_s: float) -> None:
     assert pace.delay_s(0.08) == pytest.approx(0.04)
 
 
+def test_pictures_far_apart_are_no_jump_where_they_are_to_be() -> None:
+    now_s = 100.0
+    pace = Pace(lambda: now_s, ahead_s=40.0)
+    assert [pace.delay_s(20.0 * number) for number in range(2)] == [0.0, 20.0]
+    now_s = 120.0
+    assert pace.delay_s(40.0) == 20.0
+
+
 async def test_a_fast_file_gives_every_frame_however_slowly_they_are_taken(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=12)
     numbers = []

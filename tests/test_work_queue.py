@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from peers import drops
 from queues import LIMIT_S, RECLAIM_S, Bench, MemoryBench, RedisBench, are_alone, claim, is_empty, until
 
 from pipeline.errors import ConfigError
@@ -187,8 +188,10 @@ async def test_job_that_two_workers_left_is_buried(bench: Bench) -> None:
             async with bench.queue(name) as crashing:
                 [job] = await claim(crashing, 1)
                 assert job.deliveries == deliveries
+        before = drops("given_up", node="queue")
         async with bench.queue("w3") as worker:
             assert await worker.claim(batch=16, wait_s=3 * RECLAIM_S) == []
+            assert drops("given_up", node="queue") == before + 1
             [(camera, packet, reason, by)] = await bench.dead()
             assert (camera, packet, by) == ("cam-1", b"poison", "w3")
             assert "2 workers" in reason

@@ -54,6 +54,7 @@ class MqttChannel(Reconnecting[MqttAddress]):
         self._unsent: set[str] = set()  # topics of retained messages that the next connection is to carry
         self._client: aiomqtt.Client | None = None
         self._pending = 0
+        self._turn = asyncio.Lock()  # of live messages
         self._met = False  # whether this broker ever took us
         self._brief = 0  # connections that it took and that ended soon, since one that held
         self._rivalry_reported = False
@@ -181,7 +182,10 @@ class MqttChannel(Reconnecting[MqttAddress]):
             )
         self._pending += 1
         try:
-            await mqtt_client.publish(client, self._prefix + topic, payload, delivery)
+            if delivery.qos:
+                await mqtt_client.publish(client, self._prefix + topic, payload, delivery)
+            else:
+                await mqtt_client.publish_live(client, self._prefix + topic, payload, delivery, turn=self._turn)
         except aiomqtt.MqttError as error:
             raise TransportError(f"the broker at {self._address} did not take a message: {error}") from error
         finally:

@@ -72,13 +72,7 @@ async def connection(
 
 
 async def publish(client: aiomqtt.Client, topic: str, payload: bytes, delivery: Delivery) -> None:
-    """Send to a full topic, with its facts as properties where the protocol has them; bounded in time.
-
-    Live data waits until all before has left, and is not sent if it does not: paho never gives up what it has taken,
-    so that a link that stalled would bring packets later that were told lost.
-    """
-    if not delivery.qos:
-        await _all_left(client)
+    """Send to a full topic, with its facts as properties where the protocol has them; bounded in time."""
     with cancellable():
         await client.publish(
             topic,
@@ -90,14 +84,20 @@ async def publish(client: aiomqtt.Client, topic: str, payload: bytes, delivery: 
         )
 
 
-async def _all_left(client: aiomqtt.Client) -> None:
-    """Wait until nothing waits for the socket; aiomqtt.MqttError where that takes too long."""
+async def publish_live(
+    client: aiomqtt.Client, topic: str, payload: bytes, delivery: Delivery, *, turn: asyncio.Lock
+) -> None:
+    """The same for what nobody acknowledges: in turn, each when all before has left, and not at all if it does not.
+
+    paho never gives up what it has taken, so that a link that stalled would bring packets later that were told lost.
+    """
     try:
-        async with asyncio.timeout(LIVE_S):
+        async with asyncio.timeout(LIVE_S), turn:
             while client._client.want_write():  # noqa: ASYNC110 - paho has no signal
                 await asyncio.sleep(_POLL_S)
+            await publish(client, topic, payload, delivery)
     except TimeoutError as error:
-        raise aiomqtt.MqttError(f"what was sent before did not leave in {LIVE_S:g} s") from error
+        raise aiomqtt.MqttError(f"it did not leave in {LIVE_S:g} s") from error
 
 
 async def subscribe(client: aiomqtt.Client, filters: list[str]) -> list[str]:

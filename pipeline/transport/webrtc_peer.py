@@ -20,10 +20,10 @@ from aiortc import (
     RTCSctpTransport,
     RTCSessionDescription,
 )
-from aiortc.exceptions import InvalidStateError
+from aiortc.exceptions import InternalError, InvalidStateError, OperationError
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 
-from pipeline.errors import BitstreamError, PipelineError, TransportError
+from pipeline.errors import BitstreamError, TransportError
 from pipeline.transport.webrtc_address import IceServer, WebRtcOptions
 
 LATENT, MESSAGES = "latent", "messages"
@@ -32,6 +32,20 @@ _LOOK_S = 0.5
 _GATHER_S = 6.0  # aiortc itself waits 5 s for STUN and TURN servers
 _CLOSE_S = 2.0
 _REFUSALS = 16  # channels, texts: an end that does so more often has another program
+# What aiortc raises for SDP that is none: it parses by splitting, and checks some of it late; a StopIteration of its
+# own leaves a coroutine as RuntimeError.
+_SDP_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    InternalError,
+    InvalidStateError,
+    OperationError,
+)
 _CANDIDATES = 64  # of an offer: for each one this end sends checks to an address that the other end chose
 
 log = structlog.get_logger(__name__)
@@ -86,15 +100,15 @@ class Peer:
             self._keep(self._connection.createDataChannel(LATENT, ordered=False, maxRetransmits=0))
             self._keep(self._connection.createDataChannel(MESSAGES))
             return await self._describe(await self._connection.createOffer())
-        except OSError as error:
+        except _SDP_ERRORS as error:
             raise TransportError(f"no offer can be made: {error}") from error
 
     async def accept(self, answer: str) -> None:
         """Take the answer to the offer; raises TransportError when it is none."""
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
-        except Exception as error:  # aiortc parses by splitting, and checks some of it late: it may raise anything
-            raise TransportError(f"the gateway's answer is not one: {type(error).__name__} {error}") from error
+        except _SDP_ERRORS as error:
+            raise TransportError(f"the gateway's answer is not one: {error}") from error
 
     async def answer(self, offer: str) -> str:
         """Return the answer to an offer; raises BitstreamError when it is none with a data channel and nothing else."""
@@ -102,9 +116,7 @@ class Peer:
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             return await self._describe(await self._connection.createAnswer())
-        except PipelineError:
-            raise
-        except Exception as error:  # as above
+        except _SDP_ERRORS as error:
             raise BitstreamError(f"offer: {type(error).__name__} {error}") from error
 
     async def opened(self) -> None:

@@ -196,11 +196,11 @@ class WebRtcServer:
         except (BitstreamError, TransportError) as error:
             if not answered.done():
                 answered.set_exception(error)
-        except Exception:  # what goes wrong with one camera's connection must not end those of the others
+        except Exception as error:  # what goes wrong with one camera's connection must not end those of the others
             metrics.drop("webrtc", "failed")
             log.exception("a camera's connection failed", camera=session.camera)
             if not answered.done():
-                answered.set_exception(BitstreamError("it cannot be answered"))
+                answered.set_exception(error)
         finally:
             answered.cancel()
 
