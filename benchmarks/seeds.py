@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.checkpoint import schedule_of
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import load_experiment
 from pipeline.layouts import LAYOUTS
@@ -62,11 +63,28 @@ def variant(text: str) -> Variant:
     return Variant(name, Path(paths[0]), tuple(map(Path, paths[1:])))
 
 
+def check_seeds(one: Variant) -> None:
+    """ConfigError where runs differ in more than their seeds, or in no seed, or have not come to their end."""
+    ours, seen = load_experiment(one.config).schedule.model_dump(), dict[int, Path]()
+    for run in one.runs:
+        schedule, done = schedule_of(run)
+        theirs = schedule.model_dump()
+        other = [key for key in ours if key != "seed" and theirs[key] != ours[key]]
+        if other:
+            raise ConfigError(f"run {run}: it had another schedule.{other[0]} than {one.config} says; name its own")
+        if done < schedule.epochs:
+            raise ConfigError(f"run {run}: {done} of {schedule.epochs} epochs are done; train it to its end")
+        if schedule.seed in seen:
+            raise ConfigError(f"runs {seen[schedule.seed]} and {run} have one seed, {schedule.seed}; name others")
+        seen[schedule.seed] = run
+
+
 def measured(one: Variant, data: Path, split: str) -> list[list[Measured]]:
     """Of each run, one entry for each level; ConfigError where there are no masks."""
     experiment = load_experiment(one.config)
     if experiment.model.decoder == IMAGE:
         raise ConfigError(f"{one.config}: model.decoder image makes no masks to compare; name others")
+    check_seeds(one)
     layout = LAYOUTS[experiment.data.dataset]
     frames, classes = layout.frames(data, split), len(layout.classes(data).classes)
     networks = (load_trained(experiment, run, classes) for run in one.runs)

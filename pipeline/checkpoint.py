@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.experiment import Experiment
+from pipeline.experiment import Experiment, ScheduleSettings
 from pipeline.models.split_segmenter import SplitSegmenter
 
 FILE = "checkpoint.pt"
@@ -97,6 +97,12 @@ def check_learned(run: Path, experiment: Experiment) -> None:
         other = [key for key, value in theirs[section].items() if ours[section][key] != value]
         if other:
             raise ConfigError(f"run {run}: not of this experiment, it had another {section}.{other[0]}; name its own")
+
+
+def schedule_of(run: Path) -> tuple[ScheduleSettings, int]:
+    """How a run was to learn, and how many of its epochs are done; ConfigError where there is none."""
+    state = _state(run)
+    return _experiment_of(run, state).schedule, int(state["epochs_done"])
 
 
 def load_camera(run: Path, network: SplitSegmenter, rate: Sequence[float]) -> frozenset[str]:

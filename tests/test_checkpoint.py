@@ -49,6 +49,15 @@ def test_the_optimiser_goes_on_with_the_networks_own_parameters(tmp_path: Path) 
     assert torch.equal(loaded.network.weight, saved.network.weight)
 
 
+def test_a_run_that_began_on_a_gpu_goes_on_on_a_cpu(tmp_path: Path) -> None:
+    saved, loaded = trainee(), trainee()
+    for group in saved.optimiser.param_groups:
+        group["capturable"] = group["fused"] = True
+    save(tmp_path, saved, tiny.experiment(), epochs_done=1)
+    resume(tmp_path, loaded, tiny.experiment())
+    assert [(group["capturable"], group["fused"]) for group in loaded.optimiser.param_groups] == [(False, False)]
+
+
 def test_a_run_from_before_a_part_that_learned_nothing_was_left_out_still_loads(tmp_path: Path) -> None:
     saved, loaded = trainee(), trainee()
     save(tmp_path, saved, tiny.experiment(), epochs_done=2)

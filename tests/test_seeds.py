@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import tiny
+import yaml
+from test_checkpoint import trainee
 
-from benchmarks.seeds import Difference, Level, Variant, as_table, by_level, difference, measured, variant
+from benchmarks.seeds import Difference, Level, Variant, as_table, by_level, check_seeds, difference, measured, variant
+from pipeline.checkpoint import save
 from pipeline.errors import ConfigError
 from pipeline.measuring import Measured
 
@@ -57,3 +61,25 @@ def test_image_codecs_have_no_masks_to_compare(tmp_path: Path) -> None:
     config = Path(__file__).parent.parent / "configs" / "train" / "compare" / "image-codec.yaml"
     with pytest.raises(ConfigError, match=r"image-codec\.yaml: model\.decoder image makes no masks"):
         measured(Variant("codec", config, (tmp_path, tmp_path)), tmp_path, "val")
+
+
+def run_of(folder: Path, *, seed: int, epochs_done: int = 1, **schedule: object) -> Path:
+    folder.mkdir()
+    experiment = tiny.experiment(schedule={"epochs": 1, "seed": seed, **schedule})
+    save(folder, trainee(), experiment, epochs_done=epochs_done)
+    return folder
+
+
+def test_runs_that_differ_in_their_seeds_alone_are_compared(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny.experiment(schedule={"epochs": 1}).model_dump(mode="json")))
+    first, second = run_of(tmp_path / "a", seed=1), run_of(tmp_path / "b", seed=2)
+    check_seeds(Variant("tiny", config, (first, second)))
+    wrong = [
+        (run_of(tmp_path / "twin", seed=1), r"a and .*twin have one seed, 1"),
+        (run_of(tmp_path / "stopped", seed=3, epochs_done=0), "0 of 1 epochs are done"),
+        (run_of(tmp_path / "other", seed=3, lr=0.5), r"another schedule\.lr"),
+    ]
+    for run, said in wrong:
+        with pytest.raises(ConfigError, match=said):
+            check_seeds(Variant("tiny", config, (first, run)))
