@@ -22,6 +22,7 @@ from pipeline.sources import damage_of, fit, image_files, open_source
 from pipeline.stream_encoder import StreamEncoder
 
 SUFFIX = ".mcp"
+_DIGITS = 6  # of the number of a frame, at least, in the name of a clip's packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: P
         )
         written = set()
         for packet in _packets(encoder, frames):
-            stem = names[packet.id.sequence] if names else f"{source.stem}-{packet.id.sequence:06d}"
+            stem = names[packet.id.sequence] if names else f"{source.stem}-{packet.id.sequence:0{_DIGITS}d}"
             one = _write(folder / f"{stem}{SUFFIX}", pack(packet))
             written.add(one.path)
             yield one
@@ -59,7 +60,7 @@ def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: P
     left = [path for path in others if (_is_of(path, epoch) if names else _clip_of(path) == source.stem)]
     if left:
         raise ConfigError(
-            f"output {folder}: {left[0].name} and {len(left) - 1} more are of another run of {source.name}; "
+            f"output {folder} holds packets of another run of {source.name}, {left[0].name} the first of {len(left)}; "
             "remove them, they would be decoded with those of this one"
         )
 
@@ -117,7 +118,7 @@ def _epoch_of(source: Path, stems: Sequence[str]) -> int:
 def _clip_of(path: Path) -> str | None:
     """The name of the clip that the packet file is of; None for one of an image."""
     clip, _, number = path.stem.rpartition("-")
-    return clip if number.isdecimal() else None
+    return clip if number.isdecimal() and len(number) >= _DIGITS else None
 
 
 def _is_of(path: Path, epoch: int) -> bool:

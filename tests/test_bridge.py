@@ -176,6 +176,24 @@ async def test_what_a_camera_said_before_is_not_said_again_because_another_comes
             assert await quiet(said)
 
 
+@asynccontextmanager
+async def online(here: Site, *, count: int) -> AsyncIterator[list[str]]:
+    """The names of cameras that have said that they are online, and stay connected inside."""
+    names = [f"cam-{number}" for number in range(count)]
+    async with AsyncExitStack() as cameras:
+        for name in names:
+            camera = await cameras.enter_async_context(here.camera(name))
+            await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
+        await until(lambda: all(retained(here, f"{name}/state").get("path") for name in names))
+        yield names
+
+
+async def all_go_offline(here: Site, names: list[str]) -> None:
+    here.bridge.cancel()
+    await asyncio.wait({here.bridge})
+    assert {retained(here, f"{name}/state")["state"] for name in names} == {"offline"}
+
+
 async def test_many_cameras_go_offline_in_the_time_that_the_broker_takes_for_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -185,16 +203,9 @@ async def test_many_cameras_go_offline_in_the_time_that_the_broker_takes_for_one
         await asyncio.sleep(0.4)
         await at_once(self, topic, payload, delivery)
 
-    names = [f"cam-{number}" for number in range(4)]
-    async with site() as here, AsyncExitStack() as cameras:
-        for name in names:
-            camera = await cameras.enter_async_context(here.camera(name))
-            await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
-        await until(lambda: all(retained(here, f"{name}/state").get("path") for name in names))
+    async with site() as here, online(here, count=4) as names:
         monkeypatch.setattr(MemoryChannel, "publish", slowly)
-        here.bridge.cancel()
-        await asyncio.wait({here.bridge})
-        assert {retained(here, f"{name}/state")["state"] for name in names} == {"offline"}
+        await all_go_offline(here, names)
 
 
 async def test_cameras_go_offline_some_at_a_time_since_a_channel_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,17 +220,10 @@ async def test_cameras_go_offline_some_at_a_time_since_a_channel_takes_no_more(m
         waiting -= 1
         await at_once(self, topic, payload, delivery)
 
-    names = [f"cam-{number}" for number in range(6)]
-    async with site() as here, AsyncExitStack() as cameras:
-        for name in names:
-            camera = await cameras.enter_async_context(here.camera(name))
-            await camera.publish(f"{name}/state", PRESENCE.payload("online"), STATE)
-        await until(lambda: all(retained(here, f"{name}/state").get("path") for name in names))
+    async with site() as here, online(here, count=6) as names:
         monkeypatch.setattr(MemoryChannel, "publish", few)
         monkeypatch.setattr(module, "_AT_ONCE", 2)
-        here.bridge.cancel()
-        await asyncio.wait({here.bridge})
-        assert {retained(here, f"{name}/state")["state"] for name in names} == {"offline"}
+        await all_go_offline(here, names)
 
 
 @pytest.mark.parametrize("filters", [("cam-1/#",), ("cam-1/+",)])

@@ -124,7 +124,7 @@ def test_packets_of_a_longer_clip_of_this_name_are_not_left_behind_unsaid(
     assert len(list(encode_files(keys, bundle, write_clip(clip, frames=4), folder))) == 4
     list(encode_files(keys, bundle, write_clip(tmp_path / "another.mp4", frames=2), folder))  # another's do no harm
     assert len(list(encode_files(keys, bundle, clip, folder))) == 4  # nor does the same clip again
-    with pytest.raises(ConfigError, match=r"packets: clip-000002\.mcp and 1 more are of another run of clip"):
+    with pytest.raises(ConfigError, match=r"another run of clip\.mp4, clip-000002\.mcp the first of 2;"):
         list(encode_files(keys, bundle, write_clip(clip, frames=2), folder))
 
 
@@ -134,7 +134,7 @@ def test_images_of_another_run_are_not_left_between_those_of_this_one(
     images, folder = write_images(tmp_path / "images", count=3), tmp_path / "packets"
     list(encode_files(keys, bundle, images, folder))
     (images / "001.png").unlink()
-    with pytest.raises(ConfigError, match=r"packets: 001\.mcp and 0 more are of another run of images"):
+    with pytest.raises(ConfigError, match=r"another run of images, 001\.mcp the first of 1;"):
         list(encode_files(keys, bundle, images, folder))
 
 
@@ -143,7 +143,7 @@ def test_packets_of_a_clip_of_another_suffix_are_of_the_same_name(
 ) -> None:
     folder = tmp_path / "packets"
     list(encode_files(keys, bundle, write_clip(tmp_path / "a.mp4", frames=3), folder))
-    with pytest.raises(ConfigError, match=r"a-000002\.mcp and 0 more are of another run of a\.mov"):
+    with pytest.raises(ConfigError, match=r"another run of a\.mov, a-000002\.mcp the first of 1;"):
         list(encode_files(keys, bundle, write_clip(tmp_path / "a.mp4", frames=2).rename(tmp_path / "a.mov"), folder))
 
 
@@ -155,6 +155,15 @@ def test_images_of_two_folders_of_one_name_may_lie_together(bundle: Bundle, keys
             image.rename(image.with_name(f"{day}-{image.name}"))
         list(encode_files(keys, bundle, images, tmp_path / "packets"))
     assert len(list((tmp_path / "packets").iterdir())) == 4
+
+
+def test_an_image_with_a_short_number_is_not_taken_for_a_frame_of_a_clip(
+    bundle: Bundle, keys: VideoEncoder, tmp_path: Path
+) -> None:
+    images, folder = write_images(tmp_path / "images", count=1), tmp_path / "packets"
+    (images / "000.png").rename(images / "clip-7.png")
+    list(encode_files(keys, bundle, images, folder))
+    assert len(list(encode_files(keys, bundle, write_clip(tmp_path / "clip.mp4", frames=2), folder))) == 2
 
 
 def test_several_clips_may_lie_in_one_folder(

@@ -21,15 +21,13 @@ from pipeline.transport.webrtc_server import WebRtcLimits, token_check
 
 SDP = {"Content-Type": "application/sdp"}
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
+DATA = b"v=0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n"
 
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     async with serving() as site:
         yield site
-
-
-DATA = b"v=0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n"
 
 
 @pytest.fixture
