@@ -1,6 +1,6 @@
 """Rate against accuracy of everything, in one run, on real bytes: table, BD-rates, JSON and figure.
 
-    python benchmarks/rate_distortion.py --data CAMVID --split 0006R0 --bundle JD=bundles/camvid \
+    python benchmarks/rate_distortion.py --data CAMVID --split 0006R0 --bundle JD=bundles/camvid-holdout \
         [--bundle "SE + SD/D=BUNDLE" ...] [--network NAME=GRAPH.onnx] [--json FILE] [--figure FILE]
 
 The first bundle is compared with all others, each other one with the bundles after it; each is measured at all its

@@ -56,6 +56,9 @@ class TorchCodec:
         network = merge_branches(build(load_experiment(experiment), len(bundle.palette))).eval()
         if not isinstance(network.prior, MeanScaleHyperprior):
             raise typer.BadParameter(f"{experiment}: its network codes nothing; name the bundle's own experiment")
+        if network.levels != bundle.tables.levels:
+            told = f"{network.levels} levels, the bundle's {bundle.tables.levels}"
+            raise typer.BadParameter(f"{experiment}: its network has {told}; name the bundle's own with --experiment")
         self._bundle = bundle
         self._encode = EncodeGraph(network, network.prior, hyper=bool(bundle.tables.hyper))
         self._decode = DecodeGraph(network.prior, network.decoder, torch.zeros(network.levels, len(bundle.palette)))

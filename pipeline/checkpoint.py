@@ -1,6 +1,7 @@
 """The state of a training run on disk: everything that resuming needs to equal not having stopped."""
 
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,9 +165,13 @@ def _state(run: Path) -> dict[str, Any]:
 
 
 def _read(run: Path, device: torch.device) -> dict[str, Any]:
-    """What a run saved, less what networks have no more."""
-    state: dict[str, Any] = torch.load(run / FILE, map_location=device, weights_only=True)
-    for weights in (state["network"], state["average"]):
+    """What a run saved, less what networks have no more; ConfigError where the file is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(run / FILE, map_location=device, weights_only=True)
+        kept = (state["network"], state["average"])
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise ConfigError(f"run {run}: its {FILE} is damaged; train anew, or name another run") from error
+    for weights in kept:
         for name in [name for name in weights if name.startswith(_GONE)]:
             del weights[name]
     return state

@@ -103,10 +103,16 @@ def camvid_classes(root: Path) -> Classes:
 def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Labelled:
     """Load one split of CamVid: train, val, trainval, test, or the name of a drive such as 0006R0 (of trainval).
 
-    ConfigError when there is no such split, or a picture or its labels are missing, damaged or of different sizes.
+    ConfigError when there is no such split, the data set has no such drive to leave out, or a picture or its labels are
+    missing, damaged or of different sizes.
     """
     listed = root / "splits" / f"{split}.txt"
     lines = _split_lines(listed if listed.is_file() else root / "splits" / "trainval.txt")
+    drives = _drives(root)
+    if unknown := set(without_drives) - drives:
+        raise ConfigError(
+            f"data set {root}: no drive {min(unknown)!r} to leave out; it has {', '.join(sorted(drives))}"
+        )
     pairs = [(image, label) for image, label in lines if _drive_of(image) not in without_drives]
     if not listed.is_file():
         pairs = [pair for pair in pairs if _drive_of(pair[0]) == split]
@@ -118,6 +124,11 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
         tuple(frame.image for frame in frames),
         tuple(frame.labels for frame in frames),
     )
+
+
+def _drives(root: Path) -> set[str]:
+    """The names of all drives that any split of CamVid lists."""
+    return {_drive_of(image) for listed in (root / "splits").glob("*.txt") for image, _ in _split_lines(listed)}
 
 
 def _split_lines(path: Path) -> list[tuple[str, str]]:

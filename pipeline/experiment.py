@@ -17,8 +17,8 @@ class _Section(BaseModel):
 class ModelSettings(_Section):
     """The network: its parts by name, and their sizes in channels."""
 
-    backbone: str = Field(description="image encoder, a name in pipeline.models.BACKBONES")
-    decoder: str = Field(description="what is made of the latents, and how; a name in pipeline.models.DECODERS")
+    backbone: str = Field(description="image encoder, a name in pipeline.models.assembly.BACKBONES")
+    decoder: str = Field(description="what is made of the latents, and how: one of pipeline.models.assembly.DECODERS")
     bottleneck: Literal["hyperprior", "none"] = Field(description="how latents are coded; none: not at all")
     latents: int = Field(ge=1, le=512, description="channels of the latent y")
     hyper_latents: int = Field(ge=1, le=128, description="channels of the hyper latent z")

@@ -135,6 +135,21 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         load_average(tmp_path, nn.Linear(3, 2))
 
 
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, kept: float) -> None:
+    save(tmp_path, trainee(), tiny.experiment(), epochs_done=1)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
+    with pytest.raises(ConfigError, match="is damaged; train anew"):
+        load_average(tmp_path, nn.Linear(3, 2))
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"not a checkpoint, but a text of some length")
+    with pytest.raises(ConfigError, match="is damaged; train anew"):
+        load_average(tmp_path, nn.Linear(3, 2))
+
+
 def fresh(experiment: Experiment, seed: int) -> SplitSegmenter:
     """A network of this experiment, all of its tensors other than those of another seed."""
     torch.manual_seed(seed)

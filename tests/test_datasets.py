@@ -59,6 +59,11 @@ def test_drive_that_is_held_out_is_not_in_the_split(tiny_camvid: Path) -> None:
     assert data.names == tuple(f"0001TP_train{i}" for i in range(4))
 
 
+def test_a_drive_that_is_not_there_cannot_be_left_out(tiny_camvid: Path) -> None:
+    with pytest.raises(ConfigError, match="no drive '0006RO' to leave out; it has 0001TP, 0006R0"):
+        datasets.camvid(tiny_camvid, "val", without_drives=("0006RO",))
+
+
 def test_frame_in_memory_is_read_by_its_number() -> None:
     frames = [painted(labels) for labels in (blocks(1), blocks())]
     data = Labelled(("a", "b"), *(tuple(getattr(f, kind)[0] for f in frames) for kind in ("images", "labels")))

@@ -153,9 +153,9 @@ def _decoder(classes: int, settings: Mapping[str, Any]) -> nn.Module:
         )
     parts = BACKBONES[settings["backbone"]]
     task = FeatureTaskDecoder(parts.tail(), classes, dilations=dilations)
-    head = parts.head()
     if settings["decoder"] == "task":
         return task
+    head = parts.head()
     if settings["decoder"] == "source_task":
         channels = head.features[-1].channels
         return SourceTaskDecoder(latents, channels=channels, width=width, blocks=2, task_decoder=task)

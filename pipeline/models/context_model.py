@@ -1,7 +1,7 @@
 """The float form of `pipeline/context.py`: what is known about a latent from its symbols already coded, as trained.
 
 Scale and mean of a symbol are linear in the symbols before it and in what the hyper decoder says of it; the symbol is
-Laplace distributed. Trained after the network, on rounded latents, or with it, as the estimator of its rate.
+Laplace distributed. Trained after the network, on rounded latents.
 """
 
 import math
