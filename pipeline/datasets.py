@@ -108,7 +108,7 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
     """
     listed = root / "splits" / f"{split}.txt"
     lines = _split_lines(listed if listed.is_file() else root / "splits" / "trainval.txt")
-    drives = _drives(root)
+    drives = _drives(root) if without_drives else set()
     if unknown := set(without_drives) - drives:
         raise ConfigError(
             f"data set {root}: no drive {min(unknown)!r} to leave out; it has {', '.join(sorted(drives))}"
