@@ -165,12 +165,12 @@ def _state(run: Path) -> dict[str, Any]:
 
 
 def _read(run: Path, device: torch.device) -> dict[str, Any]:
-    """What a run saved, less what networks have no more; ConfigError where the file is damaged."""
+    """What a run saved, less what networks have no more; ConfigError where it cannot be read."""
     try:
         state: dict[str, Any] = torch.load(run / FILE, map_location=device, weights_only=True)
         kept = (state["network"], state["average"])
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise ConfigError(f"run {run}: its {FILE} is damaged; train anew, or name another run") from error
+        raise ConfigError(f"run {run}: its {FILE} is damaged or cannot be read; train anew, or name another") from error
     for weights in kept:
         for name in [name for name in weights if name.startswith(_GONE)]:
             del weights[name]

@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.accuracy import VOID
-from pipeline.datasets import Classes, Image, LabelledClass, LabelledFrame, Stored, paired, read_image, read_labels
+from pipeline.datasets import (
+    Classes,
+    Image,
+    LabelledClass,
+    LabelledFrame,
+    Stored,
+    check_left_out,
+    paired,
+    read_image,
+    read_labels,
+)
 from pipeline.errors import ConfigError
 
 _PICTURE, _LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -47,11 +57,14 @@ _TRAIN_IDS[list(_COUNTED)] = np.arange(len(_COUNTED))
 def cityscapes(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Stored:
     """One split of Cityscapes with fine labels: train, val, trainval, or the name of a city of these.
 
-    Each city is one drive. ConfigError when pictures or labels are not where they belong.
+    Each city is one drive. ConfigError when pictures or labels are not where they belong, or there is no such city to
+    leave out.
     """
     cities = [city for part in _SPLITS.get(split, _SPLITS["trainval"]) for city in _cities(root, part)]
     if split not in _SPLITS:
         cities = [city for city in cities if city.name == split]
+    if without_drives:
+        check_left_out(root, without_drives, {city.name for city in (root / "leftImg8bit").glob("*/*")})
     kept = [city for city in cities if city.name not in without_drives]
     pictures = [picture for city in kept for picture in sorted(city.glob(f"*{_PICTURE}"))]
     if not pictures:

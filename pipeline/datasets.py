@@ -1,7 +1,7 @@
 """Data sets as numbered labelled frames, in memory or on disk."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -108,11 +108,8 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
     """
     listed = root / "splits" / f"{split}.txt"
     lines = _split_lines(listed if listed.is_file() else root / "splits" / "trainval.txt")
-    drives = _drives(root) if without_drives else set()
-    if unknown := set(without_drives) - drives:
-        raise ConfigError(
-            f"data set {root}: no drive {min(unknown)!r} to leave out; it has {', '.join(sorted(drives))}"
-        )
+    if without_drives:
+        check_left_out(root, without_drives, _drives(root))
     pairs = [(image, label) for image, label in lines if _drive_of(image) not in without_drives]
     if not listed.is_file():
         pairs = [pair for pair in pairs if _drive_of(pair[0]) == split]
@@ -124,6 +121,13 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
         tuple(frame.image for frame in frames),
         tuple(frame.labels for frame in frames),
     )
+
+
+def check_left_out(root: Path, named: Sequence[str], drives: Collection[str]) -> None:
+    """ConfigError where a drive is to be left out that the data set in `root` has not: it is misspelled most likely."""
+    if unknown := set(named) - set(drives):
+        has = ", ".join(sorted(drives))
+        raise ConfigError(f"data set {root}: no drive {min(unknown)!r} to leave out (without_drives); it has {has}")
 
 
 def _drives(root: Path) -> set[str]:

@@ -105,6 +105,12 @@ def test_city_that_is_held_out_is_not_in_the_split(root: Path) -> None:
     assert cityscapes.cityscapes(root, "train", without_drives=("aachen",)).names == FRAMES["train"][2:]
 
 
+def test_a_city_of_another_split_may_be_left_out_and_one_that_is_not_there_may_not(root: Path) -> None:
+    assert cityscapes.cityscapes(root, "train", without_drives=("lindau",)).names == FRAMES["train"]
+    with pytest.raises(ConfigError, match=r"no drive 'achen' to leave out \(without_drives\); it has aachen, "):
+        cityscapes.cityscapes(root, "train", without_drives=("achen",))
+
+
 def test_nothing_is_read_before_it_is_asked_for(root: Path) -> None:
     picture_path(root, "train", FRAMES["train"][2]).write_bytes(b"no picture")
     data = cityscapes.cityscapes(root, "train")

@@ -60,7 +60,7 @@ def test_drive_that_is_held_out_is_not_in_the_split(tiny_camvid: Path) -> None:
 
 
 def test_a_drive_that_is_not_there_cannot_be_left_out(tiny_camvid: Path) -> None:
-    with pytest.raises(ConfigError, match="no drive '0006RO' to leave out; it has 0001TP, 0006R0"):
+    with pytest.raises(ConfigError, match=r"no drive '0006RO' to leave out \(without_drives\); it has 0001TP, 0006R0"):
         datasets.camvid(tiny_camvid, "val", without_drives=("0006RO",))
 
 
