@@ -1,16 +1,18 @@
 """Opens what a source's address names, file, directory, RTSP server or device, and gives its pictures."""
 
+import itertools
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import av
 import cv2
 import numpy as np
+from av import VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -36,7 +38,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """uint8 RGB (H, W, 3) as the source has it, and its time since the source's start."""
+    """uint8 RGB (H, W, 3) as the source has it, upright, and its time since the source's start."""
 
     image: NDArray[np.uint8]
     time_s: float
@@ -105,7 +107,11 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
         stream.thread_count = decode_threads
         origin = Origin(stream.width, stream.height, float(stream.average_rate or fps))
         damage = Damage()
-        yield Opened(origin, _pictures(url, container, stream, origin.fps, damage), damage)
+        pictures = _pictures(url, container, stream, origin.fps, damage)
+        if kind == "file" and (first := next(pictures, None)) is not None:  # it alone tells whether pictures are turned
+            height, width, _ = first.image.shape
+            origin, pictures = replace(origin, width=width, height=height), itertools.chain([first], pictures)
+        yield Opened(origin, pictures, damage)
 
 
 def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
@@ -154,8 +160,14 @@ def _pictures(
             at_s = count / fps if frame.time is None else frame.time
             count += 1
             first_s = at_s if first_s is None else first_s
-            image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-            yield Picture(image, at_s - first_s)
+            yield Picture(_upright(frame), at_s - first_s)
+
+
+def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
+    """RGB (H, W, 3), turned as the file says, which phones write when they are held upright."""
+    image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+    quarters = round(frame.rotation / 90)
+    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
 def _directory(path: Path, *, fps: float) -> Opened:

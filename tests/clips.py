@@ -32,6 +32,12 @@ def write_clip(path: Path, *, frames: int = 10, fps: int = 25, width: int = 64, 
     return path
 
 
+def write_turned_clip(path: Path, *, degrees: int) -> Path:
+    """A video file that says its pictures are to be turned, anticlockwise, before they are shown."""
+    path.write_bytes(_encoded(3, fps=25, format="mp4", degrees=degrees))
+    return path
+
+
 def write_scratched_clip(path: Path, *, frames: int = 30) -> Path:
     """A video file of the numbered pictures in whose middle some bytes were lost, and so some pictures."""
     data = bytearray(write_clip(path, frames=frames).read_bytes())
@@ -56,13 +62,15 @@ def write_images(folder: Path, *, count: int = 5) -> Path:
     return folder
 
 
-def _encoded(frames: int, *, fps: int, format: str, width: int = 64, height: int = 48) -> bytes:
+def _encoded(frames: int, *, fps: int, format: str, width: int = 64, height: int = 48, degrees: int = 0) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         stream = container.add_stream("mpeg4", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.bit_rate = 4_000_000
         stream.gop_size = 5
+        if degrees:
+            stream.set_display_rotation(degrees)
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(number, width=width, height=height), format="rgb24")
             container.mux(stream.encode(frame))

@@ -6,7 +6,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from clips import number_of, picture, write_clip, write_images, write_late_stream, write_scratched_clip, write_stream
+from clips import (
+    number_of,
+    picture,
+    write_clip,
+    write_images,
+    write_late_stream,
+    write_scratched_clip,
+    write_stream,
+    write_turned_clip,
+)
 
 from pipeline.errors import SourceError
 from pipeline.sources import Origin, damage_of, fit, image_files, kind_of, open_source, shown
@@ -32,6 +41,20 @@ def test_a_file_gives_every_picture_with_its_time(tmp_path: Path) -> None:
     assert origin == Origin(64, 48, 20.0)
     assert numbers == list(range(6))
     assert times_s == pytest.approx([n / 20 for n in range(6)])
+
+
+@pytest.mark.parametrize(("degrees", "size"), [(90, (48, 64)), (-90, (48, 64)), (180, (64, 48))])
+def test_a_clip_that_was_held_otherwise_is_turned_upright(tmp_path: Path, degrees: int, size: tuple[int, int]) -> None:
+    clip = write_turned_clip(tmp_path / "clip.mp4", degrees=degrees)
+    with open_source(str(clip), **OPTIONS) as source:
+        images = [one.image for one in source.pictures]
+    assert (source.origin.width, source.origin.height) == size
+    edge = {90: np.s_[-6:], -90: np.s_[:6], 180: np.s_[:, -6:]}[degrees]  # the left one, which is white
+    assert len(images) == 3
+    for number, image in enumerate(images):
+        assert image.shape == (size[1], size[0], 3)
+        assert image[edge].mean() > 200
+        assert number_of(image[8:-8, 8:-8]) == number
 
 
 def test_a_directory_gives_its_images_in_order_at_the_given_rate(tmp_path: Path) -> None:
