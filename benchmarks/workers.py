@@ -41,6 +41,7 @@ from pipeline.messages import Kind
 from pipeline.regions import LOGIT_PX
 
 LOCAL, FEWER_BYTES = 0.85, 50  # what is to be reached with affinity
+ENOUGH = 100  # WARPs of a row, of which a share can be told
 NOISE = 0.97  # of the row before: a row is seconds long, and throughput that is no less has not fallen
 LOGIT_BYTES = 2  # float16
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -60,6 +61,7 @@ class Result:
     accuracy: float
     same: float
     key_share: float
+    warps: int
     local: float
     fetched: float
     missing: float
@@ -131,6 +133,7 @@ def result_of(setting: Setting, floor: Floor, before: Moment, after: Moment, *, 
         accuracy=floor.accuracy(),
         same=floor.same(),
         key_share=regions[Kind.KEY.name.lower()] / max(1, regions.total()),
+        warps=lookups.total(),
         local=lookups["local"] / looked,
         fetched=lookups["fetched"] / looked,
         missing=lookups["missing"] / looked,
@@ -146,13 +149,20 @@ def verdicts_of(results: Sequence[Result]) -> list[str]:
     """What is to hold with affinity, and whether it does."""
     rows = scale_of(results, affinity=True)
     falls = [str(after.setting.workers) for one, after in itertools.pairwise(rows) if after.rate < NOISE * one.rate]
-    local = min(row.local for row in rows)
-    fewer = min((row.logit_bytes / row.buffer_bytes for row in rows if row.buffer_bytes), default=0.0)
     fallen = f"no, at {', '.join(falls)}" if falls else "yes"
+    few = min(rows, key=lambda row: row.warps)
+    local = min(row.local for row in rows)
+    found = f"{'yes' if local >= LOCAL else 'no'}, {100 * local:.1f} %"
+    if few.warps < ENOUGH:
+        found = f"cannot be told of {few.warps} WARPs, at {few.setting.workers}: give it more --seconds"
+    fewer = min((row.logit_bytes / row.buffer_bytes for row in rows if row.buffer_bytes), default=None)
+    moved = "cannot be told, no key was moved: give it more --seconds"
+    if fewer is not None:
+        moved = f"{'yes' if fewer >= FEWER_BYTES else 'no'}, {fewer:.0f} times"
     return [
         f"throughput never falls by {100 * (1 - NOISE):.0f} % or more when a worker is added: {fallen}",
-        f"keys found here, at least {100 * LOCAL:.0f} %: {'yes' if local >= LOCAL else 'no'}, {100 * local:.1f} %",
-        f"bytes, at least {FEWER_BYTES} times fewer: {'yes' if fewer >= FEWER_BYTES else 'no'}, {fewer:.0f} times",
+        f"keys found here, at least {100 * LOCAL:.0f} %: {found}",
+        f"bytes, at least {FEWER_BYTES} times fewer: {moved}",
     ]
 
 

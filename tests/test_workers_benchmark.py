@@ -27,6 +27,7 @@ def result(workers: int, *, affinity: bool = True, pace: float = 8.0, **changed:
         accuracy=70.0,
         same=1.0,
         key_share=0.2,
+        warps=400,
         local=0.95,
         fetched=0.05,
         missing=0.0,
@@ -98,6 +99,13 @@ def test_it_is_told_where_throughput_falls_and_keys_are_elsewhere() -> None:
     assert "no, at 3" in told[0]
     assert ": no, 80.0 %" in told[1]
     assert ": no, 40 times" in told[2]
+
+
+def test_of_too_short_a_run_it_is_said_that_it_tells_nothing() -> None:
+    short = [result(1, warps=20, local=0.75, buffer_bytes=0, logit_bytes=0), result(2, buffer_bytes=0, logit_bytes=0)]
+    told = verdicts_of(short)
+    assert "keys found here, at least 85 %: cannot be told of 20 WARPs, at 1: give it more --seconds" in told
+    assert "bytes, at least 50 times fewer: cannot be told, no key was moved: give it more --seconds" in told
 
 
 def test_only_rows_of_one_pace_are_drawn(tmp_path: Path) -> None:
