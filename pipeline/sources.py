@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import cv2
 import numpy as np
 from av import VideoFrame
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -29,7 +30,7 @@ Kind = Literal["file", "directory", "server", "device"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a source gives: its size in pixels and its rate."""
+    """What a source gives: its size in pixels, a file's as its pictures are turned, and its rate."""
 
     width: int
     height: int
@@ -164,10 +165,20 @@ def _pictures(
 
 
 def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """RGB (H, W, 3), turned as the file says, which phones write when they are held upright."""
+    """RGB (H, W, 3), turned and mirrored as the source says: phones write how they were held, some cameras too."""
     image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    quarters = round(frame.rotation / 90)
-    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
+    told = cast(SideDataContainer, frame.side_data).get(Type.DISPLAYMATRIX)  # the library's stub has another type
+    if told is None:
+        return image
+    across, across_to_down, _, down_to_across, down = np.frombuffer(told, np.int32)[:5].tolist()
+    if abs(across_to_down) > abs(across):
+        image = cv2.transpose(image).astype(np.uint8, copy=False)
+        across, down = down_to_across, across_to_down
+    return image if across >= 0 and down >= 0 else _flipped(image, across=across < 0, down=down < 0)
+
+
+def _flipped(image: NDArray[np.uint8], *, across: bool, down: bool) -> NDArray[np.uint8]:
+    return np.asarray(cv2.flip(image, -1 if across and down else int(across)), np.uint8)
 
 
 def _directory(path: Path, *, fps: float) -> Opened:

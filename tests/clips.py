@@ -3,6 +3,7 @@
 import asyncio
 import io
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,13 +29,25 @@ def number_of(image: NDArray[np.uint8]) -> int:
 
 def write_clip(path: Path, *, frames: int = 10, fps: int = 25, width: int = 64, height: int = 48) -> Path:
     """A video file of the numbered pictures."""
-    path.write_bytes(_encoded(frames, fps=fps, format="mp4", width=width, height=height))
+    pictures = [picture(number, width=width, height=height) for number in range(frames)]
+    path.write_bytes(_encoded(pictures, fps=fps, format="mp4"))
     return path
 
 
-def write_turned_clip(path: Path, *, degrees: int) -> Path:
-    """A video file that says its pictures are to be turned, anticlockwise, before they are shown."""
-    path.write_bytes(_encoded(3, fps=25, format="mp4", degrees=degrees))
+def write_turned_clip(path: Path, *, matrix: tuple[int, int, int, int]) -> Path:
+    """A video file that says where its pictures' points go: (x, y) to (ax + cy, bx + dy).
+
+    Its pictures have a white left edge, and a black upper one.
+    """
+    pictures = [picture(number) // 2 + 127 for number in range(3)]
+    for image in pictures:
+        image[:6] = 0
+    data = bytearray(_encoded(pictures, fps=25, format="mp4"))
+    # In the track's header after version and flags, times, number, layer and volume (ISO/IEC 14496-12, 8.3.2).
+    at = data.index(b"tkhd") + len(b"tkhd") + 40
+    a, b, c, d = (one << 16 for one in matrix)
+    data[at : at + 20] = struct.pack(">5i", a, b, 0, c, d)
+    path.write_bytes(data)
     return path
 
 
@@ -49,7 +62,7 @@ def write_scratched_clip(path: Path, *, frames: int = 30) -> Path:
 
 def write_stream(path: Path, *, frames: int = 10) -> Path:
     """The numbered pictures as a bare stream: no container, so no time stamps."""
-    path.write_bytes(_encoded(frames, fps=25, format="m4v"))
+    path.write_bytes(_encoded([picture(number) for number in range(frames)], fps=25, format="m4v"))
     return path
 
 
@@ -62,18 +75,16 @@ def write_images(folder: Path, *, count: int = 5) -> Path:
     return folder
 
 
-def _encoded(frames: int, *, fps: int, format: str, width: int = 64, height: int = 48, degrees: int = 0) -> bytes:
+def _encoded(pictures: Sequence[NDArray[np.uint8]], *, fps: int, format: str) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         stream = container.add_stream("mpeg4", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.height, stream.width, _ = pictures[0].shape
+        stream.pix_fmt = "yuv420p"
         stream.bit_rate = 4_000_000
         stream.gop_size = 5
-        if degrees:
-            stream.set_display_rotation(degrees)
-        for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, width=width, height=height), format="rgb24")
-            container.mux(stream.encode(frame))
+        for image in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
 
@@ -84,7 +95,7 @@ class RtspServer:
     def __init__(self, *, frames: int = 10, fps: int = 25) -> None:
         self.plays = 0
         self.transports: list[str] = []
-        self._stream = _encoded(frames, fps=fps, format="mpegts")
+        self._stream = _encoded([picture(number) for number in range(frames)], fps=fps, format="mpegts")
         self._length_s = frames / fps
 
     async def __aenter__(self) -> Self:

@@ -43,18 +43,33 @@ def test_a_file_gives_every_picture_with_its_time(tmp_path: Path) -> None:
     assert times_s == pytest.approx([n / 20 for n in range(6)])
 
 
-@pytest.mark.parametrize(("degrees", "size"), [(90, (48, 64)), (-90, (48, 64)), (180, (64, 48))])
-def test_a_clip_that_was_held_otherwise_is_turned_upright(tmp_path: Path, degrees: int, size: tuple[int, int]) -> None:
-    clip = write_turned_clip(tmp_path / "clip.mp4", degrees=degrees)
+@pytest.mark.parametrize(
+    ("matrix", "size", "white", "black"),
+    [
+        ((1, 0, 0, 1), (64, 48), "left", "top"),
+        ((-1, 0, 0, 1), (64, 48), "right", "top"),
+        ((1, 0, 0, -1), (64, 48), "left", "bottom"),
+        ((-1, 0, 0, -1), (64, 48), "right", "bottom"),
+        ((0, 1, -1, 0), (48, 64), "top", "right"),  # a quarter turn clockwise: a phone held upright
+        ((0, -1, 1, 0), (48, 64), "bottom", "left"),
+        ((0, 1, 1, 0), (48, 64), "top", "left"),
+        ((0, -1, -1, 0), (48, 64), "bottom", "right"),
+    ],
+)
+def test_a_clip_is_turned_and_mirrored_as_it_says(
+    tmp_path: Path, matrix: tuple[int, int, int, int], size: tuple[int, int], white: str, black: str
+) -> None:
+    edges = {"left": np.s_[12:-12, 2], "right": np.s_[12:-12, -3], "top": np.s_[2, 12:-12], "bottom": np.s_[-3, 12:-12]}
+    clip = write_turned_clip(tmp_path / "clip.mp4", matrix=matrix)
     with open_source(str(clip), **OPTIONS) as source:
         images = [one.image for one in source.pictures]
     assert (source.origin.width, source.origin.height) == size
-    edge = {90: np.s_[-6:], -90: np.s_[:6], 180: np.s_[:, -6:]}[degrees]  # the left one, which is white
+    assert {image.shape for image in images} == {(size[1], size[0], 3)}
     assert len(images) == 3
-    for number, image in enumerate(images):
-        assert image.shape == (size[1], size[0], 3)
-        assert image[edge].mean() > 200
-        assert number_of(image[8:-8, 8:-8]) == number
+    for image in images:
+        assert image[edges[white]].mean() > 240
+        assert image[edges[black]].mean() < 20
+        assert 100 < image[16:-16, 16:-16].mean() < 160
 
 
 def test_a_directory_gives_its_images_in_order_at_the_given_rate(tmp_path: Path) -> None:
