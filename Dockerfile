@@ -33,7 +33,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sb
 USER 10001:10001
 WORKDIR /opt/maskcast
 RUN data=$(python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/maskcast_data \
- && maskcast encode --input "$data/samples/street.mp4" --output /tmp/packets \
+ && maskcast encode --threshold 96 --noise-reduction --input "$data/samples/street.mp4" --output /tmp/packets \
  && maskcast decode --input /tmp/packets --output /tmp/masks \
  && rm -r /tmp/packets /tmp/masks
 EXPOSE 8080

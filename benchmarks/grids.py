@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.temporal import Image, shown, through, video_of
+from benchmarks.temporal import Image, through, video_of
+from benchmarks.temporal_tables import shown
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, decode_graph, open_decoder, open_encoder

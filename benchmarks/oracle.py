@@ -23,7 +23,8 @@ from rich.table import Table
 
 from benchmarks.footage import Footage, Image, open_coders
 from benchmarks.targets import TARGETS, least_at
-from benchmarks.temporal import shown, video_of
+from benchmarks.temporal import video_of
+from benchmarks.temporal_tables import shown
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.bitstream import pack
 from pipeline.bundle import default_bundle, load_bundle

@@ -1,15 +1,17 @@
 """What WARPs save and cost: every frame a KEY, fixed key intervals, thresholds and prices by the predicted agreement.
 
     python benchmarks/temporal.py --data CAMVID [--split val] [--bundle B] [--level Q] [--key-level Q ...]
-        [--lookahead N ...] [--json FILE]
+        [--lookahead N ...] [--noise-reduction] [--json FILE]
     python benchmarks/temporal.py --clip FILE [--frames N] ...
 
 Whole frames. With a lookahead frames wait, at most so many, for the KEY after them and refer to that too. Bits are
 those of the packets, all overhead in; their share is of what a KEY in every frame takes at the level that all is held
 against. KEYs may be of a lower one: that too saves bits, alone or together with WARPs; a price chooses the level
 itself. The loss is in mIoU where there are labels, else in the share of pixels whose class is that of the fresh mask;
-both in percent. Times are from frame to bytes and from bytes to class map: means over all frames, and medians by kind
-where none waits; policies take turns frame by frame, so that a busy machine slows all of them alike.
+both in percent. Changed are the pixels whose class differs from the frame before. Times are from frame to bytes and
+from bytes to class map: means over all frames, and medians by kind where none waits; policies take turns frame by
+frame, so that a busy machine slows all of them alike. With noise reduction every policy gets the pictures without
+their noise, also the one that all is held against; the time that it takes is told by itself.
 """
 
 import itertools
@@ -19,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +29,20 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.targets import TARGETS, least_at
+from benchmarks.temporal_tables import (
+    EVERY,
+    INTERVAL,
+    KINDS,
+    MOVING,
+    PRICE,
+    THRESHOLD,
+    OfKind,
+    Result,
+    Setting,
+    table_of,
+    targets_of,
+)
 from pipeline.accuracy import VOID, confusion, mean_iou
 from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import pack, unpack
@@ -38,9 +51,9 @@ from pipeline.codec import Decoder, Encoder, check_quality, open_decoder, open_e
 from pipeline.datasets import camvid, classes_at
 from pipeline.deciding import GRAPH, Decider, open_decider
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.key_policies import EVERY_FRAME, KeyPolicy, at_interval, at_price, at_threshold
 from pipeline.keys import KeyBuffers
 from pipeline.messages import Frame, FrameId, Kind, Packet
+from pipeline.noise_reduction import NoiseReduction
 from pipeline.region_decoder import HeldKey
 from pipeline.sources import fit, open_source
 from pipeline.stream_encoder import StreamEncoder
@@ -49,9 +62,6 @@ from pipeline.video_encoder import VideoEncoder
 INTERVALS = (2, 3, 4, 6, 10)
 THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
 PRICES = (1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 30.0, 40.0)
-EVERY, INTERVAL, THRESHOLD, MOVING, PRICE = "every frame", "interval", "threshold", "moving threshold", "price"
-FAMILIES = (INTERVAL, THRESHOLD, MOVING, PRICE)
-_KINDS = (Kind.KEY, Kind.WARP)
 _HEAD_BYTES = 4  # of a region that is a KEY: kind, age and a size of two bytes
 Image = NDArray[np.uint8]
 
@@ -63,37 +73,11 @@ class Video:
     name: str
     images: Sequence[Image]
     labels: Sequence[Image] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One policy: its family, the value that it was given, the level of its KEYs, of a price the highest."""
-
-    family: str
-    value: float
-    level: int
-    lookahead: int = 0  # frames that wait for the next KEY
-
-    def __str__(self) -> str:
-        waiting = f", lookahead {self.lookahead}" if self.lookahead else ""
-        return self.family if self.family == EVERY else f"{self.family} {self.value:g}{waiting}"
-
-    @property
-    def policy(self) -> KeyPolicy:
-        match self.family:
-            case "interval":
-                return at_interval(int(self.value))
-            case "threshold":
-                return at_threshold(self.value)
-            case "moving threshold":
-                return at_threshold(self.value, moving=True)
-            case "price":
-                return at_price(self.value)
-        return EVERY_FRAME
+    noise_reduction_ms: float | None = None  # median of a picture, where its noise was reduced
 
 
 def by_kind() -> dict[Kind, list[float]]:
-    return {kind: [] for kind in _KINDS}
+    return {kind: [] for kind in KINDS}
 
 
 @dataclass(slots=True, eq=False)
@@ -104,35 +88,12 @@ class Way:
     encoder: StreamEncoder
     matrix: NDArray[np.int64]
     agreed: list[float] = field(default_factory=list)
+    changed: list[float] = field(default_factory=list)
+    mask: Image | None = None  # the last one
     sizes: dict[Kind, list[float]] = field(default_factory=by_kind)
     camera_ms: list[float] = field(default_factory=list)
     worker_ms: list[float] = field(default_factory=list)
     kinds: list[Kind] = field(default_factory=list)  # of the masks
-
-
-@dataclass(frozen=True, slots=True)
-class OfKind:
-    """What the frames of one kind were: their share, mean bytes, median ms; no ms where frames wait for others."""
-
-    share: float
-    size_bytes: float
-    camera_ms: float | None
-    worker_ms: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One policy: accuracies in percent, bytes of packets, mean ms a frame, and each kind; None without labels."""
-
-    setting: Setting
-    miou: float | None
-    agreement: float
-    loss: float
-    total_bytes: int
-    share: float
-    camera_ms: float
-    worker_ms: float
-    kinds: dict[str, OfKind]
 
 
 def settings_of(
@@ -196,6 +157,9 @@ class _Compared:
 
     def note(self, way: Way, sequence: int, mask: Image) -> None:
         """Add a mask (H, W) to what was counted on its way."""
+        if way.mask is not None:
+            way.changed.append(100 * float(np.mean(mask != way.mask)))
+        way.mask = mask
         way.agreed.append(100 * float(np.mean(mask == self.fresh.setdefault(sequence, mask))))
         if self.labels is not None:
             truth = self.labels[sequence]
@@ -267,12 +231,13 @@ def result_of(way: Way, every: Way) -> Result:
         setting=way.setting,
         miou=miou,
         agreement=agreement,
+        changed=statistics.mean(way.changed) if way.changed else None,
         loss=100 * mean_iou(every.matrix) - miou if miou is not None else 100 - agreement,
         total_bytes=total,
         share=total / whole,
         camera_ms=statistics.mean(way.camera_ms),
         worker_ms=statistics.mean(way.worker_ms),
-        kinds={kind.name: of_kind(way, kind) for kind in _KINDS if kind in way.kinds},
+        kinds={kind.name: of_kind(way, kind) for kind in KINDS if kind in way.kinds},
     )
 
 
@@ -286,57 +251,14 @@ def of_kind(way: Way, kind: Kind) -> OfKind:
     return OfKind(count / len(way.kinds), sum(way.sizes[kind]) / count, *times)
 
 
-def loss_at(results: Sequence[Result], family: str, level: int, share: float, lookahead: int = 0) -> float | None:
-    """The least loss of a family of policies, with KEYs of a level, for at most this share of the bits.
-
-    A KEY in every frame is of every family.
-    """
-    of_level = [one for one in results if one.setting.level == level]
-    members = [
-        one for one in of_level if (one.setting.family, one.setting.lookahead) in ((family, lookahead), (EVERY, 0))
-    ]
-    return least_at(((one.share, one.loss) for one in members), share)
-
-
-def table_of(results: Sequence[Result], title: str) -> Table:
-    columns = ("policy", "level", "mIoU", "agreement", "loss", "bits", "KEY / WARP")
-    table = Table(*columns, "bytes", "camera ms", "worker ms", "both, a frame", title=title, title_justify="left")
-    for one in results:
-        found = [one.kinds.get(kind.name) for kind in _KINDS]
-        table.add_row(
-            str(one.setting), str(one.setting.level), shown(one.miou, 2), shown(one.agreement, 2),
-            shown(one.loss, 2), f"{100 * one.share:.1f} %",
-            " / ".join("-" if of is None else f"{100 * of.share:.0f} %" for of in found),
-            " / ".join("-" if of is None else f"{of.size_bytes:.0f}" for of in found),
-            " / ".join("-" if of is None else shown(of.camera_ms, 1) for of in found),
-            " / ".join("-" if of is None else shown(of.worker_ms, 1) for of in found),
-            f"{one.camera_ms:.1f} + {one.worker_ms:.1f}",
-        )  # fmt: skip
-    return table
-
-
-def targets_of(results: Sequence[Result]) -> Table:
-    """What each family loses at least where the targets lie, found with hindsight; and with KEYs of which level."""
-    levels = list(dict.fromkeys(one.setting.level for one in results))
-    there = {(one.setting.family, one.setting.lookahead) for one in results if one.setting.family != EVERY}
-    families = sorted(there, key=lambda one: (one[1], FAMILIES.index(one[0])))
-    names = [f"{family}, lookahead {ahead}" if ahead else family for family, ahead in families]
-    table = Table("bits, at most", "loss, at most", *names, title="least loss (level of KEYs)", title_justify="left")
-    for share, limit in TARGETS:
-        cells = []
-        for family, ahead in families:
-            # A price chooses levels itself, up to the one that all is held against.
-            tried = levels[:1] if family == PRICE else levels
-            found = [(loss_at(results, family, one, share, ahead), one) for one in tried]
-            least = min(((loss, one) for loss, one in found if loss is not None), default=None)
-            cells.append("-" if least is None else f"{least[0]:.2f} ({least[1]})")
-        table.add_row(f"{100 * share:.0f} %", f"{limit:.1f}", *cells)
-    return table
-
-
-def shown(value: float | None, digits: int) -> str:
-    """A figure of a table; a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def without_noise(video: Video) -> Video:
+    """The same as a camera with `source.noise_reduction` sees it."""
+    reduce_noise, images, times_ms = NoiseReduction(), [], []
+    for image in video.images:
+        began_s = time.perf_counter()
+        images.append(reduce_noise(image))
+        times_ms.append(1000 * (time.perf_counter() - began_s))
+    return replace(video, images=images, noise_reduction_ms=statistics.median(times_ms))
 
 
 def video_of(bundle: Bundle, *, data: Path | None, split: str, clip: Path | None, frames: int) -> Video:
@@ -366,6 +288,9 @@ def main(
     threshold: Annotated[list[float] | None, typer.Option(help="threshold, 0 to 100; repeat it")] = None,
     price: Annotated[list[float] | None, typer.Option(help="percent of the pixels for 1000 bytes; repeat it")] = None,
     lookahead: Annotated[list[int] | None, typer.Option(help="frames that wait for the next KEY; repeat it")] = None,
+    noise_reduction: Annotated[
+        bool, typer.Option("--noise-reduction", help="of all pictures, as source.noise_reduction")
+    ] = False,
     engine: Annotated[str, typer.Option()] = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -374,6 +299,7 @@ def main(
         loaded = load_bundle(bundle or default_bundle())
         quality = loaded.manifest.default_quality if level is None else level
         video = video_of(loaded, data=data, split=split, clip=clip, frames=frames)
+        video = without_noise(video) if noise_reduction else video
         for one in (quality, *(key_level or ())):
             check_quality(loaded, one)
         settings = settings_of(
@@ -393,9 +319,12 @@ def main(
     told = f"{video.name}, {len(video.images)} frames, {loaded.manifest.name} at level {quality}"
     title = f"{told}: {frame_bytes:.0f} bytes a frame if every frame is a KEY; times: KEY / WARP"
     console.print(table_of(results, title), targets_of(results))
+    if video.noise_reduction_ms is not None:
+        console.print(f"noise reduction: {video.noise_reduction_ms:.1f} ms a picture, in none of the times above")
     if json_file is not None:
         described = {"video": video.name, "frames": len(video.images), "bundle": loaded.manifest.hash, "level": quality}
         described |= {"engine": engine, "threads": threads, "frame_bytes": frame_bytes}
+        described |= {"noise_reduction_ms": video.noise_reduction_ms}
         json_file.write_text(json.dumps({**described, "results": [asdict(one) for one in results]}, indent=2) + "\n")
 
 

@@ -45,6 +45,7 @@ def open_video(source: SourceSection, *, width: int, height: int) -> Video:
         fps=source.fps,
         start_s=source.start_s,
         mirror=source.mirror,
+        noise_reduction=source.noise_reduction,
         timeout_s=source.timeout_s,
         retry_max_s=source.retry_max_s,
         decode_threads=source.decode_threads,

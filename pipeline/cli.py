@@ -192,6 +192,9 @@ def encode(
     price: Price = None,
     grid: Grid = None,
     lookahead: Lookahead = None,
+    noise_reduction: Annotated[
+        bool, typer.Option("--noise-reduction", help="average over time what stands still, for a fixed camera")
+    ] = False,
     engine: Engine = "auto",
 ) -> None:
     """Encode each frame to a packet file of the same stem; each one is a KEY unless an option says otherwise."""
@@ -204,7 +207,8 @@ def encode(
     encoder = open_stream_encoder(
         loaded, engine=engine, quality=quality, policy=policy, grid=grid, lookahead=lookahead or 0
     )
-    written = list(_progress(encode_files(encoder, loaded, source, output), "encoding"))
+    packets = encode_files(encoder, loaded, source, output, noise_reduction=noise_reduction)
+    written = list(_progress(packets, "encoding"))
     total = sum(one.bytes for one in written)
     print(f"{len(written)} packets, {total} bytes, {total / max(1, len(written)):.0f} a frame, in {output}")
 

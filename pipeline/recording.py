@@ -18,6 +18,7 @@ from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineErr
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Decoded, Frame, FrameId, Packet
+from pipeline.noise_reduction import picture_filter
 from pipeline.sources import damage_of, fit, image_files, open_source
 from pipeline.stream_encoder import StreamEncoder
 
@@ -33,7 +34,9 @@ class Written:
     bytes: int
 
 
-def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
+def encode_files(
+    encoder: StreamEncoder, bundle: Bundle, source: Path, folder: Path, *, noise_reduction: bool = False
+) -> Iterator[Written]:
     """Write one packet file per frame of `source` into `folder`.
 
     Raises SourceError where the source cannot be read, or not all of it, and ConfigError where the folder has packets
@@ -44,8 +47,9 @@ def encode_files(encoder: StreamEncoder, bundle: Bundle, source: Path, folder: P
         folder.mkdir(parents=True, exist_ok=True)
         names = _stems(source)
         epoch = _epoch_of(source, names)
+        through = picture_filter(noise_reduction=noise_reduction)
         frames = (
-            Frame(FrameId(epoch, sequence), round(1000 * picture.time_s), fit(picture.image, size))
+            Frame(FrameId(epoch, sequence), round(1000 * picture.time_s), through(fit(picture.image, size)))
             for sequence, picture in enumerate(opened.pictures)
         )
         written = set()

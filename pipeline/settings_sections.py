@@ -102,6 +102,9 @@ class SourceSection(Section):
     fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
     start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
     mirror: bool = Field(False, description="swap left and right")
+    noise_reduction: bool = Field(
+        False, description="average over time what is at rest: masks flicker less, what is fainter than noise fades"
+    )
     timeout_s: float = Field(5.0, gt=0, le=300, description="seconds an rtsp server may take to answer")
     retry_max_s: float = Field(
         30.0, ge=0.1, le=3600, description="seconds at most before a lost live source is opened again"

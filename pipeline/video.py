@@ -1,6 +1,6 @@
 """A source's pictures -> Frames at the bundle's size, paced; the newest frame wins.
 
-reader's thread: open -> wait until due -> resize -> Mailbox (one place) -> `async for frame in video`
+reader's thread: open -> wait until due -> resize (-> less noise) -> Mailbox (one place) -> `async for frame in video`
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.messages import SEQUENCES, Frame, FrameId
+from pipeline.noise_reduction import compile_loops, picture_filter
 from pipeline.sources import Kind, Opened, Origin, Picture, damage_of, fit, kind_of, open_source, shown
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
@@ -135,6 +136,7 @@ class Video:
         fps: float = 25.0,
         start_s: float = 0.0,
         mirror: bool = False,
+        noise_reduction: bool = False,
         timeout_s: float = 5.0,
         retry_max_s: float = 30.0,
         decode_threads: int = 1,
@@ -146,6 +148,7 @@ class Video:
         self.damage: str | None = None  # of a file, once it was read to its end: what to say of what is missing
         self._url, self._width, self._height = url, width, height
         self._loop, self._fast, self._start_s, self._mirror = loop, fast, start_s, mirror
+        self._noise_reduction = noise_reduction
         self._fps, self._timeout_s, self._threads = fps, timeout_s, decode_threads
         self._retry_max_s = retry_max_s
         self._rng, self._clock, self._now_ms = rng or random.SystemRandom(), clock, now_ms
@@ -162,6 +165,8 @@ class Video:
         self._filled, self._opened = asyncio.Event(), asyncio.Event()
         self._mailbox = Mailbox(lambda: running.call_soon_threadsafe(self._filled.set))
         kind = kind_of(self._url)
+        if self._noise_reduction:
+            await asyncio.to_thread(compile_loops)  # first: it is not what a source may take `timeout_s` for
         self._reading = running.create_future()
         # A daemon: where opening or reading hangs, nothing can end the thread, and the process must end without it.
         threading.Thread(target=self._read, args=(kind, running), name="video", daemon=True).start()
@@ -291,6 +296,7 @@ class Video:
         address = str(sample_path()) if self._url == SAMPLE else self._url
         with open_source(address, fps=self._fps, timeout_s=self._timeout_s, decode_threads=self._threads) as source:
             self.origin = source.origin
+            self._filter = picture_filter(noise_reduction=self._noise_reduction)  # the reader's thread alone has it
             yield source
 
     def _begin_epoch(self) -> None:
@@ -300,7 +306,7 @@ class Video:
     def _show(self, picture: Picture) -> bool:
         """Put a picture into the mailbox; false when that was closed."""
         captured_ms = self._now_ms()
-        self._mailbox.put(Shot(self._epoch, captured_ms, self._resized(picture.image)))
+        self._mailbox.put(Shot(self._epoch, captured_ms, self._filter(self._resized(picture.image))))
         return not self._mailbox.closed
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

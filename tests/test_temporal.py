@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.temporal import (
+from benchmarks.temporal import measure, settings_of, video_of, without_noise
+from benchmarks.temporal_tables import (
     EVERY,
     INTERVAL,
     MOVING,
@@ -17,19 +18,18 @@ from benchmarks.temporal import (
     Result,
     Setting,
     loss_at,
-    measure,
-    settings_of,
+    table_of,
     targets_of,
-    video_of,
 )
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.errors import ConfigError
 from pipeline.key_policies import EVERY_FRAME, at_interval, at_price, at_threshold
+from pipeline.noise_reduction import NoiseReduction
 
 
 def result(family: str, share: float, loss: float, *, level: int = 5, lookahead: int = 0) -> Result:
     setting = Setting(family, 1, level, lookahead)
-    return Result(setting, None, 100 - loss, loss, 1000, share=share, camera_ms=1, worker_ms=1, kinds={})
+    return Result(setting, None, 100 - loss, 1.0, loss, 1000, share=share, camera_ms=1, worker_ms=1, kinds={})
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +112,36 @@ def test_where_nothing_moves_a_warp_costs_its_bytes_and_loses_nothing(bundle: Bu
     )
     assert (every.share, every.loss, list(every.kinds)) == (1, 0, ["KEY"])
     assert (interval.loss, interval.agreement, interval.miou) == (0, 100, None)
+    assert (every.changed, interval.changed) == (0, 0)
     key, warp = interval.kinds["KEY"], interval.kinds["WARP"]
     assert (key.share, warp.share) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert key.size_bytes == every.kinds["KEY"].size_bytes
     assert interval.total_bytes == key.size_bytes + 2 * warp.size_bytes
     assert interval.share == interval.total_bytes / every.total_bytes
+
+
+def test_changed_is_told_from_one_frame_to_the_next(bundle: Bundle, still: Path) -> None:
+    picture = cv2.imread(str(still / "1.png"))
+    assert cv2.imwrite(str(still / "1.png"), 255 - picture)
+    video = video_of(bundle, data=None, split="val", clip=still, frames=3)
+    (every,) = measure(video, bundle, [Setting(EVERY, 1, 5)], engine="onnxruntime", threads=1)
+    assert every.changed is not None
+    assert every.changed > 1
+    alone = video_of(bundle, data=None, split="val", clip=still, frames=1)
+    (first,) = measure(alone, bundle, [Setting(EVERY, 1, 5)], engine="onnxruntime", threads=1)
+    assert first.changed is None
+    assert table_of([every, first], "").row_count == 2
+
+
+def test_noise_is_taken_out_of_all_pictures_one_after_the_other(bundle: Bundle, still: Path) -> None:
+    for number in range(3):
+        picture = cv2.imread(str(still / f"{number}.png"))
+        noise = np.random.default_rng(number).integers(0, 6, picture.shape, np.uint8)
+        assert cv2.imwrite(str(still / f"{number}.png"), cv2.add(picture, noise))
+    video = video_of(bundle, data=None, split="val", clip=still, frames=3)
+    reduce_noise, calm = NoiseReduction(), without_noise(video)
+    assert all(np.array_equal(one, reduce_noise(seen)) for one, seen in zip(calm.images, video.images, strict=True))
+    assert (calm.name, calm.labels) == (video.name, video.labels)
 
 
 def test_frames_that_wait_are_counted_once_each_and_their_key_for_itself(bundle: Bundle, still: Path) -> None:

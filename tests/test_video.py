@@ -3,12 +3,16 @@
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import structlog
 from clips import RtspServer, number_of, picture, write_clip, write_images, write_scratched_clip
@@ -164,6 +168,47 @@ async def test_a_mirrored_frame_has_its_left_edge_on_the_right(tmp_path: Path) -
     (mirrored,) = await play(Video(str(clip), **SIZE, fast=True, mirror=True))
     assert (plain.image[:, ::-1] == mirrored.image).all()
     assert mirrored.image[:, -1].mean() > 200 > mirrored.image[:, 0].mean()
+
+
+def write_noisy_images(folder: Path) -> None:
+    """A scene that stands still, seen by a camera with noise."""
+    folder.mkdir(exist_ok=True)
+    still = np.kron([[60, 180], [200, 90]], np.ones((24, 32)))[..., None]
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 9, (48, 64, 3))
+        cv2.imwrite(str(folder / f"{number:02d}.png"), still + noise)
+
+
+async def test_noise_goes_where_it_is_asked_to(tmp_path: Path) -> None:
+    write_noisy_images(tmp_path)
+    size = {"width": 64, "height": 48}
+    plain, calm = [await play(Video(str(tmp_path), **size, fast=True, noise_reduction=one)) for one in (False, True)]
+    apart = [[np.abs(b.image.astype(int) - a.image).mean() for a, b in pairwise(frames)] for frames in (plain, calm)]
+    assert apart[1][-1] < 0.3 * apart[0][-1]
+
+
+def test_what_noise_reduction_compiles_is_no_time_that_the_source_takes(tmp_path: Path) -> None:
+    write_noisy_images(tmp_path / "images")
+    script = f"""
+import asyncio
+from pipeline.video import Video
+async def play():
+    async with Video({str(tmp_path / "images")!r}, width=64, height=48, timeout_s=0.5, noise_reduction=True) as video:
+        return [frame async for frame in video]
+print(len(asyncio.run(play())))
+"""
+    cold = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    ran = subprocess.run([sys.executable, "-c", script], env=cold, capture_output=True, text=True, timeout=120)
+    assert (ran.stderr, ran.stdout) == ("", "12\n")
+
+
+async def test_noise_reduction_begins_anew_whenever_the_source_is_opened(tmp_path: Path) -> None:
+    write_noisy_images(tmp_path)
+    video = Video(str(tmp_path), width=64, height=48, fast=True, loop=True, noise_reduction=True)
+    frames = await play(video, 36)
+    assert not np.array_equal(frames[11].image, frames[12].image)
+    assert all(np.array_equal(one.image, again.image) for one, again in zip(frames[:12], frames[12:24], strict=True))
+    assert np.array_equal(frames[12].image, frames[24].image)
 
 
 async def test_the_time_of_capture_is_the_wall_clocks_when_the_frame_was_due(tmp_path: Path) -> None:
