@@ -5,8 +5,8 @@ picture, what was given last -> [noise, light of all] -> [which textures are at 
 
 A smooth place tells nothing of motion: a road looks alike while the camera drives along it. So it counts as still only
 where the textures around it are, and where there are none, those of all the picture. What is new shows in the mean of
-a cell, where noise is a quarter of what it is in a pixel: what moves, comes or goes is given as it is, at once. What
-differs from the place where it is by less than noise does, a dark coat at night, fades.
+a cell, where noise is a quarter of what it is in a pixel: what moves, comes or goes is given as it is, at once; but
+what differs from its background by less than noise does fades into it, as a dark coat may at night.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from pipeline.compiled import compiled
 _CELL = 4  # pixels of a cell, in either direction
 _STEP = 2  # cells, in either direction: one in so many tells enough of light and noise, and of what is around
 
-# Grey levels, for noise that changes the calmest cells by up to _USUAL_GREY; where there is more they grow with it.
+# Grey levels where noise changes the calmest cells by up to _USUAL_GREY; where it does more, they grow with it.
 _USUAL_GREY = 1.15
 _CALM_QUANTILE = 0.1  # share of the cells that are the calmest, of those that change at all
 _MOST_NOISE = 4.0  # times the usual; where all of the picture changes by more, it is no noise
@@ -29,8 +29,8 @@ _NEW_GREY = (3.0, 7.0)  # change of a cell's mean: below it is noise, above it i
 _NEW_DETAIL_GREY = (4.0, 12.0)  # the same for the mean of its pixels' changes
 _MOVES_GREY = (2.0, 6.0)  # mean of the changes, beyond a share of the texture: below a cell is at rest, above it moves
 _NO_TEXTURE_GREY = 1.0  # from cell to cell; noise makes so much
-_MOST_TEXTURE_GREY = 20.0  # more counts as so much: one strong edge is not all there is
 
+_MOST_TEXTURE_GREY = 20.0  # more counts as so much: one strong edge is not all there is
 _TEXTURE_SHARE = 0.25  # of a texture trembles though it is at rest
 _AROUND_CELLS = 10.0  # standard deviation of what counts as around a cell
 _LITTLE_GREY = 0.02  # texture around, on average: where there is less, that of all the picture is asked
