@@ -24,7 +24,7 @@ _STEP = 2  # cells, in either direction: one in so many tells enough of light an
 # Grey levels where noise changes the calmest cells by up to _USUAL_GREY; where it does more, they grow with it.
 _USUAL_GREY = 1.15
 _CALM_QUANTILE = 0.1  # share of the cells that are the calmest, of those that change at all
-_MOST_NOISE = 4.0  # times the usual; where all of the picture changes by more, it is no noise
+_MOST_NOISE = 4.0  # times the usual; where all of the picture changes by more, it counts as new, noise or not
 _NEW_GREY = (3.0, 7.0)  # change of a cell's mean: below it is noise, above it is all new
 _NEW_DETAIL_GREY = (4.0, 12.0)  # the same for the mean of its pixels' changes
 _MOVES_GREY = (2.0, 6.0)  # mean of the changes, beyond a share of the texture: below a cell is at rest, above it moves
@@ -33,7 +33,7 @@ _NO_TEXTURE_GREY = 1.0  # from cell to cell; noise makes so much
 _MOST_TEXTURE_GREY = 20.0  # more counts as so much: one strong edge is not all there is
 _TEXTURE_SHARE = 0.25  # of a texture trembles though it is at rest
 _AROUND_CELLS = 10.0  # standard deviation of what counts as around a cell
-_LITTLE_GREY = 0.02  # texture around, on average: where there is less, that of all the picture is asked
+_LITTLE_GREY = 0.02  # texture of all the picture counts like so much around, on average: far from any, it decides
 _REST_SHARE = (0.7, 0.95)  # of the textures around that are at rest: below no mean is taken, above in full
 _LEAST_SHARE = 0.05  # of the new picture where nothing is new: two thirds of the mean are of the last 20 pictures
 
@@ -78,19 +78,22 @@ class NoiseReduction:
     def _shares(self, picture: Image) -> tuple[Cells, NDArray[np.float32]]:
         """Of each pixel (H, W) how much of the picture is taken, and by what all became lighter (3,).
 
-        Where more than half of the picture changes alike, that counts as the light of all: the rest follows late.
+        Where more than half of the picture changes alike, that counts as the light of all: the rest follows late, and
+        a change of texture alone that is no larger is not seen in that picture.
         """
         rows, columns = -(-picture.shape[0] // _CELL), -(-picture.shape[1] // _CELL)
         grey, change, to_and_fro = (np.empty((rows, columns), np.float32) for _ in range(3))
         gone = np.empty((rows, columns, 3), np.float32)
         _compare(_flat(picture), _flat(self._given), grey, gone, change, to_and_fro)
-        noise = _noise(to_and_fro)
+        across, down = (cv2.Sobel(grey, cv2.CV_32F, *way, scale=0.25) for way in ((1, 0), (0, 1)))
+        texture = np.asarray(cv2.magnitude(across, down), np.float32)
+        noise = _noise(to_and_fro, texture)
         light = np.median(gone[::_STEP, ::_STEP].reshape(-1, 3), axis=0).astype(np.float32)
         gone -= light
         change = np.maximum(change - np.abs(light).max(), 0)
         new = np.maximum(_new(gone, noise), _between(change, _NEW_DETAIL_GREY, noise))
         new = np.maximum(cv2.dilate(new, np.ones((3, 3), np.uint8)), _LEAST_SHARE)
-        share = 1 - _at_rest(grey, change, noise) * (1 - new)
+        share = 1 - _at_rest(texture, change, noise) * (1 - new)
         return np.asarray(cv2.resize(share, picture.shape[1::-1]), np.float32), light
 
 
@@ -99,11 +102,13 @@ def _flat(picture: NDArray[Scalar]) -> NDArray[Scalar]:
     return picture.reshape(picture.shape[0], -1)
 
 
-def _noise(to_and_fro: Cells) -> float:
-    """How strong noise is, by the cells (h, w) that change least to and fro; 1 is what is usual or less."""
-    seen = to_and_fro[::_STEP, ::_STEP]
-    seen = seen[seen > 0]  # where a mask or white sky covers the picture there is none to be seen
-    calm = float(np.quantile(seen, _CALM_QUANTILE)) if seen.size else 0.0
+def _noise(to_and_fro: Cells, texture: Cells) -> float:
+    """How strong noise is, by the cells (h, w) that change least to and fro; 1 is what is usual or less.
+
+    Smooth cells that do not change at all are of a mask or a white sky, where no noise is to be seen.
+    """
+    seen = ((to_and_fro > 0) | (texture > _NO_TEXTURE_GREY))[::_STEP, ::_STEP]
+    calm = float(np.quantile(to_and_fro[::_STEP, ::_STEP][seen], _CALM_QUANTILE)) if seen.any() else 0.0
     return min(max(calm / _USUAL_GREY, 1.0), _MOST_NOISE)
 
 
@@ -114,10 +119,9 @@ def _new(gone: Cells, noise: float) -> Cells:
     return _between(_largest(np.abs(gone)), (low + beyond, high + beyond), 1.0)
 
 
-def _at_rest(grey: Cells, change: Cells, noise: float) -> Cells:
-    """Of grey cells (h, w) and their changes (h, w): 1 where the textures around are at rest, 0 where they move."""
-    across, down = (cv2.Sobel(grey, cv2.CV_32F, *way, scale=0.25) for way in ((1, 0), (0, 1)))
-    texture = np.clip(cv2.magnitude(across, down) - _NO_TEXTURE_GREY * noise, 0, _MOST_TEXTURE_GREY)
+def _at_rest(texture: Cells, change: Cells, noise: float) -> Cells:
+    """Of cells' textures (h, w) and changes (h, w): 1 where the textures around are at rest, 0 where they move."""
+    texture = np.clip(texture - _NO_TEXTURE_GREY * noise, 0, _MOST_TEXTURE_GREY)
     still = texture * (1 - _between(change - _TEXTURE_SHARE * texture, _MOVES_GREY, noise))
     of_picture = still.sum() / texture.sum() if texture.any() else 1.0
     around = (_around(still) + _LITTLE_GREY * of_picture) / (_around(texture) + _LITTLE_GREY)
@@ -205,5 +209,6 @@ def _blend(mean: Cells, picture: Image, share: Cells, light: Cells, given: Image
         for x in range(width):
             lit = mean[y, x] + lighter[x]
             lit += shares[x] * (np.float32(picture[y, x]) - lit)
+            lit = min(max(lit, np.float32(0)), np.float32(255))
             mean[y, x] = lit
-            given[y, x] = np.uint8(np.int32(min(max(lit + np.float32(0.5), np.float32(0)), np.float32(255))))
+            given[y, x] = np.uint8(np.int32(lit + np.float32(0.5)))

@@ -165,7 +165,7 @@ def _pictures(
 
 
 def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """RGB (H, W, 3), turned and mirrored as the source says: phones write how they were held, some cameras too."""
+    """RGB (H, W, 3), turned by quarters and mirrored as the source says: phones write how they were held."""
     image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
     told = cast(SideDataContainer, frame.side_data).get(Type.DISPLAYMATRIX)  # the library's stub has another type
     if told is None:

@@ -161,12 +161,12 @@ class Video:
         return self._mailbox.skipped
 
     async def __aenter__(self) -> Self:
+        if self._noise_reduction:
+            await asyncio.to_thread(compile_loops)  # first: it is not what a source may take `timeout_s` for
         running = asyncio.get_running_loop()
         self._filled, self._opened = asyncio.Event(), asyncio.Event()
         self._mailbox = Mailbox(lambda: running.call_soon_threadsafe(self._filled.set))
         kind = kind_of(self._url)
-        if self._noise_reduction:
-            await asyncio.to_thread(compile_loops)  # first: it is not what a source may take `timeout_s` for
         self._reading = running.create_future()
         # A daemon: where opening or reading hangs, nothing can end the thread, and the process must end without it.
         threading.Thread(target=self._read, args=(kind, running), name="video", daemon=True).start()

@@ -99,6 +99,27 @@ def test_a_small_thing_that_moves_keeps_its_contrast_and_leaves_no_trace(
     assert abs(np.mean(behind)) < (1 - kept) / 1.2
 
 
+def test_a_faint_walker_in_a_clean_picture_beside_trees_in_the_wind_keeps_its_contrast() -> None:
+    background, reduce_noise = street(), NoiseReduction()
+    for number in range(40):
+        picture = background.copy()
+        picture[:, :64] = np.roll(background, (number * 3, number * 5), (0, 1))[:, :64]
+        left = 80 + number
+        picture[84:108, left : left + 10] += 8
+        given = reduce_noise(picture)
+        assert lighter(given[84:108, left : left + 10], background[84:108, left : left + 10]) > 0.7 * 8
+
+
+def test_what_is_fainter_than_noise_fades() -> None:
+    background, reduce_noise, seen = street().astype(float), NoiseReduction(), []
+    for number in range(80):
+        picture = background.copy()
+        picture[84:124, 24 + number : 40 + number] += 8
+        change = reduce_noise(noisy(picture, number, sigma=8)) - background
+        seen.append(change[84:124, 24 + number : 40 + number].mean() / 8)
+    assert np.mean(seen[40:]) < 0.5
+
+
 def test_what_stood_still_for_long_is_gone_when_it_goes() -> None:
     background, reduce_noise = street(), NoiseReduction()
     with_car = background.copy()
