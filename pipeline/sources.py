@@ -25,6 +25,9 @@ _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _DAMAGED_PACKETS = 100  # in a row; so many are no scratch, it is the wrong file
 _UNTIL_FIRST = 1000  # the same before the first picture: a stream may be met long before its next key frame
 
+_UPRIGHT = (1, 0, 0, 1)  # a, b, c, d of a matrix that leaves pictures as they are
+
+Matrix = tuple[int, int, int, int]
 Kind = Literal["file", "directory", "server", "device"]
 
 
@@ -141,7 +144,7 @@ def _pictures(
     url: str, container: InputContainer, stream: VideoStream, fps: float, damage: Damage
 ) -> Iterator[Picture]:
     """Damaged packets are counted and passed over, not without end. Without time stamps, pictures come at the rate."""
-    damaged, count, first_s = 0, 0, None
+    damaged, count, first_s, matrix = 0, 0, None, _UPRIGHT
     packets = container.demux(stream)
     while True:
         try:
@@ -159,18 +162,29 @@ def _pictures(
             raise SourceError(f"{shown(url)} cannot be read any further: {_reason(error)}") from error
         for frame in frames:
             at_s = count / fps if frame.time is None else frame.time
+            if count == 0:
+                matrix = _display_matrix(frame)
             count += 1
             first_s = at_s if first_s is None else first_s
-            yield Picture(_upright(frame), at_s - first_s)
+            image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+            yield Picture(_upright(image, matrix), at_s - first_s)
 
 
-def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """RGB (H, W, 3), turned by quarters and mirrored as the source says: phones write how they were held."""
-    image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+def _display_matrix(frame: VideoFrame) -> Matrix:
+    """Where the source says its points go, (x, y) to (ax + cy, bx + dy): phones write how they were held.
+
+    Asked once for all frames: one whose side data was looked at is in a cycle, and stays until that is collected.
+    """
     told = cast(SideDataContainer, frame.side_data).get(Type.DISPLAYMATRIX)  # the library's stub has another type
     if told is None:
-        return image
-    across, across_to_down, _, down_to_across, down = np.frombuffer(told, np.int32)[:5].tolist()
+        return _UPRIGHT
+    a, b, _, c, d = np.frombuffer(told, np.int32)[:5].tolist()
+    return a, b, c, d
+
+
+def _upright(image: NDArray[np.uint8], matrix: Matrix) -> NDArray[np.uint8]:
+    """RGB (H, W, 3) mirrored, and turned by quarters."""
+    across, across_to_down, down_to_across, down = matrix
     if abs(across_to_down) > abs(across):
         image = cv2.transpose(image).astype(np.uint8, copy=False)
         across, down = down_to_across, across_to_down

@@ -1,8 +1,10 @@
 """Sources: what an address names, its pictures as they are, and one sentence where it cannot be read."""
 
 import asyncio
+import gc
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -70,6 +72,19 @@ def test_a_clip_is_turned_and_mirrored_as_it_says(
         assert image[edges[white]].mean() > 240
         assert image[edges[black]].mean() < 20
         assert 100 < image[16:-16, 16:-16].mean() < 160
+
+
+def test_frames_that_were_read_are_freed_at_once(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=30)
+    gc.collect()
+    gc.disable()
+    try:
+        with open_source(str(clip), **OPTIONS) as source:
+            assert sum(1 for _ in source.pictures) == 30
+        kept = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept <= 2
 
 
 def test_a_directory_gives_its_images_in_order_at_the_given_rate(tmp_path: Path) -> None:
