@@ -41,7 +41,7 @@ from pipeline.messages import Kind
 from pipeline.regions import LOGIT_PX
 
 LOCAL, FEWER_BYTES = 0.85, 50  # what is to be reached with affinity
-ENOUGH = 100  # WARPs of a row, of which a share can be told
+ENOUGH = 40  # WARPs of a row, of which a share can be told
 NOISE = 0.97  # of the row before: a row is seconds long, and throughput that is no less has not fallen
 LOGIT_BYTES = 2  # float16
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)
