@@ -127,7 +127,7 @@ def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine
     }
     keys = KeyBuffers[HeldKey](cameras=len(settings), idle_s=math.inf)  # they take turns, and that takes its time
     decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False, keys=keys)
-    classes, decider = len(bundle.palette), open_decider(bundle)
+    classes, decider = len(bundle.palette), open_decider(bundle, engine=engine)
     ways = [
         Way(one, coder(one, copy(encoders[one.level]), bundle, decider), np.zeros((classes, classes), np.int64))
         for one in settings  # levels may change, so each has its own

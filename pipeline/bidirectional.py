@@ -194,4 +194,5 @@ def open_stream_encoder(
         raise ConfigError(f"grid {regions.rows}x{regions.columns}: with a lookahead frames are whole; use 1x1")
     encoder = open_encoder(bundle, engine=engine, threads=threads, quality=quality, outlines=True)
     motion.warm_up_tracking()
-    return BidirectionalEncoder(encoder, bundle, policy=policy, lookahead=lookahead, decider=open_decider(bundle))
+    decider = open_decider(bundle, engine=engine)
+    return BidirectionalEncoder(encoder, bundle, policy=policy, lookahead=lookahead, decider=decider)

@@ -226,7 +226,9 @@ def open_encoder(
     chosen = check_quality(bundle, bundle.manifest.default_quality if quality is None else quality)
     _keep_blas_on_one_thread()
     session = open_session(bundle.graph("encode"), engine=engine, threads=threads, precision=Precision.ENDS)
-    encoder = Encoder(bundle, session, quality=chosen, grid=grid, outliner=open_outliner(bundle) if outlines else None)
+    encoder = Encoder(
+        bundle, session, quality=chosen, grid=grid, outliner=open_outliner(bundle, engine=engine) if outlines else None
+    )
     if any(bundle.tables.rdoq_lambda):
         entropy.warm_up_rounding()
     encoder.encode(Frame(FrameId(0, 0), 0, _grey(bundle)))

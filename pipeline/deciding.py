@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.bundle import Bundle, Manifest
 from pipeline.errors import ConfigError
 from pipeline.motion import Motion
-from pipeline.runtime import Session, open_session
+from pipeline.runtime import Precision, Session, open_session
 
 GRAPH = "decide"
 MAPS = 6  # residual, detail, misfit, strain, what was not seen, speed
@@ -143,12 +143,12 @@ class Decider:
         return np.asarray(agreement[:, 0], np.float32)
 
 
-def open_decider(bundle: Bundle) -> Decider | None:
+def open_decider(bundle: Bundle, *, engine: str = "auto") -> Decider | None:
     """What the bundle's graph says, ready and warm, or None without one; ConfigError where it is of another kind."""
     if not bundle.has_graph(GRAPH):
         return None
-    # So small a graph runs on one thread, by the engine that every camera has.
-    session = open_session(bundle.graph(GRAPH), engine="onnxruntime", threads=1)
+    # So small a graph runs on one thread; by the camera's own engine, since a second one takes 20 MB of its memory.
+    session = open_session(bundle.graph(GRAPH), engine=engine, threads=1, precision=Precision.FLOAT32)
     blank = np.zeros((1, MAPS, *PLACES), np.float32), np.zeros((1, FACTS), np.float32)
     try:
         (agreement,) = session.run(*blank)

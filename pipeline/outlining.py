@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.bundle import Bundle
 from pipeline.errors import ConfigError
 from pipeline.regions import CELL_PX, LOGIT_PX
-from pipeline.runtime import Session, open_session
+from pipeline.runtime import Precision, Session, open_session
 
 GRAPH = "outline"
 
@@ -28,12 +28,12 @@ class Outliner:
         return np.asarray(outline[0], np.float32)
 
 
-def open_outliner(bundle: Bundle) -> Outliner | None:
+def open_outliner(bundle: Bundle, *, engine: str = "auto") -> Outliner | None:
     """What the bundle's graph says, ready and warm, or None without one; ConfigError where it is of another kind."""
     if not bundle.has_graph(GRAPH):
         return None
-    # So small a graph runs on one thread, by the engine that every camera has.
-    outliner = Outliner(open_session(bundle.graph(GRAPH), engine="onnxruntime", threads=1))
+    # So small a graph runs on one thread; by the camera's own engine, since a second one takes 20 MB of its memory.
+    outliner = Outliner(open_session(bundle.graph(GRAPH), engine=engine, threads=1, precision=Precision.FLOAT32))
     blank = np.zeros((bundle.tables.latents, *bundle.latent_size), np.float32)
     try:
         found = outliner(blank, bundle.tables.levels - 1)

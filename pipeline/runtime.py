@@ -71,7 +71,7 @@ class OnnxruntimeSession:
         try:
             outputs: list[Array] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
         except self._refusal as error:
-            raise ValueError(f"inputs of {[each.shape for each in inputs]}, which the graph does not take") from error
+            raise ValueError(_untaken(inputs)) from error
         return outputs
 
 
@@ -95,7 +95,13 @@ class OpenvinoSession:
         filled = list(inputs)
         if size > count:
             filled = [np.concatenate([rows, np.repeat(rows[-1:], size - count, axis=0)]) for rows in inputs]
-        request = self._requests.get(size) or self._compile([rows.shape for rows in filled])
+        request = self._requests.get(size)
+        if request is None:
+            # OpenVINO makes graphs anew for any shapes, also for those that are no longer what was exported.
+            taken = [[str(side) for side in port.partial_shape][1:] for port in self._model.inputs]
+            if any(_differ(rows.shape[1:], sides) for rows, sides in zip(inputs, taken, strict=True)):
+                raise ValueError(_untaken(inputs))
+            request = self._compile([rows.shape for rows in filled])
         results = request.infer(filled, share_inputs=True)
         return [np.array(result[:count]) for result in results.values()]
 
@@ -117,6 +123,16 @@ class OpenvinoSession:
 def _check_count(inputs: Sequence[Array], wanted: Sequence[object]) -> None:
     if len(inputs) != len(wanted):
         raise ValueError(f"{len(inputs)} inputs; the graph takes {len(wanted)}")
+
+
+def _differ(shape: Sequence[int], sides: Sequence[str]) -> bool:
+    """Whether a shape is none that a graph takes, whose sides are numbers, or ? for any."""
+    fixed = list(zip(shape, sides, strict=False))
+    return len(shape) != len(sides) or any(side.isdigit() and int(side) != size for size, side in fixed)
+
+
+def _untaken(inputs: Sequence[Array]) -> str:
+    return f"inputs of {[each.shape for each in inputs]}, which the graph does not take"
 
 
 def batch_sizes(most: int) -> list[int]:

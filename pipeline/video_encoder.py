@@ -153,5 +153,5 @@ def open_video_encoder(
     )
     if policy.longest_age:
         motion.warm_up_tracking()
-    decider = None if policy == EVERY_FRAME else open_decider(bundle)
+    decider = None if policy == EVERY_FRAME else open_decider(bundle, engine=engine)
     return VideoEncoder(encoder, bundle, policy=policy, grid=regions, decider=decider)
