@@ -74,7 +74,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the rows are measured: how many workers, at what pace, and for so many seconds after a while."""
+    """How the rows are measured: how many workers, at what pace, and for so many seconds, after `warm_s` of their time.
+
+    By then they have met, cameras have gone to where there is room, and keys have come.
+    """
 
     counts: Sequence[int]
     pace: float
@@ -109,7 +112,9 @@ def measure(video: Round, bundle: Bundle, *, load: Load, plan: Plan, threads: in
         with Crew(max(plan.counts), bundle=bundle, masks=masks, threads=threads) as crew:
             for number, setting in enumerate(settings_of(plan)):
                 floor = Floor(setting, load, video, epoch=number)
-                run = floor.run(url, crew.pipes, costs, warm_s=plan.warm_s, seconds=plan.seconds)
+                run = floor.run(
+                    url, crew.pipes, costs, warm_s=plan.warm_s * (setting.pace or 1.0), seconds=plan.seconds
+                )
                 before, after = asyncio.run(run)
                 results.append(result_of(setting, floor, before, after, bundle=bundle))
                 costs = costs or costs_of(after.tally.batches, after.tally.rendered_s)
@@ -232,7 +237,7 @@ def main(
     threshold: Annotated[float | None, typer.Option(min=0, max=100, help="of a KEY; without it, a camera's")] = None,
     emulate: Annotated[bool | None, typer.Option(help="without it, where workers outnumber cores")] = None,
     pace: Annotated[float, typer.Option(min=1, help="emulated workers are slower by so much")] = 8.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="for each row")] = 6.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="for each row, after 1.5 s of the workers' time")] = 6.0,
     quick: Annotated[bool, typer.Option(help="1, 2, 4 and 8 workers, half the time")] = False,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG")] = None,
@@ -241,7 +246,7 @@ def main(
     counts = sorted({1, *(workers or ((1, 2, 4, 8) if quick else COUNTS))})
     emulated = max(counts) > cores if emulate is None else emulate
     seconds = seconds / 2 if quick else seconds
-    plan = Plan(counts, pace if emulated else 0.0, warm_s=2.0, seconds=seconds)
+    plan = Plan(counts, pace if emulated else 0.0, warm_s=1.5, seconds=seconds)
     load = Load(cameras, under_way, deadline_ms)
     try:
         loaded = load_bundle(bundle or default_bundle())

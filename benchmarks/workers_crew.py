@@ -37,7 +37,7 @@ from pipeline.keys import KeyBuffers
 from pipeline.messages import Decoded, FrameId, Kind, Mask, Packet
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.transport import open_channel
-from pipeline.work_queue import STEAL_AFTER_S, Job
+from pipeline.work_queue import KEEP_S, STEAL_AFTER_S, Job
 
 BATCH = 8  # as a worker's settings have it
 _WAIT_S = 1.0
@@ -124,7 +124,8 @@ class CountingQueue(RedisWorkQueue):
     """The queue, which says what was answered and counts the bytes of keys."""
 
     def __init__(self, shift: Shift, report: Report) -> None:
-        super().__init__(shift.url, shift.worker, steal_after_s=STEAL_AFTER_S * shift.stretch)
+        stretch = shift.stretch
+        super().__init__(shift.url, shift.worker, steal_after_s=STEAL_AFTER_S * stretch, keep_s=KEEP_S * stretch)
         self._report = report
 
     async def done(self, jobs: Sequence[Job]) -> None:

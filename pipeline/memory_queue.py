@@ -1,6 +1,7 @@
 """The queue between gateways and workers inside one process: for the demo and for tests, the same as on Redis."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,12 +19,15 @@ from pipeline.work_queue import (
     DEAD_LIMIT,
     DELIVERY_LIMIT,
     HOLD_S,
+    KEEP_MOST_S,
+    KEEP_S,
     KEY_GENERATIONS,
     KEYS_EXPIRE_S,
     RECLAIM_AFTER_S,
     SHARD_LIMIT,
     SHARDS,
     STEAL_AFTER_S,
+    STEAL_RATIO,
     Job,
     Place,
     given_up,
@@ -48,6 +52,15 @@ class _Entry:
     def job(self) -> Job:
         queued_ms = int(self.added * 1000)
         return Job(self.shard, str(self.number), self.camera, self.packet, self.deliveries, queued_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Who took a shard over, when, and for how long at least."""
+
+    worker: str
+    since: float
+    keep_s: float
 
 
 def _number(entry: _Entry) -> int:
@@ -77,12 +90,19 @@ class MemoryQueueState:
         self.clock = clock
         self.entries: list[dict[int, _Entry]] = [{} for _ in range(shards)]  # per shard, oldest first
         self.shard_limit = shard_limit
-        self.workers: set[str] = set()
+        self.workers = frozenset[str]()
+        self.taken: dict[int, _Taken] = {}  # by shard
         self.dead: deque[Buried] = deque(maxlen=DEAD_LIMIT)
         self.keys: dict[str, tuple[float, dict[int, tuple[bytes, ...]]]] = {}  # with the time they expire
         self.orders: dict[str, MaskOrder] = {}  # by camera
         self.changed = asyncio.Event()
         self._count = 0
+
+    def come_or_go(self, workers: frozenset[str]) -> None:
+        """These claim from now on; what was taken over goes back when that is another set."""
+        if workers != self.workers:
+            self.workers = workers
+            self.taken.clear()
 
     def add(self, camera: str, packet: bytes) -> int:
         """Queue a packet; returns how many entries had to make room."""
@@ -108,12 +128,14 @@ class MemoryWorkQueue:
         *,
         reclaim_after_s: float = RECLAIM_AFTER_S,
         steal_after_s: float = STEAL_AFTER_S,
+        keep_s: float = KEEP_S,
         hold_s: float = HOLD_S,
     ) -> None:
         self._state = state
         self._worker = worker
         self._reclaim_after_s = reclaim_after_s
         self._steal_after_s = steal_after_s
+        self._keep_s = keep_s
         self._hold_s = hold_s
         self._entered = False
         self._dropped = 0
@@ -127,8 +149,7 @@ class MemoryWorkQueue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entered = False
-        if self._worker is not None:
-            self._state.workers.discard(self._worker)
+        self._state.come_or_go(self._state.workers - {self._worker or ""})
 
     @property
     def connected(self) -> bool:
@@ -154,7 +175,7 @@ class MemoryWorkQueue:
         """Return up to `batch` jobs, oldest first, or none after `wait_s`."""
         if self._worker is None:
             raise ValueError("only a queue with a worker's name claims")
-        self._state.workers.add(self._worker)
+        self._state.come_or_go(self._state.workers | {self._worker})
         await asyncio.sleep(0)
         jobs = self._take(self._worker, batch, steal)
         with suppress(TimeoutError):
@@ -166,7 +187,7 @@ class MemoryWorkQueue:
 
     async def rest(self) -> None:
         """Leave the own shards, and what was claimed, to others until the next claim."""
-        self._state.workers.discard(self._worker or "")
+        self._state.come_or_go(self._state.workers - {self._worker or ""})
 
     async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
         """Ask for the turns of frames that are about to be published."""
@@ -233,21 +254,36 @@ class MemoryWorkQueue:
 
     def _take(self, worker: str, batch: int, steal: bool) -> list[Job]:
         now, shards = self._state.clock(), self._state.entries
-        own = preferred_shards(worker, self._state.workers, len(shards))
+        taken = {shard: one.worker for shard, one in self._state.taken.items()}
+        own = preferred_shards(worker, self._state.workers, len(shards), taken=taken)
         found = [entry for entries in shards for entry in entries.values() if self._is_abandoned(entry, now)]
-        found += [entry for shard in own for entry in shards[shard].values() if entry.worker is None]
-        found = sorted(found, key=_number)[:batch]
+        new = [entry for shard in own for entry in shards[shard].values() if entry.worker is None]
+        found = sorted([*found, *new], key=_number)[:batch]
         if steal and len(found) < batch:
-            found += self._late(set(range(len(shards))).difference(own), now)[: batch - len(found)]
+            behind_s = max((now - entry.added for entry in new), default=0.0)
+            late = self._late(set(range(len(shards))).difference(own), now, behind_s)[: batch - len(found)]
+            self._take_over(worker, dict.fromkeys(entry.shard for entry in late), now)
+            found += late
         return [job for entry in sorted(found, key=_number) for job in self._give(entry, worker, now)]
 
-    def _late(self, others: Iterable[int], now: float) -> list[_Entry]:
+    def _late(self, others: Iterable[int], now: float, behind_s: float) -> list[_Entry]:
         """What waits in others' shards whose worker is behind, shard by shard."""
+        late_s = max(self._steal_after_s, STEAL_RATIO * behind_s)
         waiting = [[each for each in self._state.entries[shard].values() if each.worker is None] for shard in others]
-        late = [entries for entries in waiting if entries and now - entries[0].added >= self._steal_after_s]
+        late = [entries for entries in waiting if entries and now - entries[0].added >= late_s]
         late.sort(key=lambda entries: (entries[0].shard != self._stolen, entries[0].number))
         self._stolen = late[0][0].shard if late else self._stolen
         return [entry for entries in late for entry in entries]
+
+    def _take_over(self, worker: str, late: Iterable[int], now: float) -> None:
+        """Make the first of these shards that was not taken over lately this worker's own."""
+        for shard in late:
+            before = self._state.taken.get(shard, _Taken("", -math.inf, 0.0))
+            if now - before.since >= before.keep_s:
+                again = now - before.since < 4 * before.keep_s
+                keep_s = min(2 * before.keep_s, KEEP_MOST_S) if again else self._keep_s
+                self._state.taken[shard] = _Taken(worker, now, keep_s)
+                return
 
     def _is_abandoned(self, entry: _Entry, now: float) -> bool:
         if entry.worker is None:

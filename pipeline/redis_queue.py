@@ -24,11 +24,13 @@ from pipeline.redis_streams import RedisStreams
 from pipeline.work_queue import (
     DELIVERY_LIMIT,
     HOLD_S,
+    KEEP_S,
     KEY_GENERATIONS,
     RECLAIM_AFTER_S,
     SHARD_LIMIT,
     SHARDS,
     STEAL_AFTER_S,
+    STEAL_RATIO,
     Job,
     Place,
     given_up,
@@ -57,6 +59,7 @@ class RedisWorkQueue:
         shard_limit: int = SHARD_LIMIT,
         reclaim_after_s: float = RECLAIM_AFTER_S,
         steal_after_s: float = STEAL_AFTER_S,
+        keep_s: float = KEEP_S,
         hold_s: float = HOLD_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,10 +69,12 @@ class RedisWorkQueue:
         self._shard_limit = shard_limit
         self._reclaim_after_s = reclaim_after_s
         self._steal_after_s = steal_after_s
+        self._keep_s = keep_s
         self._hold_s = hold_s
         self._clock = clock
         self._own: list[int] | None = None  # shards; None before the first heartbeat
-        self._live: frozenset[str] = frozenset()  # workers that these shards were shared out among
+        self._live = frozenset[str]()  # workers that these shards were shared out among
+        self._taken = set[int]()  # shards that this worker took over since the last of them came or went
         self._met = -math.inf  # when another worker was seen to live
         self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
         self._ready: list[Job] = []  # claimed, not handed out yet
@@ -213,8 +218,8 @@ class RedisWorkQueue:
         """Make up to `batch` new jobs of these shards ready: what is claimed beyond that no other worker could take."""
         left = batch
         if len(shards) > batch:
-            waited = zip(await self._streams.waited_ms(shards), shards, strict=True)
-            longest = sorted((each for each in waited if each[0] >= 0), reverse=True)
+            _, waited_ms = await self._streams.waited_ms(shards)
+            longest = sorted((each for each in zip(waited_ms, shards, strict=True) if each[0] >= 0), reverse=True)
             shards = [shard for _, shard in longest[:batch]] or shards
         while shards:
             count = max(1, left // len(shards))
@@ -225,18 +230,32 @@ class RedisWorkQueue:
             shards = [shard for shard in shards if taken[shard] >= count][:left]
 
     async def _steal(self, batch: int, own: Sequence[int]) -> None:
-        """Make what waits in others' shards ready, one shard after the other; best in that whose keys may be here."""
+        """Make what waits in others' shards ready, one shard after the other; best in that whose keys may be here.
+
+        The first that had something and may be taken over is.
+        """
         self._looked = self._clock()
         others = [shard for shard in range(self._shards) if shard not in own]
-        waited_ms, late_ms = await self._streams.waited_ms(others), self._steal_after_s * 1000
+        now_ms, waited_ms = await self._streams.waited_ms(others)
+        behind_ms = max((now_ms - job.queued_ms for job in self._ready), default=0)
+        late_ms = max(1000 * self._steal_after_s, STEAL_RATIO * behind_ms)
         late = [(ms, shard) for ms, shard in zip(waited_ms, others, strict=True) if ms >= late_ms]
         late.sort(key=lambda each: (each[1] == self._stolen, each), reverse=True)
-        self._stolen = late[0][1] if late else self._stolen
+        self._stolen, took = late[0][1] if late else self._stolen, False
         for _, shard in late:
             if batch > 0:
                 jobs = await self._streams.read([shard], batch, 0)
                 self._hold(jobs)
                 batch -= len(jobs)
+                took = took or (bool(jobs) and await self._take_over(shard))
+
+    async def _take_over(self, shard: int) -> bool:
+        """Make a shard our own, if that is not too soon."""
+        if not await self._streams.take_over(shard, keep_s=self._keep_s, lasts_s=self._reclaim_after_s):
+            return False
+        self._taken.add(shard)
+        self._own = sorted({shard, *(self._own or [])})  # until the next heartbeat says so too
+        return True
 
     async def _reclaim(self, batch: int) -> None:
         """Claim what dead workers left; bury what was left too often."""
@@ -279,11 +298,13 @@ class RedisWorkQueue:
         oldest = self._clock() - self._hold_s
         self._held = {job: since for job, since in self._held.items() if since > oldest}
         if self._worker and not self._resting:
-            live = frozenset(await self._streams.beat(self._held, self._reclaim_after_s))
+            live, taken = await self._streams.beat(self._held, self._taken, self._reclaim_after_s)
             self._beaten = self._clock()
             self._met = self._met if live <= {self._worker} else self._clock()
-            if self._own is None or live != self._live:
-                self._live, self._own = live, preferred_shards(self._worker, live, self._shards)
+            if live != self._live:
+                self._live, self._taken = live, set()  # hashing is fair to all, until it shows that it is not
+            self._taken = {shard for shard in self._taken if taken.get(shard) == self._worker}
+            self._own = preferred_shards(self._worker, live, self._shards, taken=taken)
         else:
             await self._streams.ping()
         await self._answer(list(self._unanswered))  # after the heartbeat: an answer that is refused is no death

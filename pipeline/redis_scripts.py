@@ -25,6 +25,19 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 return math.max(0, now - tonumber(string.match(oldest[1], '^%d+')))
 """
 
+# Gives a shard to a worker, unless it was taken over lately. The value says when, for how long at least, and by whom.
+TAKE_OVER = """
+local worker, keep, most, lasts_ms = unpack(ARGV)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local since, kept = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (%d+) ')
+local age = since and now - since or -1
+if age >= 0 and age < tonumber(kept) then return 0 end
+if age >= 0 and age < 4 * kept then keep = math.min(2 * kept, most) end
+redis.call('SET', KEYS[1], string.format('%.0f %.0f %s', now, keep, worker), 'PX', lasts_ms)
+return 1
+"""
+
 # A region's value holds its KEYs, the newest first, each after its length (u32).
 STORE_KEYS = """
 for at = 3, #ARGV, 2 do

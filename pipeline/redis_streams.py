@@ -15,8 +15,8 @@ from pipeline.cancellation import cancellable
 from pipeline.errors import ConfigError, TransportError
 from pipeline.mask_order import FORGET_S, POSITION_LASTS_S, TURN_S, Position, Turn
 from pipeline.messages import FrameId
-from pipeline.redis_scripts import ADVANCE, BEAT, END_TURN, STORE_KEYS, TAKE_TURN, WAITED_MS
-from pipeline.work_queue import DEAD_BYTES, DEAD_LIMIT, KEYS_EXPIRE_S, Job, Place, shard_of
+from pipeline.redis_scripts import ADVANCE, BEAT, END_TURN, STORE_KEYS, TAKE_OVER, TAKE_TURN, WAITED_MS
+from pipeline.work_queue import DEAD_BYTES, DEAD_LIMIT, KEEP_MOST_S, KEYS_EXPIRE_S, Job, Place, shard_of
 
 GROUP = "workers"
 WORKERS = "maskcast:workers"
@@ -50,18 +50,42 @@ class RedisStreams:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def beat(self, held: Iterable[tuple[int, str]], live_s: float) -> list[str]:
-        """Say that this worker lives and still holds these (shard, entry); returns who said so within `live_s`."""
+    async def beat(
+        self, held: Iterable[tuple[int, str]], taken: Iterable[int], live_s: float
+    ) -> tuple[frozenset[str], dict[int, str]]:
+        """Say that this worker lives and still holds these (shard, entry), and these shards that it took over.
+
+        Returns who said so within `live_s`, and by shard who took it over.
+        """
         pipe = self._redis.pipeline(transaction=False)
         pipe.eval(BEAT, 1, WORKERS, self._worker, int(live_s * 1000))
         for shard, entries in _by_shard(held).items():
             # JUSTID: idle time begins anew, the count of deliveries stays
             pipe.xclaim(self._frames(shard), GROUP, self._worker, 0, entries, justid=True)
+        for shard in taken:
+            pipe.pexpire(self._taken(shard), int(live_s * 1000))  # if another has it by now, it says so as well
+        for shard in range(self._shards):
+            pipe.get(self._taken(shard))
         async with self._talk():
-            live, *_ = await pipe.execute(raise_on_error=False)  # a stream may be gone
+            live, *answers = await pipe.execute(raise_on_error=False)  # a stream may be gone
             if isinstance(live, Exception):
                 raise live
-        return [name.decode(errors="replace") for name in live]
+        holders = {shard: value for shard, value in enumerate(answers[-self._shards :]) if isinstance(value, bytes)}
+        return frozenset(name.decode(errors="replace") for name in live), {
+            shard: value.decode(errors="replace").rpartition(" ")[2] for shard, value in holders.items()
+        }
+
+    async def take_over(self, shard: int, *, keep_s: float, lasts_s: float) -> bool:
+        """Make a shard this worker's own for `lasts_s`, or for as long as its heartbeats say so.
+
+        False where that is too soon: `keep_s` after it was taken over last, or longer where it went on again and again.
+        """
+        times_ms = (int(1000 * seconds) for seconds in (keep_s, KEEP_MOST_S, lasts_s))
+        async with self._talk():
+            try:
+                return bool(await self._redis.eval(TAKE_OVER, 1, self._taken(shard), self._worker, *times_ms))
+            except ResponseError:  # to help is what matters
+                return False
 
     async def leave(self) -> None:
         """Say that this worker goes, so that others take its shards at once."""
@@ -99,14 +123,15 @@ class RedisStreams:
         names = {self._frames(shard).encode(): shard for shard in shards}
         return [_job(names[name], *entry, deliveries=1) for name, entries in answer for entry in entries]
 
-    async def waited_ms(self, shards: Sequence[int]) -> list[int]:
-        """Return for each shard how long its oldest new entry has waited; -1 if there is none."""
+    async def waited_ms(self, shards: Sequence[int]) -> tuple[int, list[int]]:
+        """Return what Redis's clock says, and for each shard how long its oldest new entry has waited, -1 for none."""
         pipe = self._redis.pipeline(transaction=False)
         for shard in shards:
             pipe.eval(WAITED_MS, 1, self._frames(shard))
+        pipe.time()
         async with self._talk():
-            answers: list[int] = await pipe.execute()
-        return answers
+            *answers, (seconds, microseconds) = await pipe.execute()
+        return 1000 * seconds + microseconds // 1000, answers
 
     async def reclaim(self, idle_s: float, count: int) -> list[Job]:
         """Claim up to `count` entries of each shard that nobody has answered, or held, for that long."""
@@ -217,6 +242,9 @@ class RedisStreams:
 
     def _frames(self, shard: int) -> str:
         return f"maskcast:{{{shard}}}:frames"
+
+    def _taken(self, shard: int) -> str:
+        return f"maskcast:{{{shard}}}:taken"
 
     def _keys(self, camera: str) -> str:
         return f"maskcast:{{{shard_of(camera, self._shards)}}}:keys:{camera}"

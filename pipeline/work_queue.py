@@ -5,8 +5,8 @@
                         +---- reclaim <-----+ the worker died
 
 Delivery is at least once. Each shard has one worker that prefers it, found by rendezvous hashing over the
-live ones; any other may take from it when that worker is behind. What comes of the jobs of one camera leaves in
-order all the same, by turns (`mask_order`).
+live ones; any other may take from it when that worker is behind, and then takes the shard over: hashing knows nothing
+of load. What comes of the jobs of one camera leaves in order all the same, by turns (`mask_order`).
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from pipeline.mask_order import Position, Turn
@@ -29,11 +29,17 @@ RECLAIM_AFTER_S = 0.6
 # A worker that takes another's jobs first has to decode the keys they refer to, so it is not for a single late one:
 # at 25 fps some four of a camera wait by then, and go together.
 STEAL_AFTER_S = 0.15
+STEAL_RATIO = 1.5  # what is waiting there has waited so many times as long as what is here: both may be behind
+# A shard that was taken over stays where it is for so long; twice as long each time it soon goes on, since one that
+# is too much for any worker would go round, and its keys with it.
+KEEP_S, KEEP_MOST_S = 1.0, 60.0
 HOLD_S = 10.0  # a live worker that is still silent after this long has lost the job
 KEYS_EXPIRE_S = 60.0
 KEY_GENERATIONS = 2  # kept of each region
 # Of a recording workers may be as far behind the newest as its camera sends before it waits for masks.
 RECORDED_GENERATIONS = 64
+
+NONE_TAKEN: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,8 @@ class WorkQueue(Protocol):
         """Return up to `batch` jobs, oldest first, or none after `wait_s`; done or bury answers each.
 
         What a dead worker left comes first, then own shards; with `steal`, room that is left goes to the jobs
-        of a worker that is behind, as many as wait in one shard before those of the next: few keys serve them.
+        of a worker that is behind, as many as wait in one shard before those of the next: few keys serve them. The
+        first of these shards is this worker's own until another one takes it over, or a worker comes or goes.
         """
         ...
 
@@ -140,8 +147,10 @@ def shard_of(camera: str, shards: int) -> int:
     return zlib.crc32(camera.encode()) % shards
 
 
-def preferred_shards(worker: str, live: Iterable[str], shards: int) -> list[int]:
-    """Return a worker's shards, by rendezvous hashing with an even share for each.
+def preferred_shards(
+    worker: str, live: Iterable[str], shards: int, *, taken: Mapping[int, str] = NONE_TAKEN
+) -> list[int]:
+    """Return a worker's shards: an even share by rendezvous hashing, but for those that a live worker has `taken` over.
 
     When another worker comes or goes its share moves, and a few of the others' shards to even them out. Left to hashing
     alone, one of several workers may have no shard, and idles until the others are behind.
@@ -159,6 +168,7 @@ def preferred_shards(worker: str, live: Iterable[str], shards: int) -> list[int]
         owner = max(having_room, key=lambda name: weight(name, shard))
         more -= owned[owner] == share
         owned[owner] += 1
+        owner = taken[shard] if taken.get(shard) in names else owner
         own += [shard] if owner == worker else []
     return own
 

@@ -28,6 +28,10 @@ class MemoryBench:
     async def dead(self) -> list[Letter]:
         return [(each.camera, each.packet, each.reason, each.worker) for each in self.state.dead]
 
+    async def holder(self, shard: int) -> str | None:
+        """Who took the shard over."""
+        return self.state.taken[shard].worker if shard in self.state.taken else None
+
 
 class RedisBench:
     """Queues on one database of a Redis."""
@@ -45,6 +49,12 @@ class RedisBench:
         names = (b"camera", b"reason", b"worker")
         texts = [[letter[name].decode() for name in names] for letter in letters]
         return [(t[0], letter[b"packet"], t[1], t[2]) for t, letter in zip(texts, letters, strict=True)]
+
+    async def holder(self, shard: int) -> str | None:
+        """Who took the shard over."""
+        async with redis.asyncio.from_url(self.url, protocol=2) as client:
+            value = await client.get(f"maskcast:{{{shard}}}:taken")
+        return None if value is None else value.decode().split(" ")[2]
 
 
 Bench = MemoryBench | RedisBench

@@ -403,6 +403,132 @@ async def test_a_worker_that_helps_takes_all_that_waits_in_one_shard_before_anot
         assert again[0].shard == jobs[0].shard  # its keys are here
 
 
+async def test_who_helps_takes_the_shard_over_and_keeps_it(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
+        camera = await met(first, second)
+        await gateway.put(camera, b"late")
+        assert (await claim(second, 1))[0].camera == camera
+        await asyncio.sleep(RECLAIM_S)  # until the other heard of it
+        await gateway.put(camera, b"next")
+        assert await first.claim(batch=1, wait_s=0, steal=False) == []
+        [job] = await second.claim(batch=1, wait_s=0, steal=False)
+        assert job.packet == b"next"
+
+
+async def test_a_shard_that_was_taken_over_is_not_taken_back_at_once(bench: Bench) -> None:
+    options = {"steal_after_s": 0.05, "keep_s": 30.0}
+    async with (
+        bench.queue() as gateway,
+        bench.queue("w1", **options) as first,
+        bench.queue("w2", **options) as second,
+        bench.queue("w3", **options) as third,
+    ):
+        camera = await met(first, second, third)
+        for worker, owner in ((second, second), (third, second), (first, second)):
+            await gateway.put(camera, b"late")
+            await asyncio.sleep(0.06)
+            await claim(worker, 1)  # it helps, whoever has the shard
+            await asyncio.sleep(RECLAIM_S)
+            await gateway.put(camera, b"")
+            assert [len(await one.claim(batch=1, wait_s=0, steal=False)) for one in (first, second, third)] == [
+                one is owner for one in (first, second, third)
+            ]
+
+
+async def test_a_shard_that_is_too_much_for_any_worker_moves_less_and_less_often(bench: Bench) -> None:
+    options = {"steal_after_s": 0.0, "keep_s": 0.1}
+    async with (
+        bench.queue() as gateway,
+        bench.queue("w1", **options) as first,
+        bench.queue("w2", **options) as second,
+    ):
+        camera, holders, clock = await met(first, second), list[str | None](), asyncio.get_running_loop().time
+        ends = clock() + 3.0
+        while clock() < ends:
+            for worker in (first, second):
+                await gateway.put(camera, b"")
+                await worker.done(await worker.claim(batch=1, wait_s=0))  # each helps the other
+                holders.append(await bench.holder(shard_of(camera, 16)))
+            await asyncio.sleep(0.01)
+    moves = sum(before != after for before, after in pairwise(holders))
+    assert 2 <= moves <= 5  # once at first, then after 0.1, 0.3, 0.7, 1.5 and 3.1 s
+
+
+async def test_what_was_taken_over_goes_back_when_a_worker_comes(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
+        camera = await met(first, second)
+        await gateway.put(camera, b"late")
+        await second.done(await claim(second, 1))
+        async with bench.queue("w3") as third:
+            for each in (third, first, second):
+                await each.claim(batch=1, wait_s=0)
+            await asyncio.sleep(3 * RECLAIM_S)
+            names = ["w1", "w2", "w3"]
+            owner = next(name for name in names if shard_of(camera, 16) in preferred_shards(name, names, 16))
+            await gateway.put(camera, b"next")
+            workers = dict(zip(names, (first, second, third), strict=True))
+            [job] = await workers[owner].claim(batch=1, wait_s=0, steal=False)
+            assert job.packet == b"next"
+
+
+async def test_nothing_is_taken_over_where_nothing_was_left(bench: Bench) -> None:
+    async with (
+        bench.queue() as gateway,
+        bench.queue("w1") as first,
+        bench.queue("w2", steal_after_s=0.05) as second,
+    ):
+        camera = await met(first, second)
+        await gateway.put(camera, b"")
+        await asyncio.sleep(0.1)
+        helping = asyncio.create_task(second.claim(batch=1, wait_s=0))
+        jobs = await first.claim(batch=1, wait_s=0, steal=False) + await helping
+        assert len(jobs) == 1
+        await asyncio.sleep(RECLAIM_S)
+        await gateway.put(camera, b"")
+        helped = not await first.claim(batch=1, wait_s=0, steal=False)
+        assert helped == bool(helping.result())  # it is its own only if it got something
+
+
+async def test_what_was_taken_over_goes_back_when_the_worker_rests(bench: Bench) -> None:
+    async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
+        camera = await met(first, second)
+        await gateway.put(camera, b"late")
+        await second.done(await claim(second, 1))
+        await second.rest()
+        await asyncio.sleep(RECLAIM_S)
+        await gateway.put(camera, b"next")
+        [job] = await first.claim(batch=1, wait_s=0, steal=False)
+        assert job.packet == b"next"
+
+
+async def test_who_is_as_far_behind_does_not_help(bench: Bench) -> None:
+    async with (
+        bench.queue() as gateway,
+        bench.queue("w1") as first,
+        bench.queue("w2", steal_after_s=0.05) as second,
+    ):
+        camera = await met(first, second)
+        own = set(preferred_shards("w2", ["w1", "w2"], 16))
+        mine = next(name for name in map("cam-{}".format, range(99)) if shard_of(name, 16) in own)
+        await gateway.put(camera, b"")
+        await gateway.put(mine, b"")
+        await asyncio.sleep(1.0)
+        assert [job.camera for job in await second.claim(batch=8, wait_s=0)] == [mine]
+        await gateway.put(mine, b"")
+        await asyncio.sleep(0.06)
+        jobs = await second.claim(batch=8, wait_s=0)  # its own has waited for a small part of that
+        assert {job.camera for job in jobs} == {camera, mine}
+
+
+async def met(*workers: WorkQueue) -> str:
+    """Let workers w1, w2, ... hear of each other; returns a camera of the first one's."""
+    for worker in (*workers, *workers):
+        await worker.claim(batch=1, wait_s=0)
+    await asyncio.sleep(RECLAIM_S)
+    own = set(preferred_shards("w1", [f"w{number + 1}" for number in range(len(workers))], 16))
+    return next(name for name in map("cam-{}".format, range(99)) if shard_of(name, 16) in own)
+
+
 async def test_key_buffer_keeps_two_generations_of_each_region(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as worker:
         await gateway.store_keys("cam-1", {0: b"a0", 3: b"a3"})
@@ -501,6 +627,15 @@ def test_workers_have_even_shares_and_one_that_leaves_moves_little_more_than_its
     assert {len(shards) for shards in before.values()} <= {64 // count, -(-64 // count)}
     after = {name: set(preferred_shards(name, names[1:], 64)) for name in names[1:]}
     assert sum(len(before[name] - after[name]) for name in after) <= 8
+
+
+def test_a_shard_that_was_taken_over_is_that_workers_while_it_lives() -> None:
+    workers = ["w1", "w2"]
+    before = {name: preferred_shards(name, workers, 16) for name in workers}
+    shard = before["w1"][0]
+    assert preferred_shards("w1", workers, 16, taken={shard: "w2", 99: "w2"}) == before["w1"][1:]
+    assert preferred_shards("w2", workers, 16, taken={shard: "w2", 99: "w2"}) == sorted([shard, *before["w2"]])
+    assert preferred_shards("w1", workers, 16, taken={shard: "gone"}) == before["w1"]
 
 
 def test_more_workers_than_shards_leave_some_without() -> None:

@@ -83,7 +83,7 @@ def test_a_frame_is_judged_by_the_mask_that_was_shown() -> None:
 
 
 def test_emulated_workers_are_measured_beside_a_real_one_and_at_the_pace_of_real_time() -> None:
-    plan = Plan((1, 2), 8.0, warm_s=1.0, seconds=1.0)
+    plan = Plan((1, 2), 8.0, warm_s=0.2, seconds=1.0)
     scale = [Setting(1, True, 8.0), Setting(2, True, 8.0), Setting(2, False, 8.0)]
     assert list(settings_of(plan)) == [Setting(1, True, 0), Setting(1, True, 1), *scale]
     assert list(settings_of(replace(plan, pace=0))) == [replace(one, pace=0) for one in scale]
@@ -119,7 +119,7 @@ def test_only_rows_of_one_pace_are_drawn(tmp_path: Path) -> None:
 
 def test_two_workers_share_the_cameras_and_every_mask_is_that_of_one_decoder(tiny_bundle: Bundle) -> None:
     played = play(tiny_bundle, data=None, split="", frames=20, threshold=None, threads=1)
-    plan = Plan((1, 2), 4.0, warm_s=0.4, seconds=0.8)
+    plan = Plan((1, 2), 4.0, warm_s=0.1, seconds=0.8)
     found = measure(played, tiny_bundle, load=LOAD, plan=plan, threads=1)
     assert [one.setting for one in found.results] == list(settings_of(plan))
     for one in found.results:
