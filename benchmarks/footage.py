@@ -49,7 +49,7 @@ def open_coders(bundle: Bundle, *, engine: str = "auto") -> Coders:
     encoder = open_encoder(bundle, engine=engine, threads=1, outlines=True)
     decoder = open_decoder(bundle, engine=engine, threads=1, labels=False)
     masks = open_session(decode_graph(bundle, engine), engine=engine, threads=1)
-    return Coders(bundle, encoder, decoder, masks, open_decider(bundle) or linear_agreement)
+    return Coders(bundle, encoder, decoder, masks, open_decider(bundle, engine=engine) or linear_agreement)
 
 
 class Footage:

@@ -158,7 +158,7 @@ def ways_of(bundle: Bundle, settings: Sequence[Setting], *, level: int, engine: 
     height, width, classes = bundle.manifest.height, bundle.manifest.width, len(bundle.palette)
     open_decoder(bundle, engine=engine, threads=threads, labels=False)  # warms up what all workers share
     decode = open_session(decode_graph(bundle, engine), engine=engine, threads=threads)
-    decider, encoders = open_decider(bundle), dict[Grid, Encoder]()
+    decider, encoders = open_decider(bundle, engine=engine), dict[Grid, Encoder]()
     found = []
     for one in settings:
         grid = Grid(one.rows, one.columns, height, width, one.overlap_px)

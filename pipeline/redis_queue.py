@@ -75,6 +75,7 @@ class RedisWorkQueue:
         self._own: list[int] | None = None  # shards; None before the first heartbeat
         self._live = frozenset[str]()  # workers that these shards were shared out among
         self._taken = set[int]()  # shards that this worker took over since the last of them came or went
+        self._shared: tuple[frozenset[str], dict[int, str]] | None = None  # what the own shards follow from
         self._met = -math.inf  # when another worker was seen to live
         self._held: dict[tuple[int, str], float] = {}  # (shard, entry) -> when it was claimed
         self._ready: list[Job] = []  # claimed, not handed out yet
@@ -254,7 +255,7 @@ class RedisWorkQueue:
         if not await self._streams.take_over(shard, keep_s=self._keep_s, lasts_s=self._reclaim_after_s):
             return False
         self._taken.add(shard)
-        self._own = sorted({shard, *(self._own or [])})  # until the next heartbeat says so too
+        self._own, self._shared = sorted({shard, *(self._own or [])}), None  # until the next heartbeat says so too
         return True
 
     async def _reclaim(self, batch: int) -> None:
@@ -298,13 +299,16 @@ class RedisWorkQueue:
         oldest = self._clock() - self._hold_s
         self._held = {job: since for job, since in self._held.items() if since > oldest}
         if self._worker and not self._resting:
-            live, taken = await self._streams.beat(self._held, self._taken, self._reclaim_after_s)
+            said = frozenset(self._taken)  # while Redis answers more may be taken over
+            live, taken = await self._streams.beat(self._held, said, self._reclaim_after_s)
             self._beaten = self._clock()
             self._met = self._met if live <= {self._worker} else self._clock()
-            if live != self._live:
-                self._live, self._taken = live, set()  # hashing is fair to all, until it shows that it is not
-            self._taken = {shard for shard in self._taken if taken.get(shard) == self._worker}
-            self._own = preferred_shards(self._worker, live, self._shards, taken=taken)
+            came_or_went = live != self._live  # then hashing is fair to all, until it shows that it is not
+            gone = self._taken if came_or_went else {shard for shard in said if taken.get(shard) != self._worker}
+            self._live, self._taken = live, self._taken - gone
+            taken |= dict.fromkeys(self._taken, self._worker)
+            if self._shared != (live, taken):
+                self._shared, self._own = (live, taken), preferred_shards(self._worker, live, self._shards, taken=taken)
         else:
             await self._streams.ping()
         await self._answer(list(self._unanswered))  # after the heartbeat: an answer that is refused is no death

@@ -64,16 +64,14 @@ class RedisStreams:
             pipe.xclaim(self._frames(shard), GROUP, self._worker, 0, entries, justid=True)
         for shard in taken:
             pipe.pexpire(self._taken(shard), int(live_s * 1000))  # if another has it by now, it says so as well
-        for shard in range(self._shards):
-            pipe.get(self._taken(shard))
+        pipe.mget([self._taken(shard) for shard in range(self._shards)])
         async with self._talk():
-            live, *answers = await pipe.execute(raise_on_error=False)  # a stream may be gone
+            live, *_, holders = await pipe.execute(raise_on_error=False)  # a stream may be gone
             if isinstance(live, Exception):
                 raise live
-        holders = {shard: value for shard, value in enumerate(answers[-self._shards :]) if isinstance(value, bytes)}
-        return frozenset(name.decode(errors="replace") for name in live), {
-            shard: value.decode(errors="replace").rpartition(" ")[2] for shard, value in holders.items()
-        }
+        told = {} if isinstance(holders, Exception) else dict(enumerate(holders))
+        by_whom = {shard: value.decode(errors="replace").rpartition(" ")[2] for shard, value in told.items() if value}
+        return frozenset(name.decode(errors="replace") for name in live), by_whom
 
     async def take_over(self, shard: int, *, keep_s: float, lasts_s: float) -> bool:
         """Make a shard this worker's own for `lasts_s`, or for as long as its heartbeats say so.

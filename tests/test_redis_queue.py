@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from servers import Server, free_port
 from pipeline.errors import TransportError
 from pipeline.messages import FrameId
 from pipeline.redis_queue import RedisWorkQueue
-from pipeline.work_queue import Job, Place
+from pipeline.work_queue import Job, Place, WorkQueue, preferred_shards, shard_of
 
 
 async def test_redis_that_was_emptied_is_set_up_again(redis_bench: RedisBench) -> None:
@@ -170,3 +171,85 @@ async def test_what_a_worker_works_on_is_not_given_to_it_again_after_it_stood_st
     async with redis_bench.queue("w2") as other:
         [job] = await claim(other, 1)
         assert job.deliveries == 2  # given to each of them once
+
+
+async def late_camera(gateway: WorkQueue, first: WorkQueue, second: WorkQueue) -> str:
+    """A camera of w1's, one packet of which w2 would help with; both have heard of each other."""
+    for worker in (first, second, first):
+        await worker.claim(batch=1, wait_s=0)
+    await asyncio.sleep(RECLAIM_S)
+    own = preferred_shards("w1", ["w1", "w2"], 16)
+    camera = next(name for name in map("cam-{}".format, range(99)) if shard_of(name, 16) in own)
+    await gateway.put(camera, b"late")
+    return camera
+
+
+async def gets_the_next(gateway: WorkQueue, worker: WorkQueue, camera: str) -> bool:
+    """Whether a packet of the camera comes to this worker as its own."""
+    await gateway.put(camera, b"next")
+    jobs = await worker.claim(batch=1, wait_s=0, steal=False)
+    await worker.done(jobs)
+    return bool(jobs)
+
+
+async def test_a_shard_that_was_taken_over_goes_back_where_redis_forgets_it(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as first, redis_bench.queue("w2") as second:
+        camera = await late_camera(gateway, first, second)
+        await second.done(await claim(second, 1))
+        async with redis.asyncio.from_url(redis_bench.url) as client:
+            await client.delete(f"maskcast:{{{shard_of(camera, 16)}}}:taken")
+        await asyncio.sleep(RECLAIM_S)
+        assert not await gets_the_next(gateway, second, camera)
+        assert await gets_the_next(gateway, first, camera)
+
+
+async def test_a_shard_in_which_nothing_was_left_is_not_taken_over(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as first, redis_bench.queue("w2") as second:
+        camera, streams = await late_camera(gateway, first, second), second._streams
+        looked = streams.waited_ms
+
+        async def looks_and_is_overtaken(shards: Sequence[int]) -> tuple[int, list[int]]:
+            found = await looked(shards)
+            await first.done(await first.claim(batch=1, wait_s=0, steal=False))
+            return found
+
+        await asyncio.sleep(0.2)
+        streams.waited_ms = looks_and_is_overtaken
+        assert await second.claim(batch=1, wait_s=0) == []
+        assert await redis_bench.holder(shard_of(camera, 16)) is None
+
+
+async def test_a_shard_that_is_taken_over_during_a_heartbeat_is_kept(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as first, redis_bench.queue("w2") as second:
+        camera, streams = await late_camera(gateway, first, second), second._streams
+        beaten, during = streams.beat, list[Job]()
+
+        async def beats_for_long(*said: object) -> object:
+            answer = await beaten(*said)
+            if not during:
+                during.extend(await claim(second, 1))
+            return answer
+
+        streams.beat = beats_for_long
+        await until(lambda: _is(bool(during)))
+        await second.done(during)
+        await asyncio.sleep(2 * RECLAIM_S)
+        assert not await gets_the_next(gateway, first, camera)
+        assert await gets_the_next(gateway, second, camera)
+
+
+async def test_workers_go_on_where_the_note_of_a_take_over_cannot_be_read(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as first, redis_bench.queue("w2") as second:
+        camera = await late_camera(gateway, first, second)
+        async with redis.asyncio.from_url(redis_bench.url) as client:
+            await client.lpush(f"maskcast:{{{shard_of(camera, 16)}}}:taken", "x")
+        [job] = await claim(second, 1)
+        assert job.packet == b"late"
+        await second.done([job])
+        await asyncio.sleep(RECLAIM_S)
+        assert first.connected and second.connected
+        assert await gets_the_next(gateway, first, camera)
+
+
+async def _is(holds: bool) -> bool:
+    return holds

@@ -54,6 +54,14 @@ def test_each_row_of_a_batch_is_of_its_own_level(graph: Path, engine: str) -> No
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_inputs_of_another_size_than_the_graph_takes_are_refused(graph: Path, engine: str) -> None:
+    session, (y_hat, quality) = open_session(graph, engine=engine, threads=1), latents(1)
+    for inputs in ((y_hat[:, 1:], quality), (y_hat[0], quality)):
+        with pytest.raises(ValueError, match=r"inputs of \[.*\], which the graph does not take"):
+            session.run(*inputs)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_another_number_of_inputs_than_the_graph_takes_is_refused(graph: Path, engine: str) -> None:
     session, (y_hat, quality) = open_session(graph, engine=engine, threads=1), latents(1)
     for inputs in ((y_hat,), (y_hat, quality, quality)):

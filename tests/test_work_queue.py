@@ -405,9 +405,7 @@ async def test_a_worker_that_helps_takes_all_that_waits_in_one_shard_before_anot
 
 async def test_who_helps_takes_the_shard_over_and_keeps_it(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
-        camera = await met(first, second)
-        await gateway.put(camera, b"late")
-        assert (await claim(second, 1))[0].camera == camera
+        camera = await taken_over(gateway, first, second)
         await asyncio.sleep(RECLAIM_S)  # until the other heard of it
         await gateway.put(camera, b"next")
         assert await first.claim(batch=1, wait_s=0, steal=False) == []
@@ -456,9 +454,7 @@ async def test_a_shard_that_is_too_much_for_any_worker_moves_less_and_less_often
 
 async def test_what_was_taken_over_goes_back_when_a_worker_comes(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
-        camera = await met(first, second)
-        await gateway.put(camera, b"late")
-        await second.done(await claim(second, 1))
+        camera = await taken_over(gateway, first, second)
         async with bench.queue("w3") as third:
             for each in (third, first, second):
                 await each.claim(batch=1, wait_s=0)
@@ -471,29 +467,9 @@ async def test_what_was_taken_over_goes_back_when_a_worker_comes(bench: Bench) -
             assert job.packet == b"next"
 
 
-async def test_nothing_is_taken_over_where_nothing_was_left(bench: Bench) -> None:
-    async with (
-        bench.queue() as gateway,
-        bench.queue("w1") as first,
-        bench.queue("w2", steal_after_s=0.05) as second,
-    ):
-        camera = await met(first, second)
-        await gateway.put(camera, b"")
-        await asyncio.sleep(0.1)
-        helping = asyncio.create_task(second.claim(batch=1, wait_s=0))
-        jobs = await first.claim(batch=1, wait_s=0, steal=False) + await helping
-        assert len(jobs) == 1
-        await asyncio.sleep(RECLAIM_S)
-        await gateway.put(camera, b"")
-        helped = not await first.claim(batch=1, wait_s=0, steal=False)
-        assert helped == bool(helping.result())  # it is its own only if it got something
-
-
 async def test_what_was_taken_over_goes_back_when_the_worker_rests(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as first, bench.queue("w2") as second:
-        camera = await met(first, second)
-        await gateway.put(camera, b"late")
-        await second.done(await claim(second, 1))
+        camera = await taken_over(gateway, first, second)
         await second.rest()
         await asyncio.sleep(RECLAIM_S)
         await gateway.put(camera, b"next")
@@ -518,6 +494,14 @@ async def test_who_is_as_far_behind_does_not_help(bench: Bench) -> None:
         await asyncio.sleep(0.06)
         jobs = await second.claim(batch=8, wait_s=0)  # its own has waited for a small part of that
         assert {job.camera for job in jobs} == {camera, mine}
+
+
+async def taken_over(gateway: WorkQueue, first: WorkQueue, second: WorkQueue) -> str:
+    """Let w2 take a shard of w1's over; returns a camera of it."""
+    camera = await met(first, second)
+    await gateway.put(camera, b"late")
+    await second.done(await claim(second, 1))
+    return camera
 
 
 async def met(*workers: WorkQueue) -> str:
