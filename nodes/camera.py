@@ -48,6 +48,7 @@ from pipeline.transport import Channel
 from pipeline.video import Video
 
 _CONNECT_S = 2.0
+_LAG_S = 1.0  # half of what a worker lets pass, unless it is told otherwise
 _KEYS_LAST_S = 30.0  # workers and the queue's server keep them for 60 s, and frames may be seconds apart
 
 log = structlog.get_logger()
@@ -258,8 +259,8 @@ class Camera:
         log.info("quality set", camera=self._name, quality=quality)
 
 
-async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: Presence) -> None:
-    """Run a camera, with its state and its bundle's manifest on their topics."""
+async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: Presence, lag_frames: int = 0) -> None:
+    """Run a camera, with its state and its bundle's manifest on their topics; it is said where masks come very late."""
     manifest = bundle.manifest
     with suppress(TransportError):  # later it is waited for as long as it takes
         await channel.wait_connected(_CONNECT_S)
@@ -267,15 +268,27 @@ async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: 
         # Where cameras have logins only workers may say it; where they have none the page need not wait for one.
         await tell(channel, f"bundle/{manifest.hash}", manifest.model_dump_json().encode())
         log.info("camera started", camera=presence.topic.partition("/")[0], bundle=manifest.name)
-        learning = tasks.create_task(_tell_source(camera.video, presence, renew))
+        learning = tasks.create_task(_tell_source(camera.video, presence, renew, lag_frames))
         await camera.run()
         learning.cancel()
         log.info("the source has ended", camera=presence.topic.partition("/")[0])
 
 
-async def _tell_source(video: Video, presence: Presence, renew: Callable[[Presence], Awaitable[None]]) -> None:
-    """Complete the state as soon as a source that was waited for is known."""
-    if presence.fps is None and (origin := await video.opened()) is not None:
+async def _tell_source(
+    video: Video, presence: Presence, renew: Callable[[Presence], Awaitable[None]], lag_frames: int
+) -> None:
+    """Complete the state as soon as a source that was waited for is known, and say what its rate makes of a lag."""
+    if (origin := await video.opened()) is None:
+        return
+    if lag_frames > _LAG_S * origin.fps:
+        log.warning(
+            "masks come late: frames wait for those after them, and workers drop what is older than their deadline_ms",
+            camera=presence.topic.partition("/")[0],
+            up_to_s=round(lag_frames / origin.fps, 1),
+            lookahead=lag_frames,
+            fps=origin.fps,
+        )
+    if presence.fps is None:
         await renew(with_source(presence, origin))
 
 
@@ -310,4 +323,5 @@ async def main(settings: CameraSettings) -> None:
                 gate=open_gate(settings.scene, settings.source),
                 simple=open_simple(settings.scene, bundle),
             )
-            await stream(camera, bundle=bundle, channel=channel, presence=presence)
+            lag_frames = 0 if settings.source.fast else settings.encoder.lookahead  # nobody waits for a recording's
+            await stream(camera, bundle=bundle, channel=channel, presence=presence, lag_frames=lag_frames)

@@ -284,6 +284,19 @@ async def test_a_source_that_comes_late_is_said_in_the_state(lane: Lane) -> None
             await asyncio.wait({running}, timeout=LIMIT_S)
 
 
+@pytest.mark.parametrize(("fps", "said"), [(2, [2.0]), (25, [])])
+async def test_frames_that_wait_longer_than_a_second_are_told_of(
+    tmp_path: Path, lane: Lane, fps: int, said: list[float]
+) -> None:
+    async with open_clip(tmp_path, frames=2, fps=fps, fast=False) as video:
+        presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
+        async with MemoryChannel(MemoryBroker()) as channel, asyncio.timeout(LIMIT_S):
+            camera = camera_of(video, channel, lane, fast=False)
+            with structlog.testing.capture_logs() as logs:
+                await stream(camera, bundle=BUNDLE, channel=channel, presence=presence, lag_frames=4)
+    assert [line["up_to_s"] for line in logs if line["event"].startswith("masks come late")] == said
+
+
 class Stalled(MemoryChannel):
     """A memory channel over which what a broker must acknowledge does not go, as on a link that stalls."""
 
