@@ -138,7 +138,7 @@ def adapt(
     tuned = tune(restored.network, experiment, material.taught, steps)
     teller.tell(f"{tuned.steps} steps; fitting tables and writing the bundle")
     traced = _exported(tuned.network, site, bundle, frames=learned, effort=budget.tables)
-    made = refine(traced, learned, site.output, tell=teller.tell).bundle
+    made = refine(traced, learned, site.output, smoothing=bundle.manifest.smoothing, tell=teller.tell).bundle
     after = agreement(made, material.held, material.maps)
     measured = {"quality_levels": tuple(_levels(bundle, after))}
     made = seal(made.manifest.model_copy(update=measured), site.output)

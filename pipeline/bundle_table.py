@@ -13,6 +13,8 @@ def print_manifest(bundle: Bundle) -> None:
     for field in ("hash", "created_by", "dataset", "grid", "precision", "licence"):
         table.add_row(field, str(getattr(manifest, field)))
     table.add_row("size", f"{manifest.width}x{manifest.height}")
+    if manifest.smoothing is not None:
+        table.add_row("smoothing", f"{manifest.smoothing:g} logits")
     for level in manifest.quality_levels:
         default = ", default" if level.default else ""
         frame_bytes = level.rate_bpp * manifest.width * manifest.height / 8

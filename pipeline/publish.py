@@ -58,7 +58,8 @@ def publish(
     traced = export(
         network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
     )
-    bundle = refine(traced, learned.images, folder, tell=tell).bundle
+    smoothing = origin.experiment.smoothing or None
+    bundle = refine(traced, learned.images, folder, smoothing=smoothing, tell=tell).bundle
     levels = evaluation.measured_levels(bundle, shown, split=split, tell=tell)
     pixels = description.width * description.height
     measured = {"quality_levels": tuple(mark_default(levels, pixels))}

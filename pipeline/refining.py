@@ -1,6 +1,7 @@
 """What a traced network still lacks to be the bundle that is shipped, fitted to frames without labels.
 
-bundle, frames -> how thriftily y is rounded (rdoq_fitting) -> an 8-bit decode graph (int8) -> bundle
+bundle, frames -> masks that flicker less (smoothing) -> how thriftily y is rounded (rdoq_fitting)
+               -> an 8-bit decode graph (int8) -> bundle
 
 No training, and no torch: bundles of before get both by `maskcast refine`.
 """
@@ -20,6 +21,7 @@ from pipeline.datasets import Labelled
 from pipeline.int8 import add_int8
 from pipeline.latent_coding import dequantise
 from pipeline.rdoq_fitting import Fitted
+from pipeline.smoothing import smooth
 from pipeline.sources import fit
 
 _ROUNDED, _CALIBRATED = 48, 16  # frames at most, spread over those that are given
@@ -43,15 +45,19 @@ def refine(
     images: Sequence[NDArray[np.uint8]],
     folder: Path,
     *,
+    smoothing: float | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Refined:
     """Write the refined bundle to a folder, which may be its own.
 
-    `images`, RGB (H, W, 3) of the bundle's size, are such as it was trained on. `tell` is told in lines what goes
-    on. What the manifest says of rates and accuracies is that of before. ConfigError where there are no images, or
-    the bundle makes no masks.
+    `images`, RGB (H, W, 3) of the bundle's size, are such as it was trained on. `smoothing` is that of its logits
+    (smoothing.smooth), None for as it is. `tell` is told in lines what goes on. What the manifest says of rates and
+    accuracies is that of before. ConfigError where there are no images, or the bundle makes no masks.
     """
     some = _spread(images, _ROUNDED)
+    if smoothing is not None:
+        encoder = open_encoder(bundle, engine="onnxruntime")
+        bundle = smooth(bundle, smoothing, _latents(bundle, encoder, some), folder)
     fitted = tuple(rdoq_fitting.fit(bundle, some, progress=lambda n: tell(f"quality levels fitted: {n}")))
     thrifty = rdoq_fitting.write(bundle, fitted, folder)
     fewer = min(_CALIBRATED, max(1, _CALIBRATED * _LARGE // images[0][..., 0].size))
@@ -67,6 +73,7 @@ def refine_and_measure(
     folder: Path,
     *,
     split: str,
+    smoothing: float | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Refined:
     """Refine a bundle by frames it was trained on, and measure what its manifest says on others, those of `split`.
@@ -78,7 +85,7 @@ def refine_and_measure(
     size = bundle.manifest.width, bundle.manifest.height
     images = [fit(image, size) for image in learned.images]
     with tempfile.TemporaryDirectory() as scratch:
-        made = refine(bundle, images, Path(scratch), tell=tell)
+        made = refine(bundle, images, Path(scratch), smoothing=smoothing, tell=tell)
         levels = evaluation.measured_levels(made.bundle, shown, split=split, tell=tell)
         copy_content(made.bundle, folder)
     dataset = f"{bundle.manifest.dataset.split('; rates and mIoU')[0]}; rates and mIoU measured on {split}"

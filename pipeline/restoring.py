@@ -27,6 +27,7 @@ from pipeline.models.entropy_model import WEIGHT_UNITS, MeanScaleHyperprior
 from pipeline.models.layers import normed
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.onnx_storage import stored_weights
+from pipeline.smoothing import SHARP
 
 _HYPER_LAYERS = ("up_2", "up_1", "predict")
 _DECODER, _DENSITY = "decoder.", "prior.factorised."
@@ -68,7 +69,8 @@ def restore(bundle: Bundle) -> Restored:
 def class_offsets(bundle: Bundle) -> NDArray[np.float32]:
     """What the bundle's decoder adds to the classes' logits (L, K); nothing, in bundles that are older than offsets."""
     graph = onnx.load(bundle.graph("decode")).graph
-    held = _table(graph, _makers(graph).get("logits"), "Add")
+    makers = _makers(graph)
+    held = _table(graph, makers.get(SHARP, makers.get("logits")), "Add")
     nothing = np.zeros((bundle.tables.levels, len(bundle.manifest.classes)), np.float32)
     return nothing if held is None else held.astype(np.float32).reshape(nothing.shape)
 

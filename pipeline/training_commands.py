@@ -99,6 +99,9 @@ def refine(
         list[str] | None, typer.Option(help="drive of that split to leave out; repeatable")
     ] = None,
     measure_on: Annotated[str, typer.Option(help="split that the manifest's rates and mIoU are measured on")] = "val",
+    smoothing: Annotated[
+        float | None, typer.Option(min=0, max=3, help="of the masks' logits, 4 pixels each; without it, as it is")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
 ) -> None:
     """Fit to a bundle what export fits at its end: thrifty rounding of latents, and a decode graph in 8-bit integers.
@@ -117,7 +120,9 @@ def refine(
     loaded = load_bundle(bundle)
     learned = datasets.camvid(data, split, without_drives=without_drive or ())
     shown = datasets.camvid(data, measure_on)
-    refined = refine_and_measure(loaded, learned, shown, output or bundle, split=measure_on, tell=_say)
+    refined = refine_and_measure(
+        loaded, learned, shown, output or bundle, split=measure_on, smoothing=smoothing, tell=_say
+    )
     Console().print(rdoq_fitting.as_table(refined.levels))
     if refined.int8_moved is not None:
         kept = "kept" if refined.bundle.has_graph(DECODE_INT8) else "left out"
