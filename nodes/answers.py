@@ -42,8 +42,7 @@ class Answers:
             self.lost_queue(error)
 
     async def bury(self, job: Job, reason: str) -> None:
-        """Put a job that can never be worked on among the dead letters."""
-        self.losses.add("buried")
+        """Put a job that can never be worked on among the dead letters; whoever finds that out counts it."""
         log.debug("packet buried", camera=job.camera, reason=reason)
         try:
             await self._queue.bury(job, reason)

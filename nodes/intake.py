@@ -114,6 +114,7 @@ class Intake:
             try:
                 ticket = Ticket(job, open_job(job))
             except PipelineError as error:
+                self._answers.losses.add("packet")  # of nobody's: what names no camera may be one of any name
                 await self._answers.bury(job, str(error))
             else:
                 self._hear(ticket)

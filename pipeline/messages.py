@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 
 _CAMERA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_TAKEN = frozenset({"bundle", "worker"})  # topics of their own
 
 
 def check_camera_name(name: str) -> str:
-    """Return the name, or raise ConfigError when it is not `[a-z0-9][a-z0-9_-]{0,62}` (docs/wire.md, section 2)."""
+    """Return the name; ConfigError when it is not `[a-z0-9][a-z0-9_-]{0,62}`, or taken (docs/wire.md, section 2)."""
+    if name in _TAKEN:
+        raise ConfigError(f"camera name {name!r}: the topics under it are those of {name}s; use another name")
     if not _CAMERA_NAME.fullmatch(name):
         raise ConfigError(
             f"camera name {name!r}: use 1 to 63 of a-z, 0-9, '-' and '_', beginning with a letter or a digit"

@@ -13,7 +13,7 @@ def test_good_camera_names_pass(name: str) -> None:
     assert check_camera_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "-a", "_a", "Cam", "a b", "a/b", "a+", "x" * 64, "é", "a\n"])
+@pytest.mark.parametrize("name", ["", "-a", "_a", "Cam", "a b", "a/b", "a+", "x" * 64, "é", "a\n", "bundle", "worker"])
 def test_bad_camera_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="camera name"):
         check_camera_name(name)
