@@ -43,6 +43,7 @@ from pipeline.errors import BitstreamError, SourceError, TransportError
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.operating_points import OperatingPoint
 from pipeline.scene import SceneGate, SimpleScenes
+from pipeline.sources import shown
 from pipeline.stream_encoder import StreamEncoder
 from pipeline.transport import Channel
 from pipeline.video import Video
@@ -293,7 +294,17 @@ async def _tell_source(
 
 
 async def main(settings: CameraSettings) -> None:
-    """Run one camera until its source ends; raises PipelineError."""
+    """Run one camera until its source ends; raises PipelineError, also where a recording is stopped before."""
+    try:
+        await _run(settings)
+    except asyncio.CancelledError:
+        if not settings.source.fast:
+            raise
+        left = f"stopped before each frame of {shown(settings.source.url)} had its mask; play it again"
+        raise TransportError(f"{settings.camera.name}: {left}") from None
+
+
+async def _run(settings: CameraSettings) -> None:
     bundle = load_bundle(settings.bundle or default_bundle())
     manifest, name, health = bundle.manifest, settings.camera.name, Health()
     async with (

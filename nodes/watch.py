@@ -20,6 +20,7 @@ from nodes.reports import Labels, Legends, State, Stats, read_report
 from nodes.service import Lane, now_ms
 from pipeline.config import ViewerSettings
 from pipeline.errors import BitstreamError, ConfigError
+from pipeline.files import write_whole
 from pipeline.mask_image import unpack_mask
 from pipeline.mask_order import frames_after
 from pipeline.messages import FrameId, Mask, check_camera_name
@@ -119,7 +120,7 @@ class Watch:
         self.masks += 1
         if self._save is not None:
             file = self._save / f"{name}-{mask.id.epoch}-{mask.id.sequence}.png"
-            await self._lane.run(write_file, file, payload)
+            await self._lane.run(write_whole, file, payload)
 
     def _take_state(self, name: str, payload: bytes) -> str | None:
         if not payload:  # an empty retained message is how MQTT forgets one
@@ -333,11 +334,3 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot save masks there ({error.strerror}); name another folder") from error
-
-
-def write_file(file: Path, content: bytes) -> None:
-    """Raises ConfigError where it cannot be written."""
-    try:
-        file.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written ({error.strerror}); make room or name another folder") from error

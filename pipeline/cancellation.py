@@ -1,8 +1,10 @@
-"""Keeps cancellation working through libraries that may lose it."""
+"""Keeps cancellation working through libraries that may lose it, and Ctrl-C quiet."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 
 @contextmanager
@@ -19,3 +21,9 @@ def cancellable() -> Iterator[None]:
     finally:
         if task and task.cancelling() > before:
             raise asyncio.CancelledError
+
+
+def without_interrupts(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own way to end with an error (`sys.excepthook`), but that Ctrl-C needs no traceback."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)

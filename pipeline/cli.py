@@ -18,6 +18,7 @@ from rich.table import Table
 from pipeline import config, training_commands
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.bundle_table import print_manifest
+from pipeline.cancellation import without_interrupts
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError, SourceError
 from pipeline.keys import key_sequence
 from pipeline.messages import Kind, Packet, Region
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; exits 0 when done, 1 when the work failed, 2 when the call or the settings are wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    if not debug:
+        sys.excepthook = without_interrupts
     try:
         app([word for word in words if word != "--debug"])
     except PipelineError as error:
@@ -75,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:  # a file or folder that the call named
         if debug:
             raise
-        print(f"maskcast: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
+        named = "" if error.filename is None else f"{error.filename}: "
+        print(
+            f"maskcast: {named}{error.strerror}; see that it may be read or written, and room is left", file=sys.stderr
+        )
         sys.exit(1)
     sys.exit(0)
 

@@ -6,7 +6,7 @@ Precedence: command line, environment (`MASKCAST_<SECTION>__<FIELD>`), file (YAM
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,7 @@ __all__ = [
 
 _PREFIX = "MASKCAST_"
 # Kubernetes puts each service's address into the environment: MASKCAST_REDIS_PORT for `maskcast-redis`.
+_LONGEST = 1 << 20  # bytes of a file with settings
 _SERVICE_ADDRESS = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
 
 
@@ -256,10 +257,8 @@ def keys(model: type[BaseModel]) -> Iterator[str]:
 
 def _read_file(file: Path) -> Values:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; name a YAML file with settings") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(_text_of(file), Loader=_Once)
+    except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -268,6 +267,32 @@ def _read_file(file: Path) -> Values:
     if wrong := [key for key in values if not isinstance(key, str)]:
         raise ConfigError(f"{file}: {wrong[0]!r} is no section; put the name of one there")
     return values
+
+
+def _text_of(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_LONGEST + 1)  # of a device there may be no end
+        if len(content) > _LONGEST:
+            raise ConfigError(f"{file} is longer than {_LONGEST} bytes; name a YAML file with settings")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; name a YAML file with settings") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 from byte {error.start} on; save it as UTF-8") from error
+
+
+class _Once(yaml.SafeLoader):
+    """Reads YAML in which each key stands once: of two the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set[object]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 def _read_environment(kind: type[NodeSettings]) -> Values:

@@ -1,12 +1,12 @@
 """Offline coding: a clip or a directory of images to packet files, packet files to indexed PNGs.
 
-The packet files of a folder are read in the order of their names: a WARP needs that of its key before it. Each clip has
+The packet files of a folder are read in the order of their stems: a WARP needs that of its key before it. Each clip has
 an epoch of its own, so that several may lie in one folder.
 Where a bundle makes no masks but says which classes are in the picture, JSON takes the place of the PNGs.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +15,7 @@ from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle
 from pipeline.codec import Decoder
 from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineError, SourceError
+from pipeline.files import write_whole
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Decoded, Frame, FrameId, Packet
@@ -22,7 +23,7 @@ from pipeline.noise_reduction import picture_filter
 from pipeline.sources import damage_of, fit, image_files, open_source
 from pipeline.stream_encoder import StreamEncoder
 
-SUFFIX = ".mcp"
+SUFFIX, _MASK = ".mcp", ".png"
 _DIGITS = 6  # of the number of a frame, at least, in the name of a clip's packet
 
 
@@ -72,30 +73,54 @@ def encode_files(
 def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -> Iterator[Written]:
     """Write one indexed PNG, or JSON, per packet file of `source` into `folder`; errors name the packet's file.
 
-    Raises ConfigError, BitstreamError, BundleMismatch, or MissingKey where the file of a key is gone.
+    What cannot be decoded is passed over: BitstreamError, or MissingKey where the file of a key is gone, is raised at
+    the end, of the first. ConfigError where there are no packets, or where the folder has masks of another run of a
+    clip; BundleMismatch at once.
     """
-    packets = sorted(source.glob(f"*{SUFFIX}"))
+    packets = sorted(source.glob(f"*{SUFFIX}"), key=lambda path: path.stem)
     if not packets:
         wrong = f"no {SUFFIX} files in it" if source.is_dir() else "there is no such folder"
         raise ConfigError(f"input {source}: {wrong}; name a folder made by maskcast encode")
     folder.mkdir(parents=True, exist_ok=True)
     camera = uuid4().hex  # a new one: keys of another folder, or of this one before, are not its own
+    faults: list[PipelineError] = []
     for path in packets:
-        try:
-            (decoded,) = decoder.decode([unpack(path.read_bytes())], [camera])
-        except BitstreamError as error:
-            raise BitstreamError(f"packet {path}: {error}") from error
-        if isinstance(decoded, Decoded) and decoded.missing:  # part of the mask would be that of an older frame
-            decoded = MissingKey(f"the keys of regions {', '.join(map(str, decoded.missing))} are not here")
-        if isinstance(decoded, MissingKey):
-            raise MissingKey(f"packet {path}: {decoded}; put back the packet file that is missing before it")
+        decoded = _decoded(decoder, path, camera)
         if isinstance(decoded, PipelineError):
-            raise type(decoded)(f"packet {path}: {decoded}")
-        if decoded.mask is not None:
-            yield _write(folder / f"{path.stem}.png", pack_mask(decoded.mask, "file", bundle.palette))
+            if not isinstance(decoded, (BitstreamError, MissingKey)):
+                raise decoded
+            faults.append(decoded)
+        elif decoded.mask is not None:
+            yield _write(folder / f"{path.stem}{_MASK}", pack_mask(decoded.mask, "file", bundle.palette))
         elif decoded.scores is not None:
             names = [one.name for one in bundle.manifest.classes]
             yield _write(folder / f"{path.stem}.json", pack_labels(decoded.scores, names))
+    if faults:
+        raise type(faults[0])(f"{faults[0]} ({len(faults)} of {len(packets)} packets could not be decoded)")
+    _check_left(folder, {path.stem for path in packets})
+
+
+def _decoded(decoder: Decoder, path: Path, camera: str) -> Decoded | PipelineError:
+    """What the packet of a file shows, or what is wrong with it, in a sentence that names the file."""
+    try:
+        (decoded,) = decoder.decode([unpack(path.read_bytes())], [camera])
+    except BitstreamError as error:
+        return BitstreamError(f"packet {path}: {error}; encode it again, or take the file away")
+    if isinstance(decoded, Decoded) and decoded.missing:  # part of the mask would be that of an older frame
+        decoded = MissingKey(f"the keys of regions {', '.join(map(str, decoded.missing))} are not here")
+    if isinstance(decoded, MissingKey):
+        return MissingKey(f"packet {path}: {decoded}; put back the packet file that is missing before it")
+    return type(decoded)(f"packet {path}: {decoded}") if isinstance(decoded, PipelineError) else decoded
+
+
+def _check_left(folder: Path, stems: Set[str]) -> None:
+    """ConfigError where a folder holds masks of frames that the clips of these have not."""
+    clips = {_clip_of(Path(stem + SUFFIX)) for stem in stems} - {None}
+    left = [one for one in sorted(folder.glob(f"*{_MASK}")) if one.stem not in stems and _clip_of(one) in clips]
+    if left:
+        raise ConfigError(
+            f"output {folder} holds masks of another run, {left[0].name} the first of {len(left)}; remove them"
+        )
 
 
 def _packets(encoder: StreamEncoder, frames: Iterable[Frame]) -> Iterator[Packet]:
@@ -143,5 +168,5 @@ def _stems(source: Path) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> Written:
-    path.write_bytes(content)
+    write_whole(path, content)
     return Written(path, len(content))

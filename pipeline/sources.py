@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 
 _EXPECTED = "expected a video file, a directory of images, rtsp:// or a device"
+_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"  # markers
 _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _DAMAGED_PACKETS = 100  # in a row; so many are no scratch, it is the wrong file
 _UNTIL_FIRST = 1000  # the same before the first picture: a stream may be met long before its next key frame
@@ -82,8 +83,15 @@ def shown(url: str) -> str:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The images of a directory, by name."""
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+    """The images of a directory, by their names without the suffix: so that their packets have the same order.
+
+    SourceError where it cannot be looked into.
+    """
+    try:
+        images = [file for file in path.iterdir() if file.suffix.lower() in _IMAGES]
+    except OSError as error:
+        raise _cannot_open(str(path), _reason(error)) from error
+    return sorted(images, key=lambda file: (file.stem, file.suffix))
 
 
 def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -161,6 +169,8 @@ def _pictures(
         except (av.FFmpegError, OSError) as error:
             raise SourceError(f"{shown(url)} cannot be read any further: {_reason(error)}") from error
         for frame in frames:
+            if frame.is_corrupt and count:  # at the beginning it may refer to what was cut off before it
+                damage.packets, damage.reason = damage.packets + 1, "a picture is incomplete"
             at_s = count / fps if frame.time is None else frame.time
             if count == 0:
                 matrix = _display_matrix(frame)
@@ -206,7 +216,13 @@ def _directory(path: Path, *, fps: float) -> Opened:
 
 def _image(file: Path) -> NDArray[np.uint8]:
     """RGB (H, W, 3)."""
-    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {file}: {_reason(error)}; repair it or take it out of the directory") from error
+    if content.startswith(_JPEG) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
+        raise SourceError(f"cannot read {file}: it ends too early; repair it or take it out of the directory")
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
         raise SourceError(f"cannot read {file}: it is not an image; repair it or take it out of the directory")
     return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)

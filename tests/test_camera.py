@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -223,6 +224,19 @@ def test_a_recording_that_nobody_answers_ends_the_camera_with_a_sentence(tmp_pat
         assert camera.process.returncode == 1
         last = here.logs().splitlines()[-1]
         assert "maskcast: alone: 5 frames have no mask although they were sent 2 times more" in last
+
+
+@pytest.mark.parametrize(("fast", "code"), [(True, 1), (False, 0)])
+def test_only_a_recording_is_not_done_where_it_is_stopped(tmp_path: Path, mqtt_url: str, fast: bool, code: int) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5)
+    with site(tmp_path, mqtt_url=mqtt_url, redis_url="redis://127.0.0.1:9") as here:
+        words = ["--source", str(clip), "--name", "alone", *(["--fast"] if fast else [])]
+        camera = here.start("camera", *words, SOURCE__LOOP=str(not fast), ENCODER__ENGINE="onnxruntime")
+        wait_until(lambda: "camera started" in here.logs(), limit_s=60, message=here.logs())
+        camera.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: camera.process.poll() is not None, limit_s=60, message=here.logs())
+        assert camera.process.returncode == code
+        assert ("alone: stopped before each frame of" in here.logs().splitlines()[-1]) is fast
 
 
 async def test_state_and_manifest_are_published_and_the_end_is_told(tmp_path: Path, lane: Lane) -> None:

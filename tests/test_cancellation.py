@@ -1,6 +1,8 @@
 """A cancellation gets through, whatever the body makes of it."""
 
 import asyncio
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -72,3 +74,11 @@ async def test_without_cancellation_nothing_changes() -> None:
         await asyncio.sleep(0)
     with pytest.raises(ValueError, match="mine"), cancellable():
         raise ValueError("mine")
+
+
+@pytest.mark.parametrize(("error", "told"), [("KeyboardInterrupt", False), ("ValueError", True)])
+def test_an_interrupt_has_no_traceback_and_all_else_has(error: str, told: bool) -> None:
+    program = f"import sys\nfrom pipeline.cancellation import *\nsys.excepthook = without_interrupts\nraise {error}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode != 0
+    assert ("Traceback" in ended.stderr) is told

@@ -182,6 +182,9 @@ def test_a_misspelt_variable_is_named_and_the_right_one_too(
         ("1: {url: 0}", ["1 is no section"]),
         ("a: b: c", ["not YAML"]),
         ("a: \x07", ["not YAML"]),
+        ("log: {level: info}\nsource: {}\nlog: {}", ["'log' is there twice", "line 3"]),
+        ("source: {url: a.mp4, loop: true, url: b.mp4}", ["'url' is there twice"]),
+        ("#" * (1 << 20) + "\n", ["longer than 1048576 bytes"]),
     ],
 )
 def test_a_wrong_file_is_named_with_the_key(text: str, parts: list[str], tmp_path: Path) -> None:
@@ -345,3 +348,11 @@ def test_each_variable_sets_its_field(kind: str, monkeypatch: pytest.MonkeyPatch
 
 def test_an_off_without_quotes_is_off(tmp_path: Path) -> None:
     assert load_settings(CameraSettings, written(tmp_path, "rate:\n  mode: off\n"), {}).rate.mode == "off"
+
+
+def test_a_file_of_another_encoding_is_told_so_and_what_is_merged_may_be_said_again(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(b"log: {level: info}  # \xff")
+    assert "is not UTF-8 from byte 22 on; save it as UTF-8" in sentence(CameraSettings, file, {})
+    file.write_text("encoder: {<<: {quality: 1}, quality: 2}\n")
+    assert load_settings(CameraSettings, file, {}).encoder.quality == 2

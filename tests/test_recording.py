@@ -299,3 +299,47 @@ def test_regions_of_a_grid_are_one_stream_too_and_need_all_their_keys(
     (folder / "2.mcp").unlink()
     with pytest.raises(MissingKey, match=r"3\.mcp.*regions 3 "):
         list(decode_files(decoder, bundle, folder, tmp_path / "masks"))
+
+
+@pytest.mark.parametrize(
+    "names", [["a.jpg", "a.k.png"], ["cam.png", "cam.night.png", "cam.x.png"], ["b.png", "b-1.png"]], ids=str
+)
+def test_packets_of_images_are_read_in_the_order_they_were_made_whatever_they_are_called(
+    bundle: Bundle, encoder: Encoder, decoder: Decoder, tmp_path: Path, names: list[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    for name in names:
+        cv2.imwrite(str(tmp_path / "in" / name), image)
+    video = VideoEncoder(encoder, bundle, policy=at_interval(30))
+    made = [one.path.stem for one in encode_files(video, bundle, tmp_path / "in", tmp_path / "packets")]
+    shown = [one.path.stem for one in decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks")]
+    assert shown == made == sorted(Path(name).stem for name in names)
+
+
+def test_what_cannot_be_decoded_is_passed_over_and_told_at_the_end(
+    bundle: Bundle, encoder: Encoder, decoder: Decoder, tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=9)
+    video = VideoEncoder(encoder, bundle, policy=at_interval(3))
+    packets = [one.path for one in encode_files(video, bundle, clip, tmp_path / "packets")]
+    packets[1].write_bytes(packets[1].read_bytes()[:-1])
+    packets[3].unlink()  # the second KEY
+    shown = []
+    with pytest.raises(BitstreamError, match=r"000001\.mcp.*encode it again.*3 of 8 packets could not be decoded"):
+        shown.extend(one.path.stem[-1] for one in decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "m"))
+        pytest.fail("nothing was said")
+    assert sorted(path.stem[-1] for path in (tmp_path / "m").iterdir()) == ["0", "2", "6", "7", "8"]
+
+
+def test_masks_of_a_longer_clip_of_this_name_are_not_left_behind_unsaid(
+    bundle: Bundle, keys: VideoEncoder, decoder: Decoder, tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=3)
+    packets = [one.path for one in encode_files(keys, bundle, clip, tmp_path / "packets")]
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "other.png").write_bytes(b"of something else")
+    assert len(list(decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks"))) == 3
+    packets[2].unlink()
+    with pytest.raises(ConfigError, match=r"masks of another run, clip-000002\.png the first of 1; remove them"):
+        list(decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks"))

@@ -199,3 +199,40 @@ async def test_a_server_that_does_not_answer_is_said_to_be_silent() -> None:
 
         with pytest.raises(SourceError, match=r"rtsp://127\.0\.0\.1:\d+/stream: it did not answer in 0\.5 s"):
             await asyncio.to_thread(opened)
+
+
+def test_an_image_that_ends_too_early_is_named_and_one_with_a_thumbnail_or_more_behind_it_is_read(
+    tmp_path: Path,
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = cv2.imencode(".jpg", image)[1].tobytes()
+    small = cv2.imencode(".jpg", image[:8, :8])[1].tobytes()
+    thumbnail = b"\xff\xe1" + (2 + len(small)).to_bytes(2, "big") + small  # as cameras put one before the picture
+    file = tmp_path / "a.jpg"
+    for content in (whole, whole[:2] + thumbnail + whole[2:], whole + b"what phones write behind it"):
+        file.write_bytes(content)
+        with open_source(str(tmp_path), fps=1, timeout_s=1, decode_threads=1) as opened:
+            assert next(iter(opened.pictures)).image.shape == (64, 64, 3)
+    for cut in (whole[: len(whole) // 2], (whole[:2] + thumbnail + whole[2:])[:-9]):
+        file.write_bytes(cut)
+        with (
+            pytest.raises(SourceError, match=r"a\.jpg: it ends too early; repair it"),
+            open_source(str(tmp_path), fps=1, timeout_s=1, decode_threads=1),
+        ):
+            pass
+
+
+def test_what_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").mkdir()  # root may read all files, but no directory as one
+    with (
+        pytest.raises(SourceError, match=r"a\.png: is a directory; repair it or take it out"),
+        open_source(str(tmp_path), fps=1, timeout_s=1, decode_threads=1),
+    ):
+        pass
+
+    def refused(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(SourceError, match=r"cannot open .*: permission denied; "):
+        image_files(tmp_path)
