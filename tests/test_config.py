@@ -182,6 +182,7 @@ def test_a_misspelt_variable_is_named_and_the_right_one_too(
         ("1: {url: 0}", ["1 is no section"]),
         ("a: b: c", ["not YAML"]),
         ("a: \x07", ["not YAML"]),
+        ("[a]: 1", ["not YAML"]),
         ("log: {level: info}\nsource: {}\nlog: {}", ["'log' is there twice", "line 3"]),
         ("source: {url: a.mp4, loop: true, url: b.mp4}", ["'url' is there twice"]),
         ("#" * (1 << 20) + "\n", ["longer than 1048576 bytes"]),
