@@ -2,6 +2,7 @@
 
 claim -> [intake] -> [key_fetching, lane: Decoder] -> turn -> [lane: PNG] -> mask topic, labels topic -> done
 
+What waits for its turn is put aside for a while, so that the masks of other cameras leave meanwhile.
 Frames of a recording take no turns: they come here in order already, and each is answered before the next is published.
 """
 
@@ -12,6 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -37,7 +39,9 @@ from pipeline.transport import Channel, open_channel
 from pipeline.work_queue import Place, WorkQueue
 
 _BATCHES = 2  # one is decoded while one is published
-_ASK_AGAIN_S = 0.005  # between two questions whether another worker's turn has ended
+# Between two questions whether another worker's turn has ended; longer where many masks wait.
+_ASK_AGAIN_S, _ASK_EACH_S = 0.005, 0.0005
+_ASIDE, _ASIDE_S = 64, 2 * TURN_S  # masks of live frames that wait for their turns: so many, and for so long
 _RETRY_S = 0.1  # before a mask of a recording is published again that the broker did not take
 _REASONS = {BundleMismatch: "bundle", MissingKey: "missing_key", TransportError: "uplink"}
 
@@ -133,13 +137,33 @@ class Worker:
         return self._recordings.keys_under(ticket) if ticket.packet.recorded else ticket.job.camera
 
     async def _publish(self) -> None:
+        aside: dict[Made, float] = {}  # what waits for its turn, and since when; of each camera in order
         while True:
-            batch = await self._decoded.get()
-            made = [each for each in batch if not each.ticket.packet.recorded]
-            while made:
-                made = await self._publish_those_in_turn(made)
+            batch = await self._next_batch(len(aside))
+            made = [*aside, *(each for each in batch if not each.ticket.packet.recorded)]
+            waiting = await self._publish_those_in_turn(made) if made else []
+            aside = {each: aside.get(each, self._clock()) for each in waiting}
+            await self._give_up(aside)
             await self._publish_recorded([each for each in batch if each.ticket.packet.recorded])
-            self._room.release()
+            if batch:
+                self._room.release()
+
+    async def _next_batch(self, waiting: int) -> list[Made]:
+        """What was decoded next; nothing, after a little, where masks wait for their turns."""
+        again_s = max(_ASK_AGAIN_S, waiting * _ASK_EACH_S) if waiting else None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(again_s):
+                return await self._decoded.get()
+        return []
+
+    async def _give_up(self, aside: dict[Made, float]) -> None:
+        """Answer what waited for too long, and the oldest of what is too much: newer frames are worth more."""
+        now_s, excess = self._clock(), len(aside) - _ASIDE
+        over = [each for at, each in enumerate(aside) if at < excess or now_s - aside[each] >= _ASIDE_S]
+        for each in over:
+            del aside[each]
+            self._answers.lose(each.ticket.job.camera, "stale")
+        await self._answers.acknowledge([each.ticket.job for each in over])
 
     async def _publish_recorded(self, made: Sequence[Made]) -> None:
         """Publish what is next of its recording; what others published meanwhile is settled, the rest comes again."""
@@ -179,7 +203,7 @@ class Worker:
             await self._answers.acknowledge([ticket.job])
 
     async def _publish_those_in_turn(self, made: Sequence[Made]) -> list[Made]:
-        """Publish what is next of its camera, settle what is too old; returns, a little later, those that wait."""
+        """Publish what is next of its camera, settle what is too old; returns those that wait."""
         turns, opened = await self._turns(made)
         settled, waiting, out = [], [], False
         for each, asked in zip(made, turns, strict=True):
@@ -199,7 +223,6 @@ class Worker:
             await self._frames.settle(self._name, limit_s=TURN_S)  # the next turn may be another worker's
         # Before the rest is asked for again: others may wait for these turns to end, as we do for theirs.
         await self._answers.acknowledge(settled)
-        await asyncio.sleep(_ASK_AGAIN_S if waiting else 0)
         return waiting
 
     async def _turns(self, made: Sequence[Made]) -> tuple[list[Turn], _Opened]:

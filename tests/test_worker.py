@@ -392,6 +392,61 @@ async def test_a_mask_waits_for_the_one_that_another_worker_is_publishing_and_ot
     assert not bench.worker.losses.total
 
 
+class Stuck(MemoryWorkQueue):
+    """A queue where another worker's turns do not end, of some cameras."""
+
+    stuck = frozenset({"cam-1"})
+
+    async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
+        ours = iter(await super().take_turns([each for each in places if each.job.camera not in self.stuck]))
+        return [Turn.WAIT if each.job.camera in self.stuck else next(ours) for each in places]
+
+
+async def test_a_camera_whose_masks_wait_for_their_turns_holds_up_no_other_and_keeps_its_order(bench: Bench) -> None:
+    bench.options |= {"batch": 2, "clock": lambda: 0.0, "wall_ms": lambda: 0}
+    async with Stuck(bench.state, "w") as queue, bench.running(queue) as masks:
+        for sequence in range(10):
+            await bench.put("cam-1", packet_of(1, sequence=sequence))
+            await bench.put("cam-2", packet_of(2, sequence=sequence))
+        await bench.put("cam-3", *recording([3, 3]))
+        found = await take(masks, 12)
+        assert [each[1].sequence for each in found if each[0] == "cam-2"] == list(range(10))
+        assert [each[1].sequence for each in found if each[0] == "cam-3"] == [0, 1]
+        await until(lambda: sum(bench.decoder.batches) == 22)
+        queue.stuck = frozenset()
+        assert [each[:2] for each in await take(masks, 10)] == [("cam-1", FrameId(7, n)) for n in range(10)]
+        await bench.empty()
+    assert not bench.worker.losses.total
+
+
+async def test_masks_that_wait_for_their_turns_for_too_long_are_given_up(bench: Bench) -> None:
+    passed = SimpleNamespace(s=0.0)
+    bench.options |= {"clock": lambda: passed.s, "deadline_ms": 60_000}
+    async with Stuck(bench.state, "w") as queue, bench.running(queue) as masks:
+        await bench.put("cam-1", live(1, 0), live(1, 1))
+        await bench.put("cam-2", live(2, 0))
+        assert [each[0] for each in await take(masks, 1)] == ["cam-2"]
+        await asyncio.sleep(0.05)
+        assert not bench.worker.losses.total
+        passed.s += 2 * TURN_S
+        await bench.empty()
+        queue.stuck = frozenset()
+        await bench.put("cam-1", live(1, 2))
+        assert [each[1].sequence for each in await take(masks, 1)] == [2]
+    assert bench.cameras.of("cam-1").stats.drops == {"stale": 2}
+
+
+async def test_of_masks_that_wait_for_their_turns_the_newest_are_kept(bench: Bench) -> None:
+    bench.options |= {"clock": lambda: 0.0, "wall_ms": lambda: 0}
+    async with Stuck(bench.state, "w") as queue, bench.running(queue) as masks:
+        for sequence in range(100):
+            await bench.put("cam-1", packet_of(1, sequence=sequence))
+        await until(lambda: bench.worker.losses.total == {"stale": 100 - 64})
+        queue.stuck = frozenset()
+        assert [each[1].sequence for each in await take(masks, 64)] == list(range(36, 100))
+        await bench.empty()
+
+
 async def test_a_worker_that_died_before_its_last_mask_left_leaves_it_to_another(bench: Bench) -> None:
     other, place = await place_of(bench, "dead", 5)
     await other.take_turns([place])
