@@ -10,6 +10,7 @@ mask, as when the broker died with it: then it is published again.
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from nodes.answers import Answers
 from pipeline.errors import TransportError
@@ -18,6 +19,7 @@ from pipeline.messages import FrameId, Packet
 from pipeline.work_queue import HOLD_S, Job, WorkQueue
 
 _HELD = 1024  # packets
+_LOOKS = 64  # recordings that the queue is asked about for one batch
 _HELD_S = 0.8 * HOLD_S  # then the queue would give them to another worker; their camera sends them again
 _LOST_S = 6.0  # without a position, which the queue's server lost: by then the camera has sent what it misses
 _NOT_KNOWN_MS = 1 << 62
@@ -47,6 +49,7 @@ class Recording:
     decoded: FrameId | None = None
     steps_back: int = 0
     lacked: tuple[FrameId, int] | None = None  # the frame whose key was missing last, and how often
+    looked: int = 0  # the number of the last look at the queue that was for this one too
 
     def learn(self, position: Position) -> None:
         """Take what the queue says, unless it is known here that the recording is further."""
@@ -101,8 +104,9 @@ class Recording:
 
     def in_order(self) -> list[Ticket]:
         """What is held, by sequence, the epoch that came first before others."""
-        epochs = list(dict.fromkeys(ticket.packet.id.epoch for ticket in self.held))
-        return sorted(self.held, key=lambda each: (epochs.index(each.packet.id.epoch), each.packet.id.sequence))
+        epochs = dict.fromkeys(ticket.packet.id.epoch for ticket in self.held)
+        ranks = {epoch: rank for rank, epoch in enumerate(epochs)}
+        return sorted(self.held, key=lambda each: (ranks[each.packet.id.epoch], each.packet.id.sequence))
 
     def begin_with_first(self) -> None:
         """Take the first frame that is held for the next one: nobody knows of any before it."""
@@ -116,6 +120,7 @@ class Recordings:
     def __init__(self, *, queue: WorkQueue, answers: Answers, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue, self._answers, self._clock = queue, answers, clock
         self._known: dict[str, Recording] = {}
+        self._looks = 0
 
     @property
     def waiting(self) -> bool:
@@ -131,8 +136,8 @@ class Recordings:
         """Return up to so many of the packets that may be decoded now; settle those that are of no more use."""
         taken: list[Ticket] = []
         if waiting := [camera for camera, each in self._known.items() if each.held]:
-            if await self.look(waiting):
-                self._begin_lost()
+            if await self.look(asked := self._longest_not_asked(waiting)):
+                self._begin_lost(asked)
             for camera in waiting:
                 if found := self._known[camera].take(room - len(taken)):
                     taken += found
@@ -153,6 +158,14 @@ class Recordings:
             else:
                 self._known[camera].forgotten()
         return True
+
+    def _longest_not_asked(self, cameras: Sequence[str]) -> list[str]:
+        """So many of the cameras that the queue was not asked about for longest; they count as asked about."""
+        asked = sorted(cameras, key=lambda camera: self._known[camera].looked)[:_LOOKS]
+        self._looks += 1
+        for camera in asked:
+            self._known[camera].looked = self._looks
+        return asked
 
     def turn(self, ticket: Ticket) -> Turn:
         """Whether a mask may be published now, as far as is known here."""
@@ -186,28 +199,31 @@ class Recordings:
         recording.decoded = frame
         return f"{ticket.job.camera}/{recording.steps_back}" if recording.steps_back else ticket.job.camera
 
-    def _begin_lost(self) -> None:
-        """Let recordings go on whose positions were lost."""
-        for each in self._known.values():
+    def _begin_lost(self, cameras: Iterable[str]) -> None:
+        """Let those of these recordings go on whose positions were lost."""
+        for each in (self._known[camera] for camera in cameras):
             if each.held and each.position is None and self._clock() - min(each.held.values()) > _LOST_S:
                 each.begin_with_first()
 
     async def _settle(self) -> None:
         """Answer what is over, what was held for too long, and the newest of what is too much."""
-        now_s = self._clock()
-        for camera, each in list(self._known.items()):  # others may come and go while answers are on their way
-            over = [ticket for ticket in each.held if each.turn(ticket) is Turn.OVER]
-            await self._answer(camera, over, REPEATED)
-            await self._answer(camera, [one for one, since_s in each.held.items() if now_s - since_s > _HELD_S], EARLY)
-        excess = sum(len(each.held) for each in self._known.values()) - _HELD
-        if excess > 0:
-            camera, most = max(self._known.items(), key=lambda known: len(known[1].held))
-            await self._answer(camera, most.in_order()[-excess:], EARLY)
+        now_s, known = self._clock(), self._known.values()
+        over = [ticket for each in known for ticket in each.held if each.turn(ticket) is Turn.OVER]
+        await self._answer(over, REPEATED)
+        early = [one for each in known for one, since_s in each.held.items() if now_s - since_s > _HELD_S]
+        await self._answer(early, EARLY)
+        if sum(len(each.held) for each in known) > _HELD:
+            await self._answer(self._excess(), EARLY)
 
-    async def _answer(self, camera: str, tickets: Sequence[Ticket], reason: str) -> None:
+    def _excess(self) -> list[Ticket]:
+        """What is held beyond the bound: the last of the recordings of which most is held."""
+        ranked = [each for one in self._known.values() if one.held for each in enumerate(one.in_order())]
+        return [ticket for _, ticket in sorted(ranked, key=itemgetter(0))[_HELD:]]
+
+    async def _answer(self, tickets: Sequence[Ticket], reason: str) -> None:
         for ticket in tickets:
-            del self._known[camera].held[ticket]
-            self._answers.lose(camera, reason)
+            del self._known[ticket.job.camera].held[ticket]
+            self._answers.lose(ticket.job.camera, reason)
         await self._answers.acknowledge([ticket.job for ticket in tickets])
 
     def _of(self, ticket: Ticket) -> Recording:

@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 
@@ -172,6 +173,50 @@ async def test_a_stranger_cannot_have_packets_held_without_end(bench: Bench) -> 
     bench.recordings.hold(Ticket(ticket.job, recorded(number)) for number in range(2, 1202))
     assert await bench.next() == []
     assert bench.answers.losses.total == {"early": 176}
+
+
+async def test_strangers_of_many_names_cannot_have_more_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[int] = []
+
+    async def count(jobs: Sequence[Job]) -> None:
+        answered.append(len(jobs))
+
+    monkeypatch.setattr(bench.answers, "acknowledge", count)
+    for name in ("cam-1", *(f"other-{number}" for number in range(2500))):
+        packets = [recorded(number) for number in ((1, 2, 3) if name == "cam-1" else (5,))]
+        bench.recordings.hold(Ticket(Job(0, f"1-{each.id.sequence}", name, b"", 1), each) for each in packets)
+    assert await bench.next() == []
+    assert sum(len(each.held) for each in bench.recordings._known.values()) == 1024
+    assert [each.packet.id.sequence for each in bench.recordings._known["cam-1"].in_order()] == [1]
+    assert [count for count in answered if count] == [2503 - 1024]
+
+
+async def test_of_many_recordings_some_are_asked_about_each_time_and_all_in_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Collection[str]] = []
+    positions = bench.queue.positions
+
+    async def ask(cameras: Collection[str]) -> dict[str, Position]:
+        asked.append(cameras)
+        return await positions(cameras)
+
+    monkeypatch.setattr(bench.queue, "positions", ask)
+    for number in range(300):
+        bench.recordings.hold([Ticket(Job(0, f"{number}-0", f"cam-{number}", b"", 1), recorded(5))])
+    bench.now_s += 6.5
+    assert sum([len(await bench.next(300)) for _ in range(5)]) == 300
+    assert max(map(len, asked)) == 64
+    assert {camera for each in asked for camera in each} == {f"cam-{number}" for number in range(300)}
+
+
+def test_what_is_held_of_many_epochs_is_in_order_at_little_cost() -> None:
+    recording, packets = Recording(0.0), [recorded(number, epoch=1 + number // 2) for number in range(40_000)]
+    tickets = [Ticket(Job(0, str(number), "cam-1", b"", 1), packet) for number, packet in enumerate(packets)]
+    recording.held = dict.fromkeys(tickets, 0.0)
+    began_s = time.process_time()
+    assert recording.in_order() == tickets
+    assert time.process_time() - began_s < 1.0  # in proportion to the square of their number some 5 s
 
 
 async def test_a_camera_that_starts_again_is_served_at_once_and_its_old_frames_are_over(bench: Bench) -> None:
