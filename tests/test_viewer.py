@@ -409,6 +409,28 @@ def test_labels_that_are_late_or_repeated_are_not_shown() -> None:
     assert dropped("late") == before + 2
 
 
+def frame_message(kind: str, frame: FrameId) -> Message:
+    labels = json.dumps(labels_of(frame.sequence, epoch=frame.epoch)).encode()
+    payload = mask_png(sequence=frame.sequence, epoch=frame.epoch) if kind == "mask" else labels
+    return Message(f"cam-1/{kind}", payload)
+
+
+@pytest.mark.parametrize("kind", ["mask", "labels"])
+def test_order_that_browsers_see_is_that_of_the_workers(kind: str) -> None:
+    now_s = 0.0
+    wall = Wall(clock=lambda: now_s)
+
+    def are_shown(epoch: int, *sequences: int) -> list[bool]:
+        return [bool(wall.take(frame_message(kind, FrameId(epoch, each)))) for each in sequences]
+
+    assert are_shown(7, 2**32 - 1, 0, 1, 2**32 - 1) == [True, True, True, False]
+    assert are_shown(8, 100_000) == [True]
+    assert are_shown(7, 2) == [False]
+    assert are_shown(8, 0) == [False]
+    now_s = 60.0
+    assert are_shown(8, 0, 1, 100_000) == [True, True, True]  # a camera that starts again may draw the same epoch
+
+
 @pytest.mark.parametrize("every_ms", [50, 160, 900, 1000, 1100])
 def test_data_rates_of_the_last_minute_are_kept_and_not_many_more(every_ms: int) -> None:
     now = 5_000_000

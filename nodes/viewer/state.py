@@ -5,6 +5,7 @@ Message -> Wall.take -> Update(slot, payload) -> one Outbox per browser
 
 import json
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from pydantic import BaseModel
 
 from nodes.reports import LEGEND_LIMIT, Labels, Legend, Legends, State, Stats, read_report
 from nodes.service import now_ms
+from nodes.stats import Order
 from nodes.viewer.pictures import MaskPicture, check_preview, read_mask
 from pipeline.errors import BitstreamError, ConfigError
-from pipeline.messages import check_camera_name
+from pipeline.messages import FrameId, check_camera_name
 from pipeline.metrics import drop
 from pipeline.transport import Message
 
@@ -52,10 +54,13 @@ class Rate:
 class CameraView:
     """The newest of everything of one camera, and its data rates of the last minute.
 
-    `since_ms` is when its state began, if that is known, `counted_ms` when its statistics came.
+    `since_ms` is when its state began, if that is known, `counted_ms` when its statistics came. Masks and labels come
+    on topics of their own, and each of these has its order.
     """
 
     name: str
+    mask_order: Order
+    label_order: Order
     mask: MaskPicture | None = None
     labels: Labels | None = None
     preview: bytes | None = None
@@ -75,11 +80,12 @@ class Wall:
         camera_limit: int = 256,
         legend_limit: int = LEGEND_LIMIT,
         now_ms: Callable[[], int] = now_ms,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cameras: dict[str, CameraView] = {}
         self.legends = Legends(legend_limit)
         self._camera_limit = camera_limit
-        self._now_ms = now_ms
+        self._now_ms, self._clock = now_ms, clock
         self._takers: Mapping[str, Callable[[str, bytes], list[Update]]] = {
             "mask": self._take_mask,
             "labels": self._take_labels,
@@ -121,8 +127,7 @@ class Wall:
         if mask.camera != name:
             raise BitstreamError(f"mask: camera {mask.camera!r} on the topic of {name!r}")
         camera = self._heard(name)
-        newest = camera.mask
-        if newest and newest.epoch == mask.epoch and newest.sequence >= mask.sequence:
+        if not camera.mask_order.admit(FrameId(mask.epoch, mask.sequence)):
             drop("viewer", "late")
             return []
         camera.mask = mask
@@ -131,8 +136,7 @@ class Wall:
     def _take_labels(self, name: str, payload: bytes) -> list[Update]:
         labels = read_report(Labels, payload)
         camera = self._heard(name)
-        newest = camera.labels
-        if newest and newest.epoch == labels.epoch and newest.sequence >= labels.sequence:
+        if not camera.label_order.admit(FrameId(labels.epoch, labels.sequence)):
             drop("viewer", "late")
             return []
         camera.labels = labels
@@ -170,7 +174,9 @@ class Wall:
 
     def _heard(self, name: str) -> CameraView:
         """The view of this camera, now the one that was heard of last."""
-        camera = self.cameras.pop(name) if name in self.cameras else CameraView(name)
+        camera = self.cameras.pop(name, None)
+        if camera is None:
+            camera = CameraView(name, Order(clock=self._clock), Order(clock=self._clock))
         self.cameras[name] = camera
         return camera
 
