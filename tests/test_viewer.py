@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import aiohttp.web
 import cv2
 import numpy as np
 import pytest
@@ -298,6 +299,25 @@ async def test_browsers_are_bounded() -> None:
         assert refused.value.status == 503
 
 
+async def test_browsers_that_come_at_once_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = aiohttp.web.WebSocketResponse.prepare
+
+    async def slowly(self: aiohttp.web.WebSocketResponse, request: aiohttp.web.BaseRequest) -> object:
+        await asyncio.sleep(0.1)
+        return await prepare(self, request)
+
+    monkeypatch.setattr(aiohttp.web.WebSocketResponse, "prepare", slowly)
+    async with running_viewer(browser_limit=2) as viewer:
+        came = await asyncio.gather(
+            *(viewer.web.ws_connect(viewer.url + "/ws") for _ in range(5)), return_exceptions=True
+        )
+        refused = [each.status for each in came if isinstance(each, aiohttp.WSServerHandshakeError)]
+        assert refused == [503] * 3
+        for socket in came:
+            if isinstance(socket, aiohttp.ClientWebSocketResponse):
+                await next_of(socket, "viewer")
+
+
 async def test_browser_that_left_makes_room() -> None:
     async with running_viewer(browser_limit=1) as viewer:
         for _ in range(3):
@@ -307,9 +327,10 @@ async def test_browser_that_left_makes_room() -> None:
 
 
 async def test_feed_is_refused_to_pages_of_other_sites(viewer: Viewer) -> None:
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        await viewer.web.ws_connect(viewer.url + "/ws", origin="http://evil.example")
-    assert refused.value.status == 403
+    for origin in ("http://evil.example", "null", "http://[x"):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await viewer.web.ws_connect(viewer.url + "/ws", origin=origin)
+        assert refused.value.status == 403
     async with viewer.web.ws_connect(viewer.url + "/ws", origin=viewer.url) as socket:
         await next_of(socket, "viewer")
 

@@ -110,18 +110,19 @@ class Site:
         browser = web.WebSocketResponse(
             heartbeat=_PING_S, max_msg_size=_INCOMING_LIMIT_BYTES, compress=False, timeout=1.0
         )
-        await browser.prepare(request)
-        _keep_backlog_here(request)
-        self._browsers.add(browser)
-        try:
-            with self._feed.join([self.about_viewer(), *self._wall.snapshot()]) as outbox:
+        # First a place, then the answer: many that come at once are no more than are allowed.
+        with self._feed.join([self.about_viewer(), *self._wall.snapshot()]) as outbox:
+            await browser.prepare(request)
+            _keep_backlog_here(request)
+            self._browsers.add(browser)
+            try:
                 async with asyncio.TaskGroup() as tasks:
                     sending = tasks.create_task(_send(browser, outbox, request))
                     async for _ in browser:  # answers pings and sees the end; nothing else is expected
                         pass
                     sending.cancel()
-        finally:
-            self._browsers.discard(browser)
+            finally:
+                self._browsers.discard(browser)
         return browser
 
     async def _say_goodbye(self, app: web.Application) -> None:
@@ -168,7 +169,10 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 def _same_origin(request: web.Request) -> bool:
     """Browsers say which page opens a feed; one of another site could otherwise read along."""
     origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.host
+    try:
+        return origin is None or urlsplit(origin).netloc == request.host
+    except ValueError:  # it is no address at all
+        return False
 
 
 def _keep_backlog_here(request: web.Request) -> None:
