@@ -18,6 +18,7 @@ _SETTLE_MS, _SETTLE_PACKETS = 6000, 10
 # A wrong clock is wrong by the same amount, a backlog is not. Between the halves of a while this is a backlog that
 # grows by 33 ms a second; jitter of the network does not move the least age of each half.
 _STEADY_MS = 100
+_LATE = 512  # ages kept of a while; of more each two neighbours become one
 _SLOT_MS, _SLOTS = 10_000, 6  # a clock that was ahead for a while is believed again after a minute
 _OLD_EPOCHS = 8
 _SILENT_S = 5.0  # a camera that is silent for longer is not spoken of
@@ -97,8 +98,10 @@ class CaptureClock:
             self._least = {at: ms for at, ms in self._least.items() if slot - _SLOTS < at <= slot}
 
     def _note_late(self, raw_ms: int, now_ms: int) -> None:
-        if not self._late:
-            self._late_since_ms = now_ms
+        if not self._late or now_ms < self._late_since_ms:  # the worker's own clock may be set back
+            self._late, self._late_since_ms = [], now_ms
+        if len(self._late) >= _LATE:
+            self._late = list(map(min, self._late[::2], self._late[1::2]))
         self._late.append(raw_ms)
         if len(self._late) <= _SETTLE_PACKETS or now_ms - self._late_since_ms < _SETTLE_MS:
             return

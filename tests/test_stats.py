@@ -125,6 +125,25 @@ def test_a_clock_that_is_behind_is_found_out_whatever_the_jitter() -> None:
     assert 3_600_000 <= clock.offset_ms < 3_600_100
 
 
+def test_a_workers_clock_that_is_set_back_meanwhile_costs_no_more_than_another_while() -> None:
+    clock = CaptureClock("cam-1", deadline_ms=2000)
+    ages(clock, behind_ms=7_200_000, at_ms=range(10**9, 10**9 + 3000, 40))
+    back = 10**9 + 3000 - 3_600_000
+    found = [heard(clock, 10**9 + n * 40 - 7_200_000, now_ms=back + n * 40) for n in range(200)]
+    assert (found[0], found[-1]) == (3_603_000, 0)
+    assert sum(age > 0 for age in found) <= 6000 // 40
+
+
+def test_of_many_late_packets_not_every_age_is_kept_and_a_backlog_is_still_told_from_a_wrong_clock() -> None:
+    wrong, backlog, most = CaptureClock("cam-1", deadline_ms=2000), CaptureClock("cam-2", deadline_ms=2000), 0
+    for now in range(10**9, 10**9 + 6500):
+        heard(wrong, now - 20 - 10_000, now_ms=now)
+        heard(backlog, now - 2500 - (now - 10**9) // 20, now_ms=now)
+        most = max(most, len(wrong._late), len(backlog._late))
+    assert (wrong.offset_ms, backlog.offset_ms) == (10_020, 0)
+    assert most <= 512
+
+
 def test_a_backlog_that_is_cleared_soon_is_not_taken_for_a_wrong_clock() -> None:
     clock = CaptureClock("cam-1", deadline_ms=2000)
     now = 10**9
