@@ -58,6 +58,7 @@ class MaskOrder:
     _entry: str | None = None  # the job of that frame, while its turn has not ended
     _worker: str = ""
     _taken_s: float = 0.0
+    _lasts_s: float = FORGET_S
     _over: dict[int, float] = field(default_factory=dict)  # epochs, and when they ended
 
     def take(self, frame: FrameId, *, entry: str, worker: str, now_s: float) -> Turn:
@@ -71,6 +72,7 @@ class MaskOrder:
         elif frame.epoch != self._last.epoch:
             self._end_epoch(self._last.epoch, now_s)
         self._last, self._entry, self._worker, self._taken_s = frame, entry, worker, now_s
+        self._lasts_s = FORGET_S
         return Turn.MINE
 
     def end(self, entry: str) -> None:
@@ -87,13 +89,17 @@ class MaskOrder:
             if self._is_over(frame, self._last, now_s):
                 return
             self._end_epoch(self._last.epoch, now_s)
-        self._last, self._entry, self._taken_s = frame, None, now_s
+        self._last, self._entry, self._taken_s, self._lasts_s = frame, None, now_s, POSITION_LASTS_S
 
     def position(self, *, now_s: float) -> Position | None:
         """How far the recording is, if that is known."""
         if self._last is None or now_s - self._taken_s >= POSITION_LASTS_S:
             return None
         return Position(self._last, int(self._taken_s * 1000), frozenset(self._over))
+
+    def is_forgotten(self, *, now_s: float) -> bool:
+        """Whether nobody asked for so long that a new order is as good."""
+        return now_s - self._taken_s >= self._lasts_s
 
     def _end_epoch(self, epoch: int, now_s: float) -> None:
         self._over = {one: at_s for one, at_s in self._over.items() if now_s - at_s < FORGET_S} | {epoch: now_s}

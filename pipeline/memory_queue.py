@@ -13,7 +13,7 @@ from typing import Self
 import structlog
 
 from pipeline import metrics
-from pipeline.mask_order import MaskOrder, Position, Turn
+from pipeline.mask_order import FORGET_S, MaskOrder, Position, Turn
 from pipeline.work_queue import (
     DEAD_BYTES,
     DEAD_LIMIT,
@@ -97,6 +97,7 @@ class MemoryQueueState:
         self.orders: dict[str, MaskOrder] = {}  # by camera
         self.changed = asyncio.Event()
         self._count = 0
+        self._looked = clock()  # for what is to be forgotten
 
     def come_or_go(self, workers: frozenset[str]) -> None:
         """These claim from now on; what was taken over goes back when that is another set."""
@@ -115,7 +116,15 @@ class MemoryQueueState:
             del entries[number]
         self.changed.set()
         self.changed = asyncio.Event()  # who waits has the old one
+        if self.clock() - self._looked >= FORGET_S:
+            self._forget()
         return excess
+
+    def _forget(self) -> None:
+        """Forget keys and orders that nobody asks for any more: names are anybody's."""
+        self._looked = now = self.clock()
+        self.keys = {camera: kept for camera, kept in self.keys.items() if kept[0] > now}
+        self.orders = {camera: order for camera, order in self.orders.items() if not order.is_forgotten(now_s=now)}
 
 
 class MemoryWorkQueue:
