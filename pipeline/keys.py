@@ -7,7 +7,7 @@ A KEY may come ahead of its frame, so that the frames before it can refer to it:
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -18,6 +18,7 @@ from pipeline.messages import SEQUENCES, FrameId, Kind, Packet, Region
 GENERATIONS = 2  # a WARP that a newer KEY has overtaken still finds its own,
 AHEAD_GENERATIONS = 3  # and so does a frame between two KEYs
 CAMERAS = 256  # of a worker; the logits of a 480x360 camera's keys, two generations, take 1.2 MB
+_NAMES = 16  # of one camera: a recording has another one each time it steps back
 IDLE_S = 60.0  # as long as the keys in the queue's server live
 _STREAMS = 2  # packets of the last one may still be under way when a camera starts again
 
@@ -160,6 +161,16 @@ class KeyBuffer(Generic[T]):
         return self._streams.get(stream_of(packet))
 
 
+def too_many(names: Collection[str], newest: str, *, limit: int) -> str | None:
+    """Which of these names, the least lately used first, goes for the newest; None where there is room.
+
+    What stands before a / is the camera. One of many names has its own first one go, and no other camera's.
+    """
+    camera = newest.partition("/")[0]
+    own = [name for name in names if name.partition("/")[0] == camera]
+    return own[0] if len(own) > _NAMES else next(iter(names)) if len(names) > limit else None
+
+
 class KeyBuffers(Generic[T]):
     """The key buffers of the cameras that a worker serves: so many at most, none of a camera silent for `idle_s`."""
 
@@ -177,17 +188,18 @@ class KeyBuffers(Generic[T]):
         """The buffer of a camera, which may be new; then, if there are too many, another one goes."""
         now_s = self._clock()
         while self._buffers and now_s - self._used_s[next(iter(self._buffers))] > self._idle_s:
-            self._drop_first()
+            self._drop(next(iter(self._buffers)))
         if camera not in self._buffers:
             self._buffers[camera] = KeyBuffer(idle_s=self._idle_s, clock=self._clock)
+            other = too_many(self._buffers, camera, limit=self._cameras)
+            if other is not None:
+                self._drop(other)
         self._buffers.move_to_end(camera)
         self._used_s[camera] = now_s
-        if len(self._buffers) > self._cameras:
-            self._drop_first()
         return self._buffers[camera]
 
-    def _drop_first(self) -> None:
-        camera, _ = self._buffers.popitem(last=False)
+    def _drop(self, camera: str) -> None:
+        del self._buffers[camera]
         del self._used_s[camera]
 
 

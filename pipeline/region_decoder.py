@@ -16,7 +16,7 @@ from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey
 from pipeline.flow_coding import FlowGrid, added, decode_flow, grid_of, node_flow, opposite
-from pipeline.keys import CAMERAS, KeyBuffer, Stream, stream_of
+from pipeline.keys import CAMERAS, KeyBuffer, Stream, stream_of, too_many
 from pipeline.latent_coding import Cells, decode_latents, dequantise, unknown_level
 from pipeline.messages import Decoded, Kind, Mask, Packet, Region, Scores
 from pipeline.regions import CELL_PX, LOGIT_PX, OVERLAP_PX, Grid, Place, Rectangle, merge, onto_last
@@ -201,10 +201,12 @@ class LastMasks:
         last = self._of_stream(reading)
         if last is not None and (mask.id.sequence - last.id.sequence) % (2 * _HALF) >= _HALF:
             return
+        new = reading.camera not in self._masks
         self._masks[reading.camera] = stream_of(reading.packet), mask
         self._masks.move_to_end(reading.camera)
-        if len(self._masks) > self._cameras:
-            self._masks.popitem(last=False)
+        other = too_many(self._masks, reading.camera, limit=self._cameras) if new else None
+        if other is not None:
+            del self._masks[other]
 
     def _of_stream(self, reading: Reading) -> Mask | None:
         stream, mask = self._masks.get(reading.camera, (None, None))

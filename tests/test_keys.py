@@ -270,6 +270,15 @@ def test_cameras_do_not_share_keys_and_the_least_lately_used_goes(clock: Clock) 
     assert len(buffers.of("b")) == 0
 
 
+def test_a_recording_that_steps_back_again_and_again_takes_no_other_cameras_place(clock: Clock) -> None:
+    buffers: KeyBuffers[str] = KeyBuffers(cameras=32, idle_s=60, clock=clock)
+    buffers.of("other").put(packet(0), 0, "key")
+    for steps_back in range(100):
+        buffers.of(f"recording/{steps_back}").put(packet(0), 0, "key")
+    assert len(buffers) == 1 + 16
+    assert [len(buffers.of(name)) for name in ("other", "recording/99", "recording/84")] == [1, 1, 1]
+
+
 def test_silent_cameras_are_forgotten(clock: Clock) -> None:
     buffers: KeyBuffers[str] = KeyBuffers(cameras=9, idle_s=60, clock=clock)
     for clock.now_s, camera in ((0.0, "a"), (50.0, "b"), (70.0, "c")):

@@ -325,6 +325,16 @@ def test_the_last_masks_are_those_of_so_many_cameras() -> None:
     assert [last.of(one) is None for one in kept.values()] == [True, False, False]
 
 
+def test_a_recording_of_many_names_takes_no_other_cameras_last_mask() -> None:
+    last, packet = LastMasks(cameras=32), of(keys(1, 0))
+    mask = Mask(packet.id, 0, BUNDLE.id, np.zeros((HEIGHT, WIDTH), np.uint8))
+    names = ["other", *(f"recording/{steps_back}" for steps_back in range(40))]
+    kept = [read(name, packet, BUNDLE, SimpleNamespace()) for name in names]  # type: ignore[arg-type]
+    for reading in kept:
+        last.keep(reading, mask)
+    assert [at for at, reading in enumerate(kept) if last.of(reading) is not None] == [0, *range(25, 41)]
+
+
 def test_a_packet_with_one_bad_region_changes_nothing(worker: Decoder) -> None:
     good, spoilt = keys(1, 0), keys(2, 1)
     spoilt = of(spoilt, *spoilt.regions[:3], replace(spoilt.regions[3], body=spoilt.regions[3].body + b"\0"))
