@@ -22,7 +22,9 @@ from pipeline.work_queue import (
     KEEP_MOST_S,
     KEEP_S,
     KEY_GENERATIONS,
+    KEYS_BYTES,
     KEYS_EXPIRE_S,
+    KEYS_LEAST,
     RECLAIM_AFTER_S,
     SHARD_LIMIT,
     SHARDS,
@@ -93,7 +95,7 @@ class MemoryQueueState:
         self.workers = frozenset[str]()
         self.taken: dict[int, _Taken] = {}  # by shard
         self.dead: deque[Buried] = deque(maxlen=DEAD_LIMIT)
-        self.keys: dict[str, tuple[float, dict[int, tuple[bytes, ...]]]] = {}  # with the time they expire
+        self.keys: dict[tuple[str, int], tuple[float, tuple[bytes, ...]]] = {}  # of camera and region: until when
         self.orders: dict[str, MaskOrder] = {}  # by camera
         self.changed = asyncio.Event()
         self._count = 0
@@ -237,23 +239,24 @@ class MemoryWorkQueue:
         return sum(len(entries) for entries in self._state.entries)
 
     async def store_keys(self, camera: str, keys: Mapping[int, bytes], *, generations: int = KEY_GENERATIONS) -> None:
-        """Keep the newest KEY of each region, beside those before it, so many in all."""
-        held = self._held_keys(camera)
+        """Keep the newest KEY of each region, beside those before it, so many in all, or so many bytes."""
         for region, key in keys.items():
-            before = [each for each in held.get(region, ()) if each != key]
-            held[region] = (key, *before[: generations - 1])
-        self._state.keys[camera] = (self._state.clock() + KEYS_EXPIRE_S, held)
+            before = [each for each in self._held_keys(camera, region) if each != key]
+            held = [key, *before[: generations - 1]]
+            while len(held) > KEYS_LEAST and sum(map(len, held)) > KEYS_BYTES:
+                held.pop()
+            self._state.keys[camera, region] = (self._state.clock() + KEYS_EXPIRE_S, tuple(held))
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
         """Return the KEYs that are kept of each of the regions, newest first."""
-        held = self._held_keys(camera)
-        return {region: held[region] for region in regions if region in held}
+        found = {region: self._held_keys(camera, region) for region in regions}
+        return {region: keys for region, keys in found.items() if keys}
 
-    def _held_keys(self, camera: str) -> dict[int, tuple[bytes, ...]]:
-        expires, held = self._state.keys.get(camera, (0.0, {}))
+    def _held_keys(self, camera: str, region: int) -> tuple[bytes, ...]:
+        expires, held = self._state.keys.get((camera, region), (0.0, ()))
         if expires <= self._state.clock():
-            self._state.keys.pop(camera, None)
-            return {}
+            self._state.keys.pop((camera, region), None)
+            return ()
         return held
 
     async def _wait(self) -> None:

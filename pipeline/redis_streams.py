@@ -16,13 +16,22 @@ from pipeline.errors import ConfigError, TransportError
 from pipeline.mask_order import FORGET_S, POSITION_LASTS_S, TURN_S, Position, Turn
 from pipeline.messages import FrameId
 from pipeline.redis_scripts import ADVANCE, BEAT, END_TURN, STORE_KEYS, TAKE_OVER, TAKE_TURN, WAITED_MS
-from pipeline.work_queue import DEAD_BYTES, DEAD_LIMIT, KEEP_MOST_S, KEYS_EXPIRE_S, Job, Place, shard_of
+from pipeline.work_queue import (
+    DEAD_BYTES,
+    DEAD_LIMIT,
+    KEEP_MOST_S,
+    KEYS_BYTES,
+    KEYS_EXPIRE_S,
+    KEYS_LEAST,
+    Job,
+    Place,
+    shard_of,
+)
 
 GROUP = "workers"
 WORKERS = "maskcast:workers"
 DEAD = "maskcast:dead"
 ANSWER_S = 2.0  # for Redis to answer, on top of what a read waits for
-_LENGTH_BYTES = 4
 _OVER = b"over:"  # and an epoch: a field of an order
 
 
@@ -202,20 +211,22 @@ class RedisStreams:
             return sum(await pipe.execute())
 
     async def store_keys(self, camera: str, keys: Mapping[int, bytes], generations: int) -> None:
-        """Make these the newest KEYs of their regions, before those that were, so many in all."""
-        values = [part for region, key in keys.items() for part in (region, key)]
+        """Make these the newest KEYs of their regions, before those that were, so many in all, or so many bytes."""
+        lists = [self._keys(camera, region) for region in keys]
+        limits = (int(KEYS_EXPIRE_S * 1000), generations, KEYS_BYTES, KEYS_LEAST)
         async with self._talk():
-            expire_ms = int(KEYS_EXPIRE_S * 1000)
-            await self._redis.eval(STORE_KEYS, 1, self._keys(camera), expire_ms, generations, *values)
+            await self._redis.eval(STORE_KEYS, len(lists), *lists, *limits, *keys.values())
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
         """Return the KEYs of each of the regions that has any, newest first."""
         if not regions:
             return {}
+        pipe = self._redis.pipeline(transaction=True)  # else the KEYs of a packet could come between the regions
+        for region in regions:
+            pipe.lrange(self._keys(camera, region), 0, -1)
         async with self._talk():
-            values = await self._redis.hmget(self._keys(camera), [str(region) for region in regions])
-        found = {region: _generations(value or b"") for region, value in zip(regions, values, strict=True)}
-        return {region: keys for region, keys in found.items() if keys}
+            found = await pipe.execute()
+        return {region: tuple(keys) for region, keys in zip(regions, found, strict=True) if keys}
 
     async def _create_groups(self) -> None:
         pipe = self._redis.pipeline(transaction=False)
@@ -244,8 +255,8 @@ class RedisStreams:
     def _taken(self, shard: int) -> str:
         return f"maskcast:{{{shard}}}:taken"
 
-    def _keys(self, camera: str) -> str:
-        return f"maskcast:{{{shard_of(camera, self._shards)}}}:keys:{camera}"
+    def _keys(self, camera: str, region: int) -> str:
+        return f"maskcast:{{{shard_of(camera, self._shards)}}}:keys:{camera}:{region}"
 
     def _order(self, camera: str) -> str:
         return f"maskcast:{{{shard_of(camera, self._shards)}}}:order:{camera}"
@@ -283,17 +294,6 @@ def _by_shard(jobs: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
     for shard, entry in jobs:
         entries.setdefault(shard, []).append(entry)
     return entries
-
-
-def _generations(value: bytes) -> tuple[bytes, ...]:
-    """Read a region's value as STORE_KEYS writes it, as far as it is one."""
-    keys, at = [], 0
-    while (start := at + _LENGTH_BYTES) < len(value):
-        at = start + int.from_bytes(value[at:start], "big")
-        if not start < at <= len(value):
-            break
-        keys.append(value[start:at])
-    return tuple(keys)
 
 
 def _position(order: Mapping[bytes, bytes]) -> Position | None:

@@ -38,6 +38,7 @@ KEYS_EXPIRE_S = 60.0
 KEY_GENERATIONS = 2  # kept of each region
 # Of a recording workers may be as far behind the newest as its camera sends before it waits for masks.
 RECORDED_GENERATIONS = 64
+KEYS_BYTES, KEYS_LEAST = 512 * 1024, 3  # of each region no more than that, but so many KEYs at least
 
 NONE_TAKEN: Mapping[int, str] = MappingProxyType({})
 
@@ -134,7 +135,10 @@ class WorkQueue(Protocol):
         ...
 
     async def store_keys(self, camera: str, keys: Mapping[int, bytes], *, generations: int = KEY_GENERATIONS) -> None:
-        """Keep the newest KEY of each region, beside those before it, so many in all, for a minute."""
+        """Keep the newest KEY of each region, beside those before it, so many in all, for a minute.
+
+        Fewer are kept where they are longer than KEYS_BYTES together.
+        """
         ...
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:

@@ -542,6 +542,18 @@ async def test_more_generations_are_kept_where_they_are_asked_for(bench: Bench) 
         assert keys == {0: (b"e", b"d"), 2: (b"d" * 300, b"b" * 300, b"c" * 300)}
 
 
+async def test_of_long_keys_fewer_are_kept_but_three_at_least(bench: Bench) -> None:
+    async with bench.queue() as gateway:
+        for number in range(20):
+            await gateway.store_keys("cam-1", {0: b"%060000d" % number, 1: b"%0300000d" % number}, generations=64)
+        keys = await gateway.fetch_keys("cam-1", [0, 1])
+        assert [int(key[-2:]) for key in keys[0]] == list(range(19, 19 - len(keys[0]), -1))
+        assert 7 <= len(keys[0]) <= 8
+        assert [int(key[-2:]) for key in keys[1]] == [19, 18, 17]
+        await gateway.store_keys("cam-1", {0: b"short"}, generations=64)
+        assert len((await gateway.fetch_keys("cam-1", [0]))[0]) >= 8
+
+
 async def test_how_far_a_recording_is_moves_on_with_its_masks_and_never_back(bench: Bench) -> None:
     async with bench.queue() as gateway, bench.queue("w1") as worker, bench.queue("w2") as other:
         assert await other.positions(["cam-1", "cam-2"]) == {}
