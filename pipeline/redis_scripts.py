@@ -1,15 +1,18 @@
 """What Redis itself computes for the work queue: scripts that each read and write at one go (Lua; `redis_streams`)."""
 
-# Says "here" on Redis's own clock, so machines may disagree about the time; returns who else did lately.
+# Says "here" on Redis's own clock, so machines may disagree about the time; returns who else did lately. Who said so in
+# time to come did before the clock was set back, and may be gone.
 BEAT = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. now + ARGV[2], '+inf')
 return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[2], '+inf')
 """
 
-# How long the oldest entry that no worker was given has waited, in ms; -1 if there is none.
+# How long the oldest entry that no worker was given has waited, in ms; -1 if there is none. Where the clock was set
+# back entries go on from the latest name there was, and nobody knows how long they wait: a minute, so that others help.
 WAITED_MS = """
 local last = '0-0'
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
@@ -22,7 +25,8 @@ local oldest = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
 if not oldest then return -1 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-return math.max(0, now - tonumber(string.match(oldest[1], '^%d+')))
+local waited = now - string.match(oldest[1], '^%d+')
+return waited < -1000 and 60000 or math.max(0, waited)
 """
 
 # Gives a shard to a worker, unless it was taken over lately. The value says when, for how long at least, and by whom.
@@ -56,13 +60,17 @@ for number, list in ipairs(KEYS) do
 end
 """
 
-# Takes note that an epoch is over, and forgets those that ended long ago.
+# Takes note that an epoch is over, and forgets those that ended long ago. What is yet to come was before the clock was
+# set back, and counts as long ago.
 _END_EPOCH = """
+local function is_recent(at, now, limit_ms)
+  return now - at >= 0 and now - at < tonumber(limit_ms)
+end
 local function end_epoch(epoch, now, forget_ms)
   local fields = redis.call('HGETALL', KEYS[1])
   for at = 1, #fields, 2 do
     if string.sub(fields[at], 1, 5) == 'over:'
-        and (#fields > 128 or now - fields[at + 1] >= tonumber(forget_ms)) then
+        and (#fields > 128 or not is_recent(fields[at + 1], now, forget_ms)) then
       redis.call('HDEL', KEYS[1], fields[at])
     end
   end
@@ -81,13 +89,13 @@ local last = redis.call('HMGET', KEYS[1], 'epoch', 'sequence', 'entry', 'worker'
 if last[1] then
   if last[1] ~= epoch then
     local ended = redis.call('HGET', KEYS[1], 'over:' .. epoch)
-    if ended and now - ended < tonumber(forget_ms) then return 0 end
+    if ended and is_recent(ended, now, forget_ms) then return 0 end
   elseif last[2] == sequence then
     if last[3] ~= entry then return 0 end
   elseif (sequence - last[2]) % 4294967296 >= 2147483648 then
     return 0
   end
-  if last[3] and last[4] ~= worker and now - last[5] < tonumber(turn_ms) then return 2 end
+  if last[3] and last[4] ~= worker and is_recent(last[5], now, turn_ms) then return 2 end
   if last[1] ~= epoch then end_epoch(last[1], now, forget_ms) end
 end
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', sequence, 'entry', entry, 'worker', worker, 'taken', now)

@@ -192,6 +192,20 @@ async def gets_the_next(gateway: WorkQueue, worker: WorkQueue, camera: str) -> b
     return bool(jobs)
 
 
+async def test_shards_of_a_worker_that_died_before_the_clock_was_set_back_are_served(redis_bench: RedisBench) -> None:
+    own = preferred_shards("gone", ["gone", "w1"], 16)
+    camera = next(name for name in map("cam-{}".format, range(99)) if shard_of(name, 16) in own)
+    async with redis.asyncio.from_url(redis_bench.url) as client:
+        ahead_ms = 1000 * (await client.time())[0] + 3_600_000
+        entry = await client.xadd(f"maskcast:{{{shard_of(camera, 16)}}}:frames", {"camera": "x"}, id=f"{ahead_ms}-0")
+        await client.xdel(f"maskcast:{{{shard_of(camera, 16)}}}:frames", entry)
+        await client.zadd("maskcast:workers", {"gone": ahead_ms})
+    async with redis_bench.queue() as gateway, redis_bench.queue("w1") as worker:
+        await gateway.put(camera, b"x")
+        [job] = await worker.claim(batch=1, wait_s=LIMIT_S, steal=False)
+        assert job.packet == b"x"
+
+
 async def test_a_shard_that_was_taken_over_goes_back_where_redis_forgets_it(redis_bench: RedisBench) -> None:
     async with redis_bench.queue() as gateway, redis_bench.queue("w1") as first, redis_bench.queue("w2") as second:
         camera = await late_camera(gateway, first, second)

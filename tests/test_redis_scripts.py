@@ -10,9 +10,10 @@ from servers import Server
 
 from pipeline.mask_order import MaskOrder, Turn
 from pipeline.messages import FrameId
-from pipeline.redis_scripts import ADVANCE, END_TURN, STORE_KEYS, TAKE_TURN
+from pipeline.redis_scripts import ADVANCE, BEAT, END_TURN, STORE_KEYS, TAKE_TURN, WAITED_MS
 
 FOREVER_MS = 10**7
+HOUR_MS = 3_600_000
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -38,6 +39,35 @@ async def test_a_turn_that_nobody_ended_is_given_away_after_the_time_that_is_giv
         assert await client.eval(TAKE_TURN, 1, "order", 7, 1, "1-0", "a", 0, FOREVER_MS) == Turn.MINE
         assert await client.eval(TAKE_TURN, 1, "order", 7, 2, "2-0", "b", FOREVER_MS, FOREVER_MS) == Turn.WAIT
         assert await client.eval(TAKE_TURN, 1, "order", 7, 2, "2-0", "b", 0, FOREVER_MS) == Turn.MINE
+
+
+async def test_a_turn_taken_before_the_clock_was_set_back_is_given_away(redis_bench: RedisBench) -> None:
+    async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
+        ahead_ms = 1000 * (await client.time())[0] + HOUR_MS
+        assert await client.eval(TAKE_TURN, 1, "order", 7, 1, "1-0", "a", FOREVER_MS, FOREVER_MS) == Turn.MINE
+        await client.hset("order", "taken", ahead_ms)
+        assert await client.eval(TAKE_TURN, 1, "order", 7, 2, "2-0", "b", FOREVER_MS, FOREVER_MS) == Turn.MINE
+        await client.hset("order", mapping={"over:5": ahead_ms, "over:6": ahead_ms})
+        assert await client.eval(TAKE_TURN, 1, "order", 6, 0, "3-0", "b", FOREVER_MS, FOREVER_MS) == Turn.MINE
+        assert [each for each in await client.hkeys("order") if each.startswith(b"over:")] == [b"over:7"]
+
+
+async def test_workers_from_before_the_clock_was_set_back_count_as_gone(redis_bench: RedisBench) -> None:
+    async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
+        now_ms = 1000 * (await client.time())[0]
+        await client.zadd("workers", {"gone": now_ms + HOUR_MS, "here": now_ms + 2000, "w1": now_ms + HOUR_MS})
+        assert sorted(await client.eval(BEAT, 1, "workers", "w1", 5000)) == [b"here", b"w1"]
+        assert sorted(await client.zrange("workers", 0, -1)) == [b"here", b"w1"]
+
+
+async def test_what_was_queued_after_the_clock_was_set_back_is_helped_with(redis_bench: RedisBench) -> None:
+    async with redis.asyncio.from_url(redis_bench.url, protocol=2) as client:
+        assert await client.eval(WAITED_MS, 1, "frames") == -1
+        now_ms = 1000 * (await client.time())[0]
+        for ahead_ms, waited_ms in ((-9000, 9000), (900, 0), (HOUR_MS, 60_000)):
+            entry = await client.xadd("frames", {"packet": "x"}, id=f"{now_ms + ahead_ms}-0")
+            assert waited_ms <= await client.eval(WAITED_MS, 1, "frames") <= waited_ms + 3000
+            await client.xdel("frames", entry)
 
 
 async def test_an_order_is_forgotten_after_the_time_that_is_given(redis_bench: RedisBench) -> None:
