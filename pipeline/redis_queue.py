@@ -181,8 +181,9 @@ class RedisWorkQueue:
             self._held.pop((job.shard, job.entry), None)
 
     async def bury(self, job: Job, reason: str) -> None:
-        """Take the job from the queue and keep its beginning among the dead letters."""
-        await self._streams.bury(job, reason)
+        """Take the job from the queue and keep its beginning among the dead letters, where there is room."""
+        if not await self._streams.bury(job, reason):
+            log.warning("a dead letter is refused", camera=job.camera, reason=reason)
         await self.done([job])
 
     async def depth(self) -> int:

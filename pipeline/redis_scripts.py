@@ -1,13 +1,17 @@
-"""What Redis itself computes for the work queue: scripts that each read and write at one go (Lua; `redis_streams`)."""
+"""What Redis itself computes for the work queue: scripts that each read and write at one go (Lua; `redis_streams`).
+
+A Redis that is full refuses what may take room, such as ZADD and HSET, but only as the first write of a script. Scripts
+that make room, since jobs are answered by them, begin with one that takes none.
+"""
 
 # Says "here" on Redis's own clock, so machines may disagree about the time; returns who else did lately. Who said so in
 # time to come did before the clock was set back, and may be gone.
 BEAT = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 60000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. now + ARGV[2], '+inf')
+redis.call('ZADD', KEYS[1], now, ARGV[1])
 return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[2], '+inf')
 """
 
@@ -96,8 +100,9 @@ if last[1] then
     return 0
   end
   if last[3] and last[4] ~= worker and is_recent(last[5], now, turn_ms) then return 2 end
-  if last[1] ~= epoch then end_epoch(last[1], now, forget_ms) end
 end
+redis.call('HDEL', KEYS[1], 'entry')
+if last[1] and last[1] ~= epoch then end_epoch(last[1], now, forget_ms) end
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', sequence, 'entry', entry, 'worker', worker, 'taken', now)
 redis.call('PEXPIRE', KEYS[1], forget_ms)
 return 1
@@ -113,12 +118,12 @@ local last = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
 if last[1] == epoch then
   local after = (sequence - last[2]) % 4294967296
   if after == 0 or after >= 2147483648 then return end
-elseif last[1] then
-  if redis.call('HEXISTS', KEYS[1], 'over:' .. epoch) == 1 then return end
-  end_epoch(last[1], now, forget_ms)
+elseif last[1] and redis.call('HEXISTS', KEYS[1], 'over:' .. epoch) == 1 then
+  return
 end
-redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', sequence, 'taken', now)
 redis.call('HDEL', KEYS[1], 'entry')
+if last[1] and last[1] ~= epoch then end_epoch(last[1], now, forget_ms) end
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', sequence, 'taken', now)
 redis.call('PEXPIRE', KEYS[1], lasts_ms)
 """
 )

@@ -196,11 +196,15 @@ class RedisStreams:
         async with self._talk():
             await pipe.execute()
 
-    async def bury(self, job: Job, reason: str) -> None:
-        """Append the job's beginning to the dead letters."""
+    async def bury(self, job: Job, reason: str) -> bool:
+        """Append the job's beginning to the dead letters; False where Redis, which is full, refuses it."""
         letter = {"packet": job.packet[:DEAD_BYTES], "reason": reason, "camera": job.camera, "worker": self._worker}
         async with self._talk():
-            await self._redis.xadd(DEAD, letter, maxlen=DEAD_LIMIT, approximate=True)
+            try:
+                await self._redis.xadd(DEAD, letter, maxlen=DEAD_LIMIT, approximate=True)
+            except ResponseError:
+                return False
+        return True
 
     async def depth(self) -> int:
         """Return how many entries there are, new or claimed."""

@@ -13,6 +13,7 @@ from queues import LIMIT_S, RECLAIM_S, RedisBench, are_connected, claim, is_empt
 from servers import Server, free_port
 
 from pipeline.errors import TransportError
+from pipeline.mask_order import Turn
 from pipeline.messages import FrameId
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.work_queue import Job, Place, WorkQueue, preferred_shards, shard_of
@@ -123,6 +124,29 @@ async def test_a_burial_that_fails_does_not_lose_the_jobs_reclaimed_with_it(
             await until_raises(lambda: worker.claim(batch=16, wait_s=0))
             [job] = await worker.claim(batch=16, wait_s=0)
             assert job.packet == b"good"
+
+
+async def test_a_full_redis_takes_no_packets_and_gives_out_those_it_has(own_redis: Server) -> None:
+    bench = RedisBench(f"redis://127.0.0.1:{own_redis.port}")
+    async with bench.queue() as gateway, redis.asyncio.from_url(bench.url) as client:
+        for number in range(6):
+            await gateway.put("cam-1", bytes([number]))
+        async with bench.queue("w0") as first:
+            await claim(first, 1, batch=1)
+        await client.config_set("maxmemory", 1)
+        await until_raises(lambda: gateway.put("cam-1", b"more"))
+        async with bench.queue("w1") as worker:
+            jobs = await claim(worker, 6)
+            await until(lambda: are_connected(True, worker))
+            frames = [FrameId(epoch, number) for epoch in (1, 2) for number in range(2)]
+            for place in map(Place, jobs, frames):
+                assert await worker.take_turns([place]) == [Turn.MINE]
+                await worker.done([place.job])
+            await worker.published([Place(jobs[4], FrameId(3, 0))])
+            assert (await worker.positions(["cam-1"]))["cam-1"].frame == FrameId(3, 0)
+            await worker.bury(jobs[5], "poison")
+            assert await gateway.depth() == 0
+        assert await client.exists("maskcast:dead") == 0
 
 
 async def test_absent_redis_is_a_transport_error_that_names_it() -> None:
