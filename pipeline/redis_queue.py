@@ -20,7 +20,7 @@ import structlog
 from pipeline import metrics
 from pipeline.errors import TransportError
 from pipeline.mask_order import Position, Turn
-from pipeline.redis_streams import RedisStreams
+from pipeline.redis_streams import IDLE_S, RedisStreams
 from pipeline.work_queue import (
     DELIVERY_LIMIT,
     HOLD_S,
@@ -85,6 +85,7 @@ class RedisWorkQueue:
         self._stolen: int | None = None  # the shard that was last stolen from
         self._reclaimed = self._beaten = clock() - reclaim_after_s
         self._looked = clock()  # at what others are late with
+        self._forgot = -math.inf  # when those that are gone were deleted
         self._dropped = 0
         self._connected = False
         self._resting = True  # a worker that starts has a decoder to open first
@@ -284,6 +285,7 @@ class RedisWorkQueue:
         while True:
             try:
                 await self._beat()
+                await self._forget_idle()
             except TransportError as error:
                 self._connected = False
                 if str(error) != reported:
@@ -294,6 +296,12 @@ class RedisWorkQueue:
                     log.info("connected to redis", address=self._streams.address)
                 reported = ""
             await asyncio.sleep(self._reclaim_after_s / _BEATS)
+
+    async def _forget_idle(self) -> None:
+        """Now and then, and when this worker comes, delete what Redis keeps of those that are gone."""
+        if self._worker and self._clock() - self._forgot >= IDLE_S:
+            self._forgot = self._clock()
+            await self._streams.forget_idle()
 
     async def _beat(self) -> None:
         """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""

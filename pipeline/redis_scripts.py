@@ -33,6 +33,20 @@ local waited = now - string.match(oldest[1], '^%d+')
 return waited < -1000 and 60000 or math.max(0, waited)
 """
 
+# Deletes a worker among a stream's consumers, and those that asked for nothing for so long: Redis keeps each for ever.
+# One that holds entries stays, since they would go with it.
+FORGET_WORKERS = """
+local group, worker, idle_ms = unpack(ARGV)
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], group)
+for _, fields in ipairs(consumers.err and {} or consumers) do
+  local consumer = {}
+  for at = 1, #fields, 2 do consumer[fields[at]] = fields[at + 1] end
+  if consumer.pending == 0 and (consumer.name == worker or consumer.idle >= tonumber(idle_ms)) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], group, consumer.name)
+  end
+end
+"""
+
 # Gives a shard to a worker, unless it was taken over lately. The value says when, for how long at least, and by whom.
 TAKE_OVER = """
 local worker, keep, most, lasts_ms = unpack(ARGV)

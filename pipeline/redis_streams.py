@@ -15,7 +15,16 @@ from pipeline.cancellation import cancellable
 from pipeline.errors import ConfigError, TransportError
 from pipeline.mask_order import FORGET_S, POSITION_LASTS_S, TURN_S, Position, Turn
 from pipeline.messages import FrameId
-from pipeline.redis_scripts import ADVANCE, BEAT, END_TURN, STORE_KEYS, TAKE_OVER, TAKE_TURN, WAITED_MS
+from pipeline.redis_scripts import (
+    ADVANCE,
+    BEAT,
+    END_TURN,
+    FORGET_WORKERS,
+    STORE_KEYS,
+    TAKE_OVER,
+    TAKE_TURN,
+    WAITED_MS,
+)
 from pipeline.work_queue import (
     DEAD_BYTES,
     DEAD_LIMIT,
@@ -31,6 +40,7 @@ from pipeline.work_queue import (
 GROUP = "workers"
 WORKERS = "maskcast:workers"
 DEAD = "maskcast:dead"
+IDLE_S = 3600.0  # a worker that asked for nothing for so long is gone
 ANSWER_S = 2.0  # for Redis to answer, on top of what a read waits for
 _OVER = b"over:"  # and an epoch: a field of an order
 
@@ -95,9 +105,14 @@ class RedisStreams:
                 return False
 
     async def leave(self) -> None:
-        """Say that this worker goes, so that others take its shards at once."""
-        async with self._talk():
-            await self._redis.zrem(WORKERS, self._worker)
+        """Say that this worker goes, so that others take its shards at once; its name goes where it holds nothing."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zrem(WORKERS, self._worker)
+        await self._forget(pipe, self._worker, IDLE_S)
+
+    async def forget_idle(self, idle_s: float = IDLE_S) -> None:
+        """Delete what Redis keeps of workers that were killed and hold nothing any more."""
+        await self._forget(self._redis.pipeline(transaction=False), "", idle_s)
 
     async def ping(self) -> None:
         """Ask whether Redis is there."""
@@ -231,6 +246,12 @@ class RedisStreams:
         async with self._talk():
             found = await pipe.execute()
         return {region: tuple(keys) for region, keys in zip(regions, found, strict=True) if keys}
+
+    async def _forget(self, pipe: Any, worker: str, idle_s: float) -> None:
+        for shard in range(self._shards):
+            pipe.eval(FORGET_WORKERS, 1, self._frames(shard), GROUP, worker, int(idle_s * 1000))
+        async with self._talk():
+            await pipe.execute()
 
     async def _create_groups(self) -> None:
         pipe = self._redis.pipeline(transaction=False)

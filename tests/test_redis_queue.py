@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, partialmethod
 
 import pytest
 import redis.asyncio
@@ -16,6 +16,7 @@ from pipeline.errors import TransportError
 from pipeline.mask_order import Turn
 from pipeline.messages import FrameId
 from pipeline.redis_queue import RedisWorkQueue
+from pipeline.redis_streams import RedisStreams
 from pipeline.work_queue import Job, Place, WorkQueue, preferred_shards, shard_of
 
 
@@ -147,6 +148,49 @@ async def test_a_full_redis_takes_no_packets_and_gives_out_those_it_has(own_redi
             await worker.bury(jobs[5], "poison")
             assert await gateway.depth() == 0
         assert await client.exists("maskcast:dead") == 0
+
+
+async def consumers(url: str, camera: str) -> set[bytes]:
+    """The workers that Redis knows of in the camera's shard."""
+    async with redis.asyncio.from_url(url, protocol=2) as client:
+        found = await client.xinfo_consumers(f"maskcast:{{{shard_of(camera, 16)}}}:frames", "workers")
+    return {each["name"] for each in found}
+
+
+async def are_consumers(expected: set[bytes], url: str, camera: str) -> bool:
+    return await consumers(url, camera) == expected
+
+
+async def test_a_worker_that_goes_leaves_its_name_only_where_it_holds_packets(redis_bench: RedisBench) -> None:
+    async with redis_bench.queue() as gateway:
+        async with redis_bench.queue("w1") as worker:
+            for camera in ("cam-1", "cam-2"):
+                await gateway.put(camera, b"x")
+            jobs = await claim(worker, 2)
+            await worker.done([job for job in jobs if job.camera == "cam-1"])
+            assert await consumers(redis_bench.url, "cam-1") == {b"w1"}
+        assert await consumers(redis_bench.url, "cam-1") == set()
+        assert await consumers(redis_bench.url, "cam-2") == {b"w1"}
+        async with redis_bench.queue("w2") as other:
+            [job] = await claim(other, 1)
+            assert (job.camera, job.deliveries) == ("cam-2", 2)
+
+
+async def test_names_of_workers_that_were_killed_are_deleted_when_another_comes(
+    redis_bench: RedisBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with redis_bench.queue() as gateway, redis.asyncio.from_url(redis_bench.url) as client:
+        await gateway.put("cam-1", b"x")
+        frames = f"maskcast:{{{shard_of('cam-1', 16)}}}:frames"
+        await client.xgroup_create(frames, "workers", id="0")
+        await client.xgroup_createconsumer(frames, "workers", "killed")
+        await client.xreadgroup("workers", "holds", {frames: ">"})
+        async with redis_bench.queue("w1"):
+            await asyncio.sleep(RECLAIM_S)
+            assert await consumers(redis_bench.url, "cam-1") == {b"killed", b"holds"}
+        monkeypatch.setattr(RedisStreams, "forget_idle", partialmethod(RedisStreams.forget_idle, 0.0))
+        async with redis_bench.queue("w2"):
+            await until(lambda: are_consumers({b"holds"}, redis_bench.url, "cam-1"))
 
 
 async def test_absent_redis_is_a_transport_error_that_names_it() -> None:
