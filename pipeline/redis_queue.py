@@ -20,7 +20,7 @@ import structlog
 from pipeline import metrics
 from pipeline.errors import TransportError
 from pipeline.mask_order import Position, Turn
-from pipeline.redis_streams import IDLE_S, RedisStreams
+from pipeline.redis_streams import AGREED_S, IDLE_S, RedisStreams
 from pipeline.work_queue import (
     DELIVERY_LIMIT,
     HOLD_S,
@@ -65,7 +65,7 @@ class RedisWorkQueue:
     ) -> None:
         self._worker = worker or ""
         self._streams = RedisStreams(url, self._worker, shards)
-        self._shards = shards
+        self._shards = self._agreed = shards  # and how many others say there are
         self._shard_limit = shard_limit
         self._reclaim_after_s = reclaim_after_s
         self._steal_after_s = steal_after_s
@@ -85,7 +85,7 @@ class RedisWorkQueue:
         self._stolen: int | None = None  # the shard that was last stolen from
         self._reclaimed = self._beaten = clock() - reclaim_after_s
         self._looked = clock()  # at what others are late with
-        self._forgot = -math.inf  # when those that are gone were deleted
+        self._compared = self._forgot = -math.inf  # when: shards with what others say, and those that are gone
         self._dropped = 0
         self._connected = False
         self._resting = True  # a worker that starts has a decoder to open first
@@ -285,6 +285,7 @@ class RedisWorkQueue:
         while True:
             try:
                 await self._beat()
+                await self._compare_shards()
                 await self._forget_idle()
             except TransportError as error:
                 self._connected = False
@@ -296,6 +297,16 @@ class RedisWorkQueue:
                     log.info("connected to redis", address=self._streams.address)
                 reported = ""
             await asyncio.sleep(self._reclaim_after_s / _BEATS)
+
+    async def _compare_shards(self) -> None:
+        """Warn where others go by another number of shards: some of theirs or of ours nobody reads."""
+        if self._clock() - self._compared < AGREED_S / 4:
+            return
+        self._compared = self._clock()
+        agreed = await self._streams.agreed_shards() or self._shards
+        if agreed not in (self._shards, self._agreed):
+            log.warning("others use another number of shards", queue_shards=self._shards, theirs=agreed)
+        self._agreed = agreed
 
     async def _forget_idle(self) -> None:
         """Now and then, and when this worker comes, delete what Redis keeps of those that are gone."""

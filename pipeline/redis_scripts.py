@@ -15,6 +15,18 @@ redis.call('ZADD', KEYS[1], now, ARGV[1])
 return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[2], '+inf')
 """
 
+# The number of shards that those go by who are here, said anew by each who goes by it; who comes first says it.
+AGREE = """
+local shards, lasts_ms = unpack(ARGV)
+local said = redis.call('GET', KEYS[1])
+if said == shards then
+  redis.call('PEXPIRE', KEYS[1], lasts_ms)
+elseif not said then
+  redis.call('SET', KEYS[1], shards, 'PX', lasts_ms)
+end
+return said or shards
+"""
+
 # How long the oldest entry that no worker was given has waited, in ms; -1 if there is none. Where the clock was set
 # back entries go on from the latest name there was, and nobody knows how long they wait: a minute, so that others help.
 WAITED_MS = """

@@ -17,6 +17,7 @@ from pipeline.mask_order import FORGET_S, POSITION_LASTS_S, TURN_S, Position, Tu
 from pipeline.messages import FrameId
 from pipeline.redis_scripts import (
     ADVANCE,
+    AGREE,
     BEAT,
     END_TURN,
     FORGET_WORKERS,
@@ -40,6 +41,8 @@ from pipeline.work_queue import (
 GROUP = "workers"
 WORKERS = "maskcast:workers"
 DEAD = "maskcast:dead"
+AGREED = "maskcast:shards"
+AGREED_S = 5.0  # as long as that number stands after the last one who goes by it
 IDLE_S = 3600.0  # a worker that asked for nothing for so long is gone
 ANSWER_S = 2.0  # for Redis to answer, on top of what a read waits for
 _OVER = b"over:"  # and an epoch: a field of an order
@@ -118,6 +121,14 @@ class RedisStreams:
         """Ask whether Redis is there."""
         async with self._talk():
             await self._redis.ping()
+
+    async def agreed_shards(self) -> int | None:
+        """Say how many shards there are here; returns how many others say, None where that cannot be known."""
+        async with self._talk():
+            try:
+                return int(await self._redis.eval(AGREE, 1, AGREED, self._shards, int(AGREED_S * 1000)))
+            except (ResponseError, ValueError):  # a full Redis, or another's value
+                return None
 
     async def add(self, camera: str, packet: bytes, limit: int) -> int:
         """Append to the camera's stream, in one round trip; returns how many entries were cut for it."""

@@ -193,6 +193,18 @@ async def test_names_of_workers_that_were_killed_are_deleted_when_another_comes(
             await until(lambda: are_consumers({b"holds"}, redis_bench.url, "cam-1"))
 
 
+async def test_another_number_of_shards_is_warned_of_once(redis_bench: RedisBench) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with redis_bench.queue() as gateway, redis.asyncio.from_url(redis_bench.url) as client:
+            await until(lambda: are_connected(True, gateway))
+            async with redis_bench.queue("w1"), redis_bench.queue("w2", shards=4):
+                await until(lambda: _is(bool(logs)))
+                await asyncio.sleep(1.5)
+            assert await client.get("maskcast:shards") == b"16"
+            assert 0 < await client.pttl("maskcast:shards") <= 5000
+    assert [(line["log_level"], line["queue_shards"], line["theirs"]) for line in logs] == [("warning", 4, 16)]
+
+
 async def test_absent_redis_is_a_transport_error_that_names_it() -> None:
     port = free_port()
     async with RedisWorkQueue(f"redis://127.0.0.1:{port}", "w1") as worker:
