@@ -72,22 +72,35 @@ redis.call('SET', KEYS[1], string.format('%.0f %.0f %s', now, keep, worker), 'PX
 return 1
 """
 
-# Puts KEYs first in the lists of their regions, each once. The oldest of a list that takes more than so many bytes of
-# Redis's memory go, but for the newest few. LPUSH is the first that writes, since a full Redis is to refuse it.
+# Puts KEYs first in the value of their region in a hash, the newest few alone, each after its length (u32); of a
+# recording also in lists, one for each region, since what is longer takes long to write anew. The oldest of a list that
+# takes more than so many bytes of Redis's memory go.
 STORE_KEYS = """
-local expire_ms, generations, bytes, least = unpack(ARGV, 1, 4)
-for number, list in ipairs(KEYS) do
-  local key = ARGV[4 + number]
+local expire_ms, generations, bytes, few = unpack(ARGV, 1, 4)
+local function put_first(list, key)
   local repeated = redis.call('LPOS', list, key)
   redis.call('LPUSH', list, key)
   if repeated then redis.call('LREM', list, -1, key) end
   redis.call('LTRIM', list, 0, generations - 1)
-  while redis.call('LLEN', list) > tonumber(least)
+  while redis.call('LLEN', list) > tonumber(few)
       and redis.call('MEMORY', 'USAGE', list, 'SAMPLES', 0) > tonumber(bytes) do
     redis.call('LTRIM', list, 0, -2)
   end
   redis.call('PEXPIRE', list, expire_ms)
 end
+for at = 5, #ARGV, 2 do
+  local held, kept, next = redis.call('HGET', KEYS[1], ARGV[at]) or '', {ARGV[at + 1]}, 1
+  while #held >= next + 4 and #kept < math.min(few, generations) do
+    local size = struct.unpack('>I4', held, next)
+    local key = string.sub(held, next + 4, next + 3 + size)
+    if #key == size and key ~= ARGV[at + 1] then kept[#kept + 1] = key end
+    next = next + 4 + size
+  end
+  for number, key in ipairs(kept) do kept[number] = struct.pack('>I4', #key) .. key end
+  redis.call('HSET', KEYS[1], ARGV[at], table.concat(kept))
+  if KEYS[(at - 1) / 2] then put_first(KEYS[(at - 1) / 2], ARGV[at + 1]) end
+end
+redis.call('PEXPIRE', KEYS[1], expire_ms)
 """
 
 # Takes note that an epoch is over, and forgets those that ended long ago. What is yet to come was before the clock was

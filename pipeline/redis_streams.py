@@ -45,6 +45,7 @@ AGREED = "maskcast:shards"
 AGREED_S = 5.0  # as long as that number stands after the last one who goes by it
 IDLE_S = 3600.0  # a worker that asked for nothing for so long is gone
 ANSWER_S = 2.0  # for Redis to answer, on top of what a read waits for
+_LENGTH_BYTES = 4
 _OVER = b"over:"  # and an epoch: a field of an order
 
 
@@ -242,21 +243,27 @@ class RedisStreams:
 
     async def store_keys(self, camera: str, keys: Mapping[int, bytes], generations: int) -> None:
         """Make these the newest KEYs of their regions, before those that were, so many in all, or so many bytes."""
-        lists = [self._keys(camera, region) for region in keys]
+        lists = [self._all_keys(camera, region) for region in keys] if generations > KEYS_LEAST else []
         limits = (int(KEYS_EXPIRE_S * 1000), generations, KEYS_BYTES, KEYS_LEAST)
+        values = [part for region, key in keys.items() for part in (region, key)]
         async with self._talk():
-            await self._redis.eval(STORE_KEYS, len(lists), *lists, *limits, *keys.values())
+            await self._redis.eval(STORE_KEYS, 1 + len(lists), self._keys(camera), *lists, *limits, *values)
 
     async def fetch_keys(self, camera: str, regions: Collection[int]) -> dict[int, tuple[bytes, ...]]:
         """Return the KEYs of each of the regions that has any, newest first."""
         if not regions:
             return {}
         pipe = self._redis.pipeline(transaction=True)  # else the KEYs of a packet could come between the regions
+        pipe.hmget(self._keys(camera), [str(region) for region in regions])
         for region in regions:
-            pipe.lrange(self._keys(camera, region), 0, -1)
+            pipe.lrange(self._all_keys(camera, region), 0, -1)
         async with self._talk():
-            found = await pipe.execute()
-        return {region: tuple(keys) for region, keys in zip(regions, found, strict=True) if keys}
+            newest, *all_of = await pipe.execute()
+        found = {
+            region: tuple(dict.fromkeys([*_generations(value or b""), *kept]))
+            for region, value, kept in zip(regions, newest, all_of, strict=True)
+        }
+        return {region: keys for region, keys in found.items() if keys}
 
     async def _forget(self, pipe: Any, worker: str, idle_s: float) -> None:
         for shard in range(self._shards):
@@ -291,8 +298,11 @@ class RedisStreams:
     def _taken(self, shard: int) -> str:
         return f"maskcast:{{{shard}}}:taken"
 
-    def _keys(self, camera: str, region: int) -> str:
-        return f"maskcast:{{{shard_of(camera, self._shards)}}}:keys:{camera}:{region}"
+    def _keys(self, camera: str) -> str:
+        return f"maskcast:{{{shard_of(camera, self._shards)}}}:keys:{camera}"
+
+    def _all_keys(self, camera: str, region: int) -> str:
+        return f"{self._keys(camera)}:{region}"
 
     def _order(self, camera: str) -> str:
         return f"maskcast:{{{shard_of(camera, self._shards)}}}:order:{camera}"
@@ -330,6 +340,17 @@ def _by_shard(jobs: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
     for shard, entry in jobs:
         entries.setdefault(shard, []).append(entry)
     return entries
+
+
+def _generations(value: bytes) -> tuple[bytes, ...]:
+    """Read a region's value as STORE_KEYS writes it, as far as it is one."""
+    keys, at = [], 0
+    while (start := at + _LENGTH_BYTES) < len(value):
+        at = start + int.from_bytes(value[at:start], "big")
+        if not start < at <= len(value):
+            break
+        keys.append(value[start:at])
+    return tuple(keys)
 
 
 def _position(order: Mapping[bytes, bytes]) -> Position | None:

@@ -48,7 +48,7 @@ async def test_memory_queue_forgets_cameras_and_recordings_that_nobody_speaks_of
     now = 60.0
     await send("new")
     await queue.put("new", b"x")
-    assert set(state.keys) == {"cam-1", "new"}
+    assert set(state.keys) == {("cam-1", 0), ("new", 0)}
     assert set(state.orders) == {"recording", "cam-1", "new"}
     now = 3600.0
     await queue.put("new", b"x")

@@ -9,7 +9,7 @@ from pipeline.mask_order import Turn
 from pipeline.messages import FrameId
 from pipeline.redis_queue import RedisWorkQueue
 from pipeline.redis_streams import check_redis_url
-from pipeline.work_queue import Place, shard_of
+from pipeline.work_queue import RECORDED_GENERATIONS, Place, shard_of
 
 
 async def test_redis_keys_are_those_of_the_wire(redis_bench: RedisBench) -> None:
@@ -29,8 +29,14 @@ async def test_redis_keys_are_those_of_the_wire(redis_bench: RedisBench) -> None
             assert fields == {b"camera": b"cam-1", b"packet": b"x"}
             [group] = await client.xinfo_groups(f"maskcast:{{{shard}}}:frames")
             assert group["name"] == b"workers"
+            assert 58 <= await client.ttl(f"maskcast:{{{shard}}}:keys:cam-1") <= 60
+            assert await client.hgetall(f"maskcast:{{{shard}}}:keys:cam-1") == {b"2": b"\0\0\0\3key"}
+            assert await client.keys("*keys*") == [f"maskcast:{{{shard}}}:keys:cam-1".encode()]
+            await gateway.store_keys("cam-1", {2: b"key 2"}, generations=RECORDED_GENERATIONS)
             assert 58 <= await client.ttl(f"maskcast:{{{shard}}}:keys:cam-1:2") <= 60
-            assert await client.lrange(f"maskcast:{{{shard}}}:keys:cam-1:2", 0, -1) == [b"key"]
+            assert await client.lrange(f"maskcast:{{{shard}}}:keys:cam-1:2", 0, -1) == [b"key 2"]
+            assert await client.hget(f"maskcast:{{{shard}}}:keys:cam-1", "2") == b"\0\0\0\5key 2\0\0\0\3key"
+            assert await worker.fetch_keys("cam-1", [2]) == {2: (b"key 2", b"key")}
             [(name, beat_ms)] = await client.zrange("maskcast:workers", 0, -1, withscores=True)
             seconds, _ = await client.time()
             assert name == b"w1"
@@ -39,7 +45,7 @@ async def test_redis_keys_are_those_of_the_wire(redis_bench: RedisBench) -> None
         assert await client.zcard("maskcast:workers") == 0
 
 
-async def test_foreign_entry_and_keys_of_the_version_before_do_no_harm(redis_bench: RedisBench) -> None:
+async def test_foreign_entry_and_foreign_key_value_do_no_harm(redis_bench: RedisBench) -> None:
     async with redis_bench.queue("w1") as worker, redis.asyncio.from_url(redis_bench.url) as client:
         await client.xadd("maskcast:{0}:frames", {"what": "ever"})
         shard = shard_of("cam-1", 16)
