@@ -1,20 +1,25 @@
 """Data sets as numbered labelled frames, in memory or on disk."""
 
-import json
+import io
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.accuracy import VOID
+from pipeline.bundle import Shade
 from pipeline.errors import ConfigError
 from pipeline.sources import fit
 
 Image = NDArray[np.uint8]
+CITYSCAPES = 19  # train ids
+_CLASSES = "classes.json"
+_PNG, _INDEXED = b"\x89PNG\r\n\x1a\n", 3
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -62,6 +67,7 @@ class Labelled:
     names: tuple[str, ...]
     images: tuple[Image, ...]
     labels: tuple[Image, ...]
+    classes: tuple[str, ...] = ()  # their names by index; none where the data set does not say
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,20 +90,53 @@ class Stored:
         return self.load(index)
 
 
+class _ClassEntry(BaseModel):
+    id: int | None = None
+    name: str = Field(min_length=1)
+    color: tuple[Shade, Shade, Shade]
+
+
+class _ClassesFile(BaseModel):
+    """`classes.json`: what else stands there is not looked at."""
+
+    classes: list[_ClassEntry] = Field(min_length=1, max_length=VOID)
+    cityscapes_train_id_to_camvid: dict[str, int]
+
+    @model_validator(mode="after")
+    def _one_after_the_other(self) -> Self:
+        names, count = [one.name for one in self.classes], len(self.classes)
+        if any(one.id not in (None, index) for index, one in enumerate(self.classes)):
+            raise ValueError("classes stand in the order of their ids, from 0")
+        if len(set(names)) < count:
+            raise ValueError(f"two classes are called {max(names, key=names.count)!r}")
+        table = self.cityscapes_train_id_to_camvid
+        if sorted(table) != sorted(map(str, range(CITYSCAPES))) or not all(0 <= one < count for one in table.values()):
+            raise ValueError(
+                f"cityscapes_train_id_to_camvid gives each of '0' to '{CITYSCAPES - 1}' one of the {count} classes"
+            )
+        return self
+
+    def told(self) -> Classes:
+        table = self.cityscapes_train_id_to_camvid
+        return Classes(
+            tuple(LabelledClass(one.name, one.color) for one in self.classes),
+            tuple(table[str(index)] for index in range(CITYSCAPES)),
+        )
+
+
 def camvid_classes(root: Path) -> Classes:
     """Read `classes.json` of a CamVid folder; ConfigError when it is not there or damaged."""
-    path = root / "classes.json"
+    path = root / _CLASSES
     if not path.is_file():
         raise ConfigError(f"data set {root}: no classes.json in it; name the folder that holds images/ and splits/")
     try:
-        described = json.loads(path.read_text())
-        table = described["cityscapes_train_id_to_camvid"]
-        return Classes(
-            tuple(LabelledClass(c["name"], tuple(c["color"])) for c in described["classes"]),
-            tuple(int(table[str(i)]) for i in range(len(table))),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"data set classes {path}: damaged or of another form; take the data set's own") from error
+        return _ClassesFile.model_validate_json(path.read_bytes()).told()
+    except OSError as error:
+        raise ConfigError(f"data set classes {path}: {error.strerror}; README says what is in it") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(map(str, fault["loc"])) or "the file"
+        raise ConfigError(f"data set classes {path}: {field}: {fault['msg']}; README says what is in it") from error
 
 
 def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Labelled:
@@ -120,6 +159,7 @@ def camvid(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Lab
         tuple(Path(image).stem for image, _ in pairs),
         tuple(frame.image for frame in frames),
         tuple(frame.labels for frame in frames),
+        tuple(one.name for one in camvid_classes(root).classes) if (root / _CLASSES).is_file() else (),
     )
 
 
@@ -158,11 +198,40 @@ def read_image(path: Path) -> Image:
 
 
 def read_labels(path: Path) -> Image:
-    """(H, W) of a grey image file, its values as they are; ConfigError when it is missing or damaged."""
-    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    """(H, W) of a grey image file of 8 bits, or an indexed PNG, its values as they are.
+
+    ConfigError when it is missing, damaged or of another kind, whose values would be changed in reading.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"image {path}: {error.strerror}; the data set is incomplete") from error
+    depth, kind = content[24:26] if content.startswith(_PNG) and len(content) > 25 else (8, 0)  # of its first chunk
+    if kind == _INDEXED:
+        return _indexes(path, content)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if pixels is None:
         raise ConfigError(f"image {path}: cannot be read; the data set is incomplete")
+    if pixels.ndim == 3 and (pixels == pixels[..., :1])[..., :3].all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 or pixels.dtype != np.uint8 or depth != 8:
+        raise ConfigError(
+            f"labels {path}: neither grey with 8 bits a pixel nor an indexed PNG; save them as one of these"
+        )
     return pixels.astype(np.uint8, copy=False)
+
+
+def _indexes(path: Path, content: bytes) -> Image:
+    """(H, W) of an indexed PNG: which colours they stand for is of no matter."""
+    try:
+        from PIL import Image as Pillow
+    except ImportError as error:
+        raise ConfigError(f"labels {path}: to read an indexed PNG, pip install pillow, or save it as grey") from error
+    try:
+        with Pillow.open(io.BytesIO(content)) as opened:
+            return np.array(opened, np.uint8)
+    except (OSError, SyntaxError) as error:  # the latter is that library's for a damaged PNG
+        raise ConfigError(f"image {path}: cannot be read; the data set is incomplete") from error
 
 
 def unlabelled_frames(path: Path) -> Iterator[Image]:

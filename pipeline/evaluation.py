@@ -231,9 +231,21 @@ def _pixels(data: Labelled) -> int:
     return sum(labels.size for labels in data.labels)
 
 
+def check_measurable(data: Labelled) -> None:
+    """ConfigError where each label is void: there is nothing to measure by."""
+    if all((labels == VOID).all() for labels in data.labels):
+        raise ConfigError(f"labels of {data.names[0]} and all others are void; measure on a split that has labels")
+
+
 def check_labels(bundle: Bundle, data: Labelled) -> None:
-    """ConfigError where labels are none of the bundle's classes."""
-    classes = len(bundle.manifest.classes)
+    """ConfigError where labels are none of the bundle's classes, or there are none to measure by."""
+    classes, ours = len(bundle.manifest.classes), tuple(one.name for one in bundle.manifest.classes)
+    if data.classes and data.classes != ours:
+        raise ConfigError(
+            f"bundle {bundle.path}: its classes are {', '.join(ours)}, those of the data {', '.join(data.classes)}; "
+            "measure on what has the same"
+        )
+    check_measurable(data)
     for name, labels in zip(data.names, data.labels, strict=True):
         strange = labels[(labels >= classes) & (labels != VOID)]
         if strange.size:

@@ -53,6 +53,7 @@ def publish(
     described = LAYOUTS[origin.experiment.data.dataset].classes(origin.data)
     network = _network(origin, described)
     shown, learned = _frames(origin, split), _learned(origin)
+    evaluation.check_measurable(shown)
     description = _description(origin, described, learned.images[0].shape, split)
     offsets = _offsets(origin, network, learned)
     traced = export(

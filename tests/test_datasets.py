@@ -1,6 +1,7 @@
 """Data sets as they are read: frames with their labels, classes, frames without labels."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from PIL import Image
 
 from pipeline import datasets
 from pipeline.accuracy import VOID
-from pipeline.datasets import Labelled, at_size, classes_at, scaled
+from pipeline.datasets import Labelled, at_size, camvid_classes, classes_at, read_labels, scaled
 from pipeline.errors import ConfigError
+from pipeline.mask_image import pack_mask
+from pipeline.messages import FrameId, Mask
 
 COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], np.uint8)
 
@@ -208,3 +211,62 @@ def test_where_nothing_is_to_be_seen_is_named(tmp_path: Path, what: str) -> None
         path.write_text("not a clip")
     with pytest.raises(ConfigError, match=f"{what}: no images and no clip"):
         list(datasets.unlabelled_frames(path))
+
+
+def described(**changed: object) -> str:
+    table = {str(index): index % 3 for index in range(19)}
+    classes = [{"id": index, "name": name, "color": [index, 0, 0]} for index, name in enumerate("abc")]
+    return json.dumps({"classes": classes, "cityscapes_train_id_to_camvid": table, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"classes": []}, "classes: List should have at least 1 item"),
+        ({"classes": [{"name": "a", "color": [1, 2]}]}, "classes.0.color.2: Field required"),
+        ({"classes": [{"name": "a", "color": [300, 0, 0]}]}, "classes.0.color.0: Input should be less than"),
+        ({"classes": [{"name": 7, "color": [0, 0, 0]}]}, "classes.0.name: Input should be a valid string"),
+        ({"classes": [{"id": 1, "name": "a", "color": [0, 0, 0]}]}, "in the order of their ids, from 0"),
+        ({"classes": [{"name": "a", "color": [0, 0, 0]}] * 2}, "two classes are called 'a'"),
+        ({"cityscapes_train_id_to_camvid": {"0": 0}}, "gives each of '0' to '18' one of the 3 classes"),
+        ({"cityscapes_train_id_to_camvid": {str(i): 3 for i in range(19)}}, "one of the 3 classes"),
+        ({"cityscapes_train_id_to_camvid": None}, "cityscapes_train_id_to_camvid: Input should be"),
+    ],
+)
+def test_what_is_wrong_with_the_classes_is_said(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+    (tmp_path / "classes.json").write_text(described(**changed))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        camvid_classes(tmp_path)
+
+
+def test_labels_are_the_values_of_the_file_whatever_their_colours(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (30, 40)).astype(np.uint8)
+    labels[3:9] = 255
+    grey, indexed, tripled = (tmp_path / name for name in ("grey.png", "indexed.png", "tripled.png"))
+    cv2.imwrite(str(grey), labels)
+    cv2.imwrite(str(tripled), np.repeat(labels[..., None], 3, 2))
+    picture = Image.fromarray(labels, "P")
+    picture.putpalette([255, 255, 255] * 256)  # void and all classes in one colour
+    picture.save(indexed)
+    for path in (grey, indexed, tripled):
+        np.testing.assert_array_equal(read_labels(path), labels)
+
+
+def test_masks_that_maskcast_wrote_are_labels(tmp_path: Path) -> None:
+    classes = np.random.default_rng(1).integers(0, 3, (30, 40)).astype(np.uint8)
+    mask = Mask(FrameId(7, 0), 0, bytes(4), classes)
+    (tmp_path / "mask.png").write_bytes(pack_mask(mask, "cam-1", np.zeros((11, 3), np.uint8)))
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.png"), classes)
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "colours", "four grey levels"])
+def test_labels_whose_values_would_be_changed_are_refused(tmp_path: Path, kind: str) -> None:
+    path, rng = tmp_path / "labels.png", np.random.default_rng(0)
+    if kind == "16 bits":
+        cv2.imwrite(str(path), rng.integers(0, 3, (30, 40)).astype(np.uint16))
+    elif kind == "colours":
+        cv2.imwrite(str(path), rng.integers(0, 255, (30, 40, 3)).astype(np.uint8))
+    else:
+        cv2.imwrite(str(path), rng.integers(0, 2, (30, 40)).astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])
+    with pytest.raises(ConfigError, match=r"labels\.png: neither grey with 8 bits a pixel nor an indexed PNG"):
+        read_labels(path)

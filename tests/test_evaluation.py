@@ -20,6 +20,7 @@ from pipeline.evaluation import (
     Measured,
     as_json,
     as_text,
+    check_labels,
     estimated_bits,
     evaluate,
     levels_as_text,
@@ -129,3 +130,13 @@ def test_frames_of_another_size_are_coded_at_the_bundles_and_rated_by_their_own(
     found = evaluate(bundle, Labelled(("small",), (small,), (labels,)), split="small", engine="onnxruntime")
     assert found.miou == 1
     assert found.rate_bpp == pytest.approx(8 * len(pack(packet)) / (240 * 180))
+
+
+def test_a_bundle_of_other_classes_and_labels_that_are_all_void_are_refused(bundle: Bundle, streets: Labelled) -> None:
+    ours = tuple(one.name for one in bundle.manifest.classes)
+    check_labels(bundle, replace(streets, classes=ours))
+    with pytest.raises(ConfigError, match=r"those of the data bicyclist, .*; measure on what has the same"):
+        check_labels(bundle, replace(streets, classes=ours[::-1]))
+    void = tuple(np.full_like(labels, 255) for labels in streets.labels)
+    with pytest.raises(ConfigError, match=r"all others are void; measure on a split that has labels"):
+        check_labels(bundle, replace(streets, labels=void))
