@@ -41,7 +41,7 @@ from pipeline.work_queue import Place, WorkQueue
 _BATCHES = 2  # one is decoded while one is published
 # Between two questions whether another worker's turn has ended; longer where many masks wait.
 _ASK_AGAIN_S, _ASK_EACH_S = 0.005, 0.0005
-_ASIDE, _ASIDE_S = 64, 2 * TURN_S  # masks of live frames that wait for their turns: so many, and for so long
+_ASIDE, _ASIDE_S = 64, 2 * TURN_S  # masks of live frames that wait for turns: so many at least, and for so long
 _RETRY_S = 0.1  # before a mask of a recording is published again that the broker did not take
 _REASONS = {BundleMismatch: "bundle", MissingKey: "missing_key", TransportError: "uplink"}
 
@@ -104,6 +104,7 @@ class Worker:
         )
         self._decoder = FetchingDecoder(decoder, lane, queue=queue, requests=requests)
         self._decoded: asyncio.Queue[list[Made]] = asyncio.Queue(_BATCHES)
+        self._aside = max(_ASIDE, _BATCHES * batch)
         # Taken before a claim: jobs that would wait for the batches before them are better left in the queue.
         self._room = asyncio.Semaphore(_BATCHES)
 
@@ -140,8 +141,7 @@ class Worker:
         aside: dict[Made, float] = {}  # what waits for its turn, and since when; of each camera in order
         while True:
             batch = await self._next_batch(len(aside))
-            made = [*aside, *(each for each in batch if not each.ticket.packet.recorded)]
-            waiting = await self._publish_those_in_turn(made) if made else []
+            waiting = await self._publish_live(list(aside), [each for each in batch if not each.ticket.packet.recorded])
             aside = {each: aside.get(each, self._clock()) for each in waiting}
             await self._give_up(aside)
             await self._publish_recorded([each for each in batch if each.ticket.packet.recorded])
@@ -156,9 +156,20 @@ class Worker:
                 return await self._decoded.get()
         return []
 
+    async def _publish_live(self, aside: Sequence[Made], made: Sequence[Made]) -> list[Made]:
+        """Publish what is in turn of what was put aside, and after it of what was made now; returns those that wait."""
+        # Of a camera that waits the first is asked for alone, the rest once that is ours: of all at once, a turn that ends
+        # meanwhile would go to one behind those that were told to wait, and make them too old.
+        first = {each.ticket.job.camera: each for each in reversed(aside)}
+        waiting, ours = await self._publish_those_in_turn(list(first.values()))
+        rest = [each for each in (*aside, *made) if first.get(each.ticket.job.camera) is not each]
+        held = first.keys() - ours
+        more, _ = await self._publish_those_in_turn([each for each in rest if each.ticket.job.camera not in held])
+        return [*waiting, *(each for each in rest if each.ticket.job.camera in held), *more]
+
     async def _give_up(self, aside: dict[Made, float]) -> None:
         """Answer what waited for too long, and the oldest of what is too much: newer frames are worth more."""
-        now_s, excess = self._clock(), len(aside) - _ASIDE
+        now_s, excess = self._clock(), len(aside) - self._aside
         over = [each for at, each in enumerate(aside) if at < excess or now_s - aside[each] >= _ASIDE_S]
         for each in over:
             del aside[each]
@@ -202,15 +213,16 @@ class Worker:
         else:
             await self._answers.acknowledge([ticket.job])
 
-    async def _publish_those_in_turn(self, made: Sequence[Made]) -> list[Made]:
-        """Publish what is next of its camera, settle what is too old; returns those that wait."""
+    async def _publish_those_in_turn(self, made: Sequence[Made]) -> tuple[list[Made], set[str]]:
+        """Publish what is next, settle what is too old; returns those that wait, and the cameras whose turn is ours."""
         turns, opened = await self._turns(made)
-        settled, waiting, out = [], [], False
+        settled, waiting, ours, out = [], [], set[str](), False
         for each, asked in zip(made, turns, strict=True):
             job, turn, error = each.ticket.job, asked, None
             if turn is Turn.MINE:
                 turn, error = await self._publish_mine(each, opened)
-                out = out or (turn is Turn.MINE and error is None)
+                if turn is Turn.MINE:
+                    ours, out = ours | {job.camera}, out or error is None
             if turn is Turn.OVER:
                 self._answers.lose(job.camera, "stale")
             if turn is Turn.WAIT:
@@ -223,7 +235,7 @@ class Worker:
             await self._frames.settle(self._name, limit_s=TURN_S)  # the next turn may be another worker's
         # Before the rest is asked for again: others may wait for these turns to end, as we do for theirs.
         await self._answers.acknowledge(settled)
-        return waiting
+        return waiting, ours
 
     async def _turns(self, made: Sequence[Made]) -> tuple[list[Turn], _Opened]:
         """Whether each mask may be published: all where nothing is late, or in our own order if the queue is away."""

@@ -6,7 +6,7 @@ Precedence: command line, environment (`MASKCAST_<SECTION>__<FIELD>`), file (YAM
 import difflib
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -285,14 +285,23 @@ def _text_of(file: Path) -> str:
 class _Once(yaml.SafeLoader):
     """Reads YAML in which each key stands once: of two the first would be lost without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set[tuple[str, str]]()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-            seen.add((key.tag, key.value))
-        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
+    def get_single_node(self) -> yaml.Node | None:
+        found: yaml.Node | None = super().get_single_node()
+        _check_keys(found, set())
         return found
+
+
+def _check_keys(node: yaml.Node | None, checked: set[int]) -> None:
+    if id(node) in checked or not isinstance(node, yaml.CollectionNode):
+        return
+    checked.add(id(node))
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, value) for value in node.value]
+    seen = dict[tuple[str, str], yaml.Node]()
+    for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
+        if seen.setdefault((key.tag, key.value), key) is not key:
+            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+    for _, value in pairs:
+        _check_keys(value, checked)
 
 
 def _read_environment(kind: type[NodeSettings]) -> Values:

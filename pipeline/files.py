@@ -13,7 +13,7 @@ def write_whole(path: Path, content: bytes) -> None:
         try:
             fresh.write_bytes(content)
             fresh.replace(path)
-        except OSError:
+        except BaseException:
             fresh.unlink(missing_ok=True)
             raise
     except OSError as error:

@@ -6,7 +6,7 @@ Where a bundle makes no masks but says which classes are in the picture, JSON ta
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -74,8 +74,8 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
     """Write one indexed PNG, or JSON, per packet file of `source` into `folder`; errors name the packet's file.
 
     What cannot be decoded is passed over: BitstreamError, or MissingKey where the file of a key is gone, is raised at
-    the end, of the first. ConfigError where there are no packets, or where the folder has masks of another run of a
-    clip; BundleMismatch at once.
+    the end, of the first. So is a packet after it that leaves regions out, whose masks would be of older frames.
+    ConfigError where there are no packets, BundleMismatch at once.
     """
     packets = sorted(source.glob(f"*{SUFFIX}"), key=lambda path: path.stem)
     if not packets:
@@ -84,8 +84,10 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     camera = uuid4().hex  # a new one: keys of another folder, or of this one before, are not its own
     faults: list[PipelineError] = []
+    whole = True
     for path in packets:
-        decoded = _decoded(decoder, path, camera)
+        decoded = _decoded(decoder, path, camera, whole=whole)
+        whole = isinstance(decoded, Decoded)
         if isinstance(decoded, PipelineError):
             if not isinstance(decoded, (BitstreamError, MissingKey)):
                 raise decoded
@@ -97,30 +99,29 @@ def decode_files(decoder: Decoder, bundle: Bundle, source: Path, folder: Path) -
             yield _write(folder / f"{path.stem}.json", pack_labels(decoded.scores, names))
     if faults:
         raise type(faults[0])(f"{faults[0]} ({len(faults)} of {len(packets)} packets could not be decoded)")
-    _check_left(folder, {path.stem for path in packets})
 
 
-def _decoded(decoder: Decoder, path: Path, camera: str) -> Decoded | PipelineError:
-    """What the packet of a file shows, or what is wrong with it, in a sentence that names the file."""
+def _decoded(decoder: Decoder, path: Path, camera: str, *, whole: bool) -> Decoded | PipelineError:
+    """What the packet of a file shows, or what is wrong with it, in a sentence that names the file.
+
+    `whole`: that before it could be shown, so that regions may be left as they are there.
+    """
     try:
-        (decoded,) = decoder.decode([unpack(path.read_bytes())], [camera])
+        packet = unpack(path.read_bytes())
+        (decoded,) = decoder.decode([packet], [camera])
     except BitstreamError as error:
         return BitstreamError(f"packet {path}: {error}; encode it again, or take the file away")
     if isinstance(decoded, Decoded) and decoded.missing:  # part of the mask would be that of an older frame
         decoded = MissingKey(f"the keys of regions {', '.join(map(str, decoded.missing))} are not here")
+    if (
+        isinstance(decoded, Decoded)
+        and not whole
+        and len({region.index for region in packet.regions}) < packet.rows * packet.columns
+    ):
+        decoded = MissingKey("it leaves regions as they are in the packet before it, which cannot be shown")
     if isinstance(decoded, MissingKey):
         return MissingKey(f"packet {path}: {decoded}; put back the packet file that is missing before it")
     return type(decoded)(f"packet {path}: {decoded}") if isinstance(decoded, PipelineError) else decoded
-
-
-def _check_left(folder: Path, stems: Set[str]) -> None:
-    """ConfigError where a folder holds masks of frames that the clips of these have not."""
-    clips = {_clip_of(Path(stem + SUFFIX)) for stem in stems} - {None}
-    left = [one for one in sorted(folder.glob(f"*{_MASK}")) if one.stem not in stems and _clip_of(one) in clips]
-    if left:
-        raise ConfigError(
-            f"output {folder} holds masks of another run, {left[0].name} the first of {len(left)}; remove them"
-        )
 
 
 def _packets(encoder: StreamEncoder, frames: Iterable[Frame]) -> Iterator[Packet]:

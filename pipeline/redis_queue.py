@@ -311,8 +311,8 @@ class RedisWorkQueue:
     async def _forget_idle(self) -> None:
         """Now and then, and when this worker comes, delete what Redis keeps of those that are gone."""
         if self._worker and self._clock() - self._forgot >= IDLE_S:
-            self._forgot = self._clock()
             await self._streams.forget_idle()
+            self._forgot = self._clock()
 
     async def _beat(self) -> None:
         """Say that we live and which jobs are ours; learn who else lives, and so which shards are ours."""

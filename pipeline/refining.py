@@ -18,6 +18,7 @@ from pipeline import evaluation, rdoq_fitting
 from pipeline.bundle import Bundle, copy_content, seal
 from pipeline.codec import Encoder, open_encoder
 from pipeline.datasets import Labelled
+from pipeline.errors import ConfigError
 from pipeline.int8 import add_int8
 from pipeline.latent_coding import dequantise
 from pipeline.rdoq_fitting import Fitted
@@ -54,15 +55,17 @@ def refine(
     (smoothing.smooth), None for as it is. `tell` is told in lines what goes on. What the manifest says of rates and
     accuracies is that of before. ConfigError where there are no images, or the bundle makes no masks.
     """
+    if not images:
+        raise ConfigError("no images to refine by; name frames that it was trained on")
     some = _spread(images, _ROUNDED)
+    fewer = _spread(images, min(_CALIBRATED, max(1, _CALIBRATED * _LARGE // images[0][..., 0].size)))
     if smoothing is not None:
         encoder = open_encoder(bundle, engine="onnxruntime")
-        bundle = smooth(bundle, smoothing, _latents(bundle, encoder, some), folder)
+        bundle = smooth(bundle, smoothing, _latents(bundle, encoder, fewer), folder)
     fitted = tuple(rdoq_fitting.fit(bundle, some, progress=lambda n: tell(f"quality levels fitted: {n}")))
     thrifty = rdoq_fitting.write(bundle, fitted, folder)
-    fewer = min(_CALIBRATED, max(1, _CALIBRATED * _LARGE // images[0][..., 0].size))
     encoder = open_encoder(thrifty, engine="onnxruntime")
-    made, moved = add_int8(thrifty, list(_latents(thrifty, encoder, _spread(images, fewer))), folder)
+    made, moved = add_int8(thrifty, list(_latents(thrifty, encoder, fewer)), folder)
     return Refined(made, fitted, moved)
 
 

@@ -36,13 +36,13 @@ def smooth(bundle: Bundle, sigma: float, latents: Iterable[Latent], folder: Path
 
     `sigma` is the Gaussian's standard deviation in logits, 4 pixels each; 0 takes smoothing out again, and what was
     smoothed is not smoothed twice. `latents` are what workers read of frames that show what cameras will. Packets of
-    the old bundle are not the new one's: the hash covers all graphs. ConfigError where sigma is out of range.
+    the old bundle are not the new one's: the hash covers all graphs. ConfigError where sigma is out of range, or the
+    bundle makes no masks.
     """
     if not 0 <= sigma <= MAX_SMOOTHING:
         raise ConfigError(f"smoothing {sigma}: must be 0 to {MAX_SMOOTHING:g} logits, of 4 pixels each")
-    sharp = {
-        name: _without(onnx.load(bundle.graph(name))) for name in ("decode", DECODE_INT8) if bundle.has_graph(name)
-    }
+    names = ["decode", *([DECODE_INT8] if bundle.has_graph(DECODE_INT8) else [])]
+    sharp = {name: _without(onnx.load(bundle.graph(name))) for name in names}
     copy_content(bundle, folder)
     files = {name: folder / bundle.manifest.graphs[name] for name in sharp}
     biases = np.zeros((bundle.tables.levels, len(bundle.manifest.classes)), np.float32)
@@ -91,6 +91,7 @@ def _without(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [node for node in plain.graph.node if not node.name.startswith("smoothing_")]
     held = [tensor for tensor in plain.graph.initializer if not tensor.name.startswith("smoothing.")]
     for node in kept:
+        node.input[:] = [_LOGITS if name == SHARP else name for name in node.input]
         node.output[:] = [_LOGITS if name == SHARP else name for name in node.output]
     for part, left in ((plain.graph.node, kept), (plain.graph.initializer, held)):
         del part[:]

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 
 _EXPECTED = "expected a video file, a directory of images, rtsp:// or a device"
-_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"  # markers
+_JPEG = b"\xff\xd8\xff"
+_ALONE = frozenset({0x01, 0xFF, *range(0xD0, 0xD8)})  # markers without a length, and what may stand before one
+_SCAN, _END = 0xDA, 0xD9
 _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _DAMAGED_PACKETS = 100  # in a row; so many are no scratch, it is the wrong file
 _UNTIL_FIRST = 1000  # the same before the first picture: a stream may be met long before its next key frame
@@ -220,12 +222,33 @@ def _image(file: Path) -> NDArray[np.uint8]:
         content = file.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {file}: {_reason(error)}; repair it or take it out of the directory") from error
-    if content.startswith(_JPEG) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
+    if content.startswith(_JPEG) and _ends_early(content):
         raise SourceError(f"cannot read {file}: it ends too early; repair it or take it out of the directory")
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
         raise SourceError(f"cannot read {file}: it is not an image; repair it or take it out of the directory")
     return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
+
+
+def _ends_early(jpeg: bytes) -> bool:
+    """Whether the picture's end is missing; what follows it, such as a phone's video, is not looked at (T.81, B.1)."""
+    at = 2
+    while at + 1 < len(jpeg):
+        marker = jpeg[at + 1]
+        if jpeg[at] != 0xFF or marker == _END:
+            return False  # what is no marker at all the decoder may complain of
+        at += 1 if marker == 0xFF else 2
+        if marker in _ALONE:
+            continue
+        at += int.from_bytes(jpeg[at : at + 2])
+        while marker == _SCAN and 0 <= at < len(jpeg) - 1:  # to the next marker that is none of the scan's own
+            at = jpeg.find(b"\xff", at)
+            if at < 0 or (at + 1 < len(jpeg) and jpeg[at + 1] not in (0, *_ALONE)):
+                break
+            at += 2
+        if at < 0:
+            return True
+    return True
 
 
 def _cannot_open(url: str, reason: str) -> SourceError:

@@ -14,6 +14,7 @@ from pipeline.config import (
     GatewaySettings,
     NodeSettings,
     WorkerSettings,
+    _Once,
     keys,
     kind_of,
     load_settings,
@@ -355,5 +356,10 @@ def test_a_file_of_another_encoding_is_told_so_and_what_is_merged_may_be_said_ag
     file = tmp_path / "settings.yaml"
     file.write_bytes(b"log: {level: info}  # \xff")
     assert "is not UTF-8 from byte 22 on; save it as UTF-8" in sentence(CameraSettings, file, {})
-    file.write_text("encoder: {<<: {quality: 1}, quality: 2}\n")
-    assert load_settings(CameraSettings, file, {}).encoder.quality == 2
+    file.write_text("encoder: &one {quality: 1}\nscene: &two {<<: {longest_s: 1}, longest_s: 2}\n")
+    assert load_settings(CameraSettings, file, {}).scene.longest_s == 2
+    base = "encoder: &one {quality: 1}\nsource: &two {<<: {mirror: true}, mirror: false}\n"
+    assert yaml.load(base + "a: &a {<<: *two, loop: true}\nb: {<<: *a, loop: false}\n", Loader=_Once)["b"] == {
+        "mirror": False,
+        "loop": False,
+    }

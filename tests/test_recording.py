@@ -330,16 +330,3 @@ def test_what_cannot_be_decoded_is_passed_over_and_told_at_the_end(
         shown.extend(one.path.stem[-1] for one in decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "m"))
         pytest.fail("nothing was said")
     assert sorted(path.stem[-1] for path in (tmp_path / "m").iterdir()) == ["0", "2", "6", "7", "8"]
-
-
-def test_masks_of_a_longer_clip_of_this_name_are_not_left_behind_unsaid(
-    bundle: Bundle, keys: VideoEncoder, decoder: Decoder, tmp_path: Path
-) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", frames=3)
-    packets = [one.path for one in encode_files(keys, bundle, clip, tmp_path / "packets")]
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "other.png").write_bytes(b"of something else")
-    assert len(list(decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks"))) == 3
-    packets[2].unlink()
-    with pytest.raises(ConfigError, match=r"masks of another run, clip-000002\.png the first of 1; remove them"):
-        list(decode_files(decoder, bundle, tmp_path / "packets", tmp_path / "masks"))

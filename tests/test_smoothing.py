@@ -10,7 +10,7 @@ import tiny
 from numpy.typing import NDArray
 
 from pipeline import int8
-from pipeline.bundle import Bundle, load_bundle
+from pipeline.bundle import Bundle, copy_content, load_bundle, seal
 from pipeline.codec import open_encoder
 from pipeline.errors import ConfigError
 from pipeline.int8 import DECODE_INT8, add_int8
@@ -123,3 +123,16 @@ def test_out_of_range_is_refused_before_anything_is_written(tiny_bundle: Bundle,
     with pytest.raises(ConfigError, match="must be 0 to 3 logits"):
         smooth(tiny_bundle, sigma, [], tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+def test_a_bundle_stays_as_it_is_where_there_is_nothing_to_refine_by(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    copy_content(tiny_bundle, tmp_path)
+    own = seal(tiny_bundle.manifest, tmp_path)
+    with pytest.raises(ConfigError, match="no images"):
+        refine(own, [], tmp_path, smoothing=1.0)
+    assert load_bundle(tmp_path).id == own.id
+    graphs = {name: file for name, file in own.manifest.graphs.items() if name != "decode"}
+    (tmp_path / "decode.onnx").rename(tmp_path / "labels.onnx")
+    labels = seal(own.manifest.model_copy(update={"graphs": {**graphs, "labels": "labels.onnx"}}), tmp_path)
+    with pytest.raises(ConfigError, match="decode"):
+        smooth(labels, 1.0, latents(tiny_bundle, 0), tmp_path)

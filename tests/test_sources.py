@@ -209,11 +209,14 @@ def test_an_image_that_ends_too_early_is_named_and_one_with_a_thumbnail_or_more_
     small = cv2.imencode(".jpg", image[:8, :8])[1].tobytes()
     thumbnail = b"\xff\xe1" + (2 + len(small)).to_bytes(2, "big") + small  # as cameras put one before the picture
     file = tmp_path / "a.jpg"
-    for content in (whole, whole[:2] + thumbnail + whole[2:], whole + b"what phones write behind it"):
+    behind = b"\0\0\0\x18ftypmp42" + np.random.default_rng(1).bytes(100_000)  # the video of a motion photo
+    lines = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[1].tobytes()
+    progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    for content in (whole, whole[:2] + thumbnail + whole[2:], whole + behind, lines, progressive):
         file.write_bytes(content)
         with open_source(str(tmp_path), fps=1, timeout_s=1, decode_threads=1) as opened:
             assert next(iter(opened.pictures)).image.shape == (64, 64, 3)
-    for cut in (whole[: len(whole) // 2], (whole[:2] + thumbnail + whole[2:])[:-9]):
+    for cut in (whole[: len(whole) // 2], (whole[:2] + thumbnail + whole[2:])[:-9], progressive[:-400], lines[:-2]):
         file.write_bytes(cut)
         with (
             pytest.raises(SourceError, match=r"a\.jpg: it ends too early; repair it"),

@@ -419,6 +419,31 @@ async def test_a_camera_whose_masks_wait_for_their_turns_holds_up_no_other_and_k
     assert not bench.worker.losses.total
 
 
+class Slow(MemoryWorkQueue):
+    """A queue whose answers take time: another worker's turn ends between the first of them and the second."""
+
+    ended = False
+
+    async def take_turns(self, places: Sequence[Place]) -> list[Turn]:
+        turns = []
+        for place in places:
+            turns.append(Turn.WAIT if not self.ended else (await super().take_turns([place]))[0])
+            self.ended = self.ended or len(places) > 1
+        return turns
+
+
+async def test_a_turn_that_ends_while_it_is_asked_for_makes_no_mask_that_waited_too_old(bench: Bench) -> None:
+    async with Slow(bench.state, "w") as queue, bench.running(queue) as masks:
+        for sequence in range(6):
+            await bench.put("cam-1", live(1, sequence))
+            await until(lambda count=sequence + 1: sum(bench.decoder.batches) == count)
+        await asyncio.sleep(0.05)
+        queue.ended = True
+        assert [each[1].sequence for each in await take(masks, 6)] == list(range(6))
+        await bench.empty()
+    assert not bench.worker.losses.total
+
+
 async def test_masks_that_wait_for_their_turns_for_too_long_are_given_up(bench: Bench) -> None:
     passed = SimpleNamespace(s=0.0)
     bench.options |= {"clock": lambda: passed.s, "deadline_ms": 60_000}
