@@ -158,8 +158,8 @@ class Worker:
 
     async def _publish_live(self, aside: Sequence[Made], made: Sequence[Made]) -> list[Made]:
         """Publish what is in turn of what was put aside, and after it of what was made now; returns those that wait."""
-        # Of a camera that waits the first is asked for alone, the rest once that is ours: of all at once, a turn that ends
-        # meanwhile would go to one behind those that were told to wait, and make them too old.
+        # Of a camera that waits the first is asked for alone, the rest once that is ours: of all at once, a turn that
+        # ends meanwhile would go to one behind those that were told to wait, and make them too old.
         first = {each.ticket.job.camera: each for each in reversed(aside)}
         waiting, ours = await self._publish_those_in_turn(list(first.values()))
         rest = [each for each in (*aside, *made) if first.get(each.ticket.job.camera) is not each]
