@@ -519,10 +519,12 @@ def test_manifests_are_bounded() -> None:
     assert set(wall.legends) == {"2" * 64, "3" * 64}
 
 
-def test_camera_may_be_called_bundle() -> None:
-    wall = Wall()
-    wall.take(Message("bundle/mask", mask_png(camera="bundle")))
-    assert set(wall.cameras) == {"bundle"}
+@pytest.mark.parametrize("name", ["bundle", "worker"])
+def test_no_camera_has_the_name_of_other_topics(name: str) -> None:
+    wall, before = Wall(), dropped("mask")
+    assert not wall.take(Message(f"{name}/mask", mask_png(camera="cam-1")))
+    assert not wall.cameras
+    assert dropped("mask") == before + 1
 
 
 async def test_outbox_keeps_one_of_each_and_forgets_what_is_gone() -> None:
