@@ -39,7 +39,7 @@ from pipeline.transport import Channel, open_channel
 from pipeline.work_queue import Place, WorkQueue
 
 _BATCHES = 2  # one is decoded while one is published
-# Between two questions whether another worker's turn has ended; longer where many masks wait.
+# Between two questions whether another worker's turn has ended; longer where many cameras wait for theirs.
 _ASK_AGAIN_S, _ASK_EACH_S = 0.005, 0.0005
 _ASIDE, _ASIDE_S = 64, 2 * TURN_S  # masks of live frames that wait for turns: so many at least, and for so long
 _RETRY_S = 0.1  # before a mask of a recording is published again that the broker did not take
@@ -140,7 +140,7 @@ class Worker:
     async def _publish(self) -> None:
         aside: dict[Made, float] = {}  # what waits for its turn, and since when; of each camera in order
         while True:
-            batch = await self._next_batch(len(aside))
+            batch = await self._next_batch(len({each.ticket.job.camera for each in aside}))
             waiting = await self._publish_live(list(aside), [each for each in batch if not each.ticket.packet.recorded])
             aside = {each: aside.get(each, self._clock()) for each in waiting}
             await self._give_up(aside)
@@ -149,7 +149,7 @@ class Worker:
                 self._room.release()
 
     async def _next_batch(self, waiting: int) -> list[Made]:
-        """What was decoded next; nothing, after a little, where masks wait for their turns."""
+        """What was decoded next; nothing, after a little, where so many cameras wait for their turns."""
         again_s = max(_ASK_AGAIN_S, waiting * _ASK_EACH_S) if waiting else None
         with suppress(TimeoutError):
             async with asyncio.timeout(again_s):
@@ -222,7 +222,8 @@ class Worker:
             if turn is Turn.MINE:
                 turn, error = await self._publish_mine(each, opened)
                 if turn is Turn.MINE:
-                    ours, out = ours | {job.camera}, out or error is None
+                    ours.add(job.camera)
+                    out = out or error is None
             if turn is Turn.OVER:
                 self._answers.lose(job.camera, "stale")
             if turn is Turn.WAIT:

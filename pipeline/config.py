@@ -70,8 +70,8 @@ __all__ = [
 ]
 
 _PREFIX = "MASKCAST_"
-# Kubernetes puts each service's address into the environment: MASKCAST_REDIS_PORT for `maskcast-redis`.
 _LONGEST = 1 << 20  # bytes of a file with settings
+# Kubernetes puts each service's address into the environment: MASKCAST_REDIS_PORT for `maskcast-redis`.
 _SERVICE_ADDRESS = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
 
 

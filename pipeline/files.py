@@ -10,11 +10,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file, or leave what is there; ConfigError where it cannot be written."""
     fresh = path.with_name(f".maskcast-{os.getpid()}.new")
     try:
-        try:
-            fresh.write_bytes(content)
-            fresh.replace(path)
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
+        fresh.write_bytes(content)
+        fresh.replace(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); make room or name another folder") from error
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -22,8 +22,8 @@ from pipeline.errors import SourceError
 
 _EXPECTED = "expected a video file, a directory of images, rtsp:// or a device"
 _JPEG = b"\xff\xd8\xff"
-_ALONE = frozenset({0x01, 0xFF, *range(0xD0, 0xD8)})  # markers without a length, and what may stand before one
-_SCAN, _END = 0xDA, 0xD9
+# Markers with a length behind them, and the end: not those within a scan, its stuffed bytes, or what fills up.
+_MARKER, _END = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])"), b"\xd9"
 _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _DAMAGED_PACKETS = 100  # in a row; so many are no scratch, it is the wrong file
 _UNTIL_FIRST = 1000  # the same before the first picture: a stream may be met long before its next key frame
@@ -233,21 +233,10 @@ def _image(file: Path) -> NDArray[np.uint8]:
 def _ends_early(jpeg: bytes) -> bool:
     """Whether the picture's end is missing; what follows it, such as a phone's video, is not looked at (T.81, B.1)."""
     at = 2
-    while at + 1 < len(jpeg):
-        marker = jpeg[at + 1]
-        if jpeg[at] != 0xFF or marker == _END:
-            return False  # what is no marker at all the decoder may complain of
-        at += 1 if marker == 0xFF else 2
-        if marker in _ALONE:
-            continue
-        at += int.from_bytes(jpeg[at : at + 2])
-        while marker == _SCAN and 0 <= at < len(jpeg) - 1:  # to the next marker that is none of the scan's own
-            at = jpeg.find(b"\xff", at)
-            if at < 0 or (at + 1 < len(jpeg) and jpeg[at + 1] not in (0, *_ALONE)):
-                break
-            at += 2
-        if at < 0:
-            return True
+    while found := _MARKER.search(jpeg, at):
+        if found[1] == _END:
+            return False
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2])
     return True
 
 

@@ -212,7 +212,8 @@ def test_an_image_that_ends_too_early_is_named_and_one_with_a_thumbnail_or_more_
     behind = b"\0\0\0\x18ftypmp42" + np.random.default_rng(1).bytes(100_000)  # the video of a motion photo
     lines = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[1].tobytes()
     progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
-    for content in (whole, whole[:2] + thumbnail + whole[2:], whole + behind, lines, progressive):
+    filled = whole[:-2] + b"\xff\xff" + whole[-2:]  # any marker may have more of these before it
+    for content in (whole, whole[:2] + thumbnail + whole[2:], whole + behind, lines, progressive, filled):
         file.write_bytes(content)
         with open_source(str(tmp_path), fps=1, timeout_s=1, decode_threads=1) as opened:
             assert next(iter(opened.pictures)).image.shape == (64, 64, 3)
