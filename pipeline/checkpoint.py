@@ -78,7 +78,7 @@ def load_average(run: Path, network: nn.Module, rate: Sequence[float] | None = N
     state = _state(run)
     found = dict(state["average"])
     if rate is not None:
-        found |= _gains(found, state["experiment"]["loss"]["rate"], rate)
+        found |= gains_for(rate, found, state["experiment"]["loss"]["rate"])
     try:
         network.load_state_dict(found)
     except RuntimeError as error:
@@ -127,7 +127,7 @@ def put_camera(
     found = {name: value for name, value in state.items() if name in own and not name.startswith(_CLOUD)}
     if not any(name.startswith(_CAMERA) for name in found):
         raise ConfigError(f"{origin}: its camera has nothing that this experiment's has; name another")
-    found |= _gains(found, theirs, ours)
+    found |= gains_for(ours, found, theirs)
     strange = next((name for name, value in found.items() if value.shape != own[name].shape), None)
     if strange:
         raise ConfigError(f"{origin}: its {strange} is of another size than this experiment's; name another")
@@ -135,8 +135,11 @@ def put_camera(
     return frozenset(name for name in own if not name.startswith(_CLOUD)) - found.keys()
 
 
-def _gains(found: Mapping[str, Tensor], theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Tensor]:
-    """The gains of as many levels as we have: each from the level whose bits weighed about as much as ours."""
+def gains_for(ours: Sequence[float], found: Mapping[str, Tensor], theirs: Sequence[float]) -> dict[str, Tensor]:
+    """The gains in a network's state for as many levels as we have: each of the one whose bits weighed about as much.
+
+    `ours` and `theirs`, what bits weigh by level, here and where the state comes from.
+    """
     gains = {name: value for name, value in found.items() if name.startswith(_GAINS)}
     if len(theirs) == len(ours):
         return gains

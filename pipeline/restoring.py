@@ -98,20 +98,17 @@ def fit_fresh(restored: Restored, images: Sequence[NDArray[np.uint8]], *, steps:
     prior.eval()
 
 
-def trainable(bundle: Bundle, settings: ModelSettings, rate: Sequence[float], images: Tensor) -> SplitSegmenter:
+def trainable(bundle: Bundle, settings: ModelSettings, images: Tensor) -> SplitSegmenter:
     """The network of a bundle, its batch norms back in it, as one that is trained from the beginning has them.
 
     They get the statistics of images (N, 3, h, w) in 0..255, sizes divisible by 16; in eval mode the network is that of
-    the bundle, without the offsets of its classes. What the bundle did not hold is fitted to the same images. Raises
-    ConfigError where the bundle is not of these settings and of so many levels as there are weights in `rate`, or its
-    branches were merged.
+    the bundle, without the offsets of its classes, with its levels. What the bundle did not hold is fitted to the same
+    images. ConfigError where the bundle is not of these settings, or its branches were merged.
     """
     theirs = model_settings(bundle)
     other = [name for name, value in theirs if getattr(settings, name) != value]
     if other:
         raise ConfigError(f"bundle {bundle.path}: it has another model.{other[0]} than the experiment; name another")
-    if len(network_of(bundle).rate) != len(rate):
-        raise ConfigError(f"bundle {bundle.path}: it has other levels than the experiment's loss.rate; name another")
     if settings.over_parameters > 0:
         raise ConfigError(
             f"bundle {bundle.path}: its branches were merged; start with a run, or model.over_parameters 0"

@@ -143,9 +143,10 @@ def _begin(network: SplitSegmenter, experiment: Experiment, folders: Folders, im
 
 
 def _begin_with(bundle: Bundle, network: SplitSegmenter, experiment: Experiment, images: Tensor) -> None:
-    found = trainable(bundle, experiment.model, experiment.loss.rate, _at_size(images.cpu(), experiment.data.size))
+    found = trainable(bundle, experiment.model, _at_size(images.cpu(), experiment.data.size)).state_dict()
+    found |= checkpoint.gains_for(experiment.loss.rate, found, network_of(bundle).rate)
     try:
-        network.load_state_dict(found.state_dict())
+        network.load_state_dict(found)
     except RuntimeError as error:
         raise ConfigError(f"bundle {bundle.path}: it has other classes than the data set; name another") from error
 

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pipeline.experiment import Experiment
 from pipeline.material import Folders
 from pipeline.measuring import Measured
 from pipeline.models.split_segmenter import SplitSegmenter
-from pipeline.restoring import trainable
+from pipeline.restoring import restore, trainable
 from pipeline.stepping import TrainingDiverged
 from pipeline.training import Progress, build, describe, load_trained, train
 
@@ -228,18 +228,35 @@ def test_frames_without_labels_that_are_not_named_are_asked_for(everything: tupl
         epochs(experiment, replace(folders, unlabelled=()))
 
 
+def begun_with(bundle: Bundle, data: Path, run: Path, rate: Sequence[float]) -> dict[str, Tensor]:
+    """The weights after one epoch that changes none of them."""
+    experiment = tiny.experiment(schedule={**FROZEN, "epochs": 1}, loss={"rate": rate})
+    folders = replace(tiny.folders(data, run), start=bundle.path, backbone=None)
+    assert len(epochs(experiment, folders)) == 1
+    return weights_of(folders.run, experiment)
+
+
 def test_a_run_may_begin_with_a_bundle(tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path) -> None:
     bundle = load_bundle(described(tiny_bundle, tmp_path / "bundle"))
-    experiment = tiny.experiment(schedule={**FROZEN, "epochs": 1})
-    folders = replace(tiny.folders(tiny_camvid, tmp_path / "run"), start=bundle.path, backbone=None)
-    assert len(epochs(experiment, folders)) == 1
-    shown = tiny.images(tiny.scenes(2))
-    begun = trainable(bundle, experiment.model, experiment.loss.rate, shown)
-    found = weights_of(folders.run, experiment)
+    begun = trainable(bundle, tiny.experiment().model, tiny.images(tiny.scenes(2)))
+    found = begun_with(bundle, tiny_camvid, tmp_path / "run", tiny.RATE)
     kernels = {name for name, value in begun.named_parameters() if value.ndim == 4}
     assert len(kernels) > 20
     for name in kernels:
         torch.testing.assert_close(found[name], begun.state_dict()[name])
+
+
+def test_a_bundle_of_many_rates_begins_a_run_for_one_of_them(
+    tiny_camvid: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = load_bundle(described(tiny_bundle, tmp_path / "bundle"))
+    theirs = restore(bundle).network.state_dict()
+    for level, weight in enumerate(tiny.RATE):
+        ours = begun_with(bundle, tiny_camvid, tmp_path / f"run-{level}", (1.1 * weight,))
+        gains = {name for name in ours if name.startswith("prior.gains.")}
+        assert gains
+        for name in gains:
+            torch.testing.assert_close(ours[name], theirs[name][level : level + 1])
 
 
 @pytest.mark.parametrize("levels", [(5.0,), (9.0, 6.0, 3.0, 1.0, 0.5)], ids=len)
