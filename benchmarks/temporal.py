@@ -48,6 +48,7 @@ from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, check_quality, open_decoder, open_encoder
+from pipeline.config import DecoderSection
 from pipeline.datasets import camvid, classes_at
 from pipeline.deciding import GRAPH, Decider, open_decider
 from pipeline.errors import ConfigError, PipelineError
@@ -62,6 +63,7 @@ from pipeline.video_encoder import VideoEncoder
 INTERVALS = (2, 3, 4, 6, 10)
 THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
 PRICES = (1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 30.0, 40.0)
+HYSTERESIS = DecoderSection().hysteresis
 _HEAD_BYTES = 4  # of a region that is a KEY: kind, age and a size of two bytes
 Image = NDArray[np.uint8]
 
@@ -119,14 +121,22 @@ def settings_of(
     return settings + (priced if bundle.has_graph(GRAPH) else [])
 
 
-def measure(video: Video, bundle: Bundle, settings: Sequence[Setting], *, engine: str, threads: int) -> list[Result]:
+def measure(
+    video: Video,
+    bundle: Bundle,
+    settings: Sequence[Setting],
+    *,
+    engine: str,
+    threads: int,
+    hysteresis: float = HYSTERESIS,
+) -> list[Result]:
     """Every policy on one video; all are held against the first one."""
     encoders = {
         level: open_encoder(bundle, engine=engine, threads=threads, quality=level, outlines=True)
         for level in {one.level for one in settings}
     }
     keys = KeyBuffers[HeldKey](cameras=len(settings), idle_s=math.inf)  # they take turns, and that takes its time
-    decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False, keys=keys)
+    decoder = open_decoder(bundle, engine=engine, threads=threads, labels=False, keys=keys, hysteresis=hysteresis)
     classes, decider = len(bundle.palette), open_decider(bundle, engine=engine)
     ways = [
         Way(one, coder(one, copy(encoders[one.level]), bundle, decider), np.zeros((classes, classes), np.int64))
@@ -291,6 +301,7 @@ def main(
     noise_reduction: Annotated[
         bool, typer.Option("--noise-reduction", help="of all pictures, as source.noise_reduction")
     ] = False,
+    hysteresis: Annotated[float, typer.Option(min=0, max=4, help="of all masks, as workers do it")] = HYSTERESIS,
     engine: Annotated[str, typer.Option()] = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -311,7 +322,7 @@ def main(
             prices=price or PRICES,
             lookaheads=lookahead or (),
         )
-        results = measure(video, loaded, settings, engine=engine, threads=threads)
+        results = measure(video, loaded, settings, engine=engine, threads=threads, hysteresis=hysteresis)
     except PipelineError as error:
         raise SystemExit(str(error)) from error
     console = Console(width=170)
@@ -324,7 +335,7 @@ def main(
     if json_file is not None:
         described = {"video": video.name, "frames": len(video.images), "bundle": loaded.manifest.hash, "level": quality}
         described |= {"engine": engine, "threads": threads, "frame_bytes": frame_bytes}
-        described |= {"noise_reduction_ms": video.noise_reduction_ms}
+        described |= {"noise_reduction_ms": video.noise_reduction_ms, "hysteresis": hysteresis}
         json_file.write_text(json.dumps({**described, "results": [asdict(one) for one in results]}, indent=2) + "\n")
 
 

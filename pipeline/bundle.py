@@ -72,7 +72,7 @@ class Manifest(_Part):
     precision: str
     licence: str
     presence_share: float | None = Field(None, ge=0, le=1)  # pixels a class needs to be "in the picture", with labels
-    smoothing: float | None = Field(None, gt=0, le=3)  # of the logits, as the decode graph does it: sigma in logits
+    smoothing: float | None = Field(None, gt=0, le=2)  # of the logits, as the decode graph does it: sigma in logits
     network: Network | None = None
 
     @property

@@ -225,6 +225,7 @@ def decode(
     output: Annotated[Path, typer.Option(help="folder for the masks")],
     bundle: BundleFolder = None,
     engine: Engine = "auto",
+    hysteresis: Annotated[float, typer.Option(min=0, max=4, help="as a worker's decoder.hysteresis, for video")] = 0.0,
 ) -> None:
     """Decode each packet file to an indexed PNG of the same stem."""
     from pipeline.codec import open_decoder
@@ -232,7 +233,8 @@ def decode(
     from pipeline.recording import decode_files
 
     loaded = _bundle(bundle)
-    decoder = open_decoder(loaded, engine=engine, keys=KeyBuffers(idle_s=math.inf))  # it may be paused for any time
+    # No key grows old: decoding may be paused for any time.
+    decoder = open_decoder(loaded, engine=engine, keys=KeyBuffers(idle_s=math.inf), hysteresis=hysteresis)
     written = list(_progress(decode_files(decoder, loaded, source, output), "decoding"))
     print(f"{len(written)} masks in {output}")
 

@@ -22,6 +22,7 @@ from pipeline import entropy, motion
 from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.errors import BitstreamError, ConfigError, MissingKey, PipelineError
+from pipeline.hysteresis import warm_up_hysteresis
 from pipeline.keys import KeyBuffer, KeyBuffers, Stream, key_sequence, stream_of
 from pipeline.latent_coding import Latents, encode_latents, hyper_size, quantise
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Packet, Region
@@ -101,7 +102,7 @@ class Decoder:
     """Turns packets of any number of cameras into masks, class scores or both; keep it on one thread.
 
     `session` runs the graph of the masks, `labels` that of the scores, both on the same latents. `keys` holds what
-    WARP regions refer to; `overlap_px` is that of the cameras' grids.
+    WARP regions refer to; `overlap_px` is that of the cameras' grids; `hysteresis` is in logits, 0 for none.
     """
 
     def __init__(
@@ -112,11 +113,12 @@ class Decoder:
         labels: Session | None = None,
         keys: KeyBuffers[HeldKey] | None = None,
         overlap_px: int = OVERLAP_PX,
+        hysteresis: float = 0.0,
     ) -> None:
         self._bundle, self._overlap_px = bundle, overlap_px
         self._session, self._labels = session, labels
         self._keys = KeyBuffers[HeldKey]() if keys is None else keys
-        self._last = LastMasks()
+        self._last = LastMasks(len(bundle.manifest.classes), hysteresis=hysteresis)
 
     def decode(self, packets: Sequence[Packet], cameras: Sequence[str] | None = None) -> list[Decoded | PipelineError]:
         """One result per packet, in their order; what is wrong with one packet does not touch the others.
@@ -243,10 +245,12 @@ def open_decoder(
     batch: int = 1,
     labels: bool = True,
     keys: KeyBuffers[HeldKey] | None = None,
+    hysteresis: float = 0.0,
 ) -> Decoder:
     """The worker's half, ready and warm for batches of up to so many packets, `labels`: for class scores too.
 
-    Raises ConfigError when nothing is left that the bundle could be decoded to.
+    With `hysteresis`, in logits, masks depend on those before them, so that they flicker less. Raises ConfigError when
+    nothing is left that the bundle could be decoded to.
     """
     wanted = [name for name in ("decode", *(["labels"] if labels else [])) if bundle.has_graph(name)]
     if not wanted:
@@ -254,10 +258,11 @@ def open_decoder(
     _keep_blas_on_one_thread()
     files = {name: decode_graph(bundle, engine) if name == "decode" else bundle.graph(name) for name in wanted}
     opened = {name: open_session(file, engine=engine, threads=threads) for name, file in files.items()}
-    decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"), keys=keys)
+    decoder = Decoder(bundle, opened.get("decode"), labels=opened.get("labels"), keys=keys, hysteresis=hysteresis)
     entropy.warm_up()
     motion.warm_up_warping()
     warm_up_merging()
+    warm_up_hysteresis()
     rows, columns = bundle.latent_size
     if bundle.tables.prior is not None:
         nothing = np.zeros((bundle.tables.prior.hyper_latents, *hyper_size((rows, columns))), np.int16)

@@ -143,7 +143,7 @@ class Experiment(_Section):
     teacher: TeacherSettings
     loss: LossSettings
     schedule: ScheduleSettings
-    smoothing: float = Field(0, ge=0, le=3, description="sigma that export smooths logits with, in logits of 4 pixels")
+    smoothing: float = Field(0, ge=0, le=2, description="sigma that export smooths logits with, in logits of 4 pixels")
 
     @model_validator(mode="after")
     def _image_codec(self) -> "Experiment":

@@ -16,12 +16,14 @@ from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey
 from pipeline.flow_coding import FlowGrid, added, decode_flow, grid_of, node_flow, opposite
+from pipeline.hysteresis import BorderShares, held_back
 from pipeline.keys import CAMERAS, KeyBuffer, Stream, stream_of, too_many
 from pipeline.latent_coding import Cells, decode_latents, dequantise, unknown_level
 from pipeline.messages import Decoded, Kind, Mask, Packet, Region, Scores
 from pipeline.regions import CELL_PX, LOGIT_PX, OVERLAP_PX, Grid, Place, Rectangle, merge, onto_last
 
 _HALF = 1 << 31  # sequences wrap at twice as many
+_JUST_BEFORE_MS = 2000  # a mask of longer ago says nothing of this one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,33 +186,57 @@ def _known(reading: Reading, index: int, part: Part | None, buffer: KeyBuffer[He
     return canvas.move(held.latents, part.flow, part.place)
 
 
-class LastMasks:
-    """The newest mask of each camera, for regions that show nothing new; those of so many cameras at most."""
+@dataclass(slots=True, eq=False)
+class _Last:
+    """The newest mask of a stream, and what all of its masks tell of the classes."""
 
-    def __init__(self, *, cameras: int = CAMERAS) -> None:
-        self._cameras = cameras
-        self._masks: OrderedDict[str, tuple[Stream, Mask]] = OrderedDict()  # least lately used first
+    stream: Stream
+    mask: Mask
+    shares: BorderShares
+
+
+class LastMasks:
+    """The newest mask of each camera, for regions that show nothing new and for hysteresis, of `classes`.
+
+    `hysteresis`: logits by which another class must lead the one before, 0 for none. So many cameras are kept at most.
+    """
+
+    def __init__(self, classes: int, *, hysteresis: float = 0.0, cameras: int = CAMERAS) -> None:
+        self._classes, self._hysteresis, self._cameras = classes, hysteresis, cameras
+        self._last: OrderedDict[str, _Last] = OrderedDict()  # least lately used first
 
     def of(self, reading: Reading) -> NDArray[np.uint8] | None:
         """Classes (H, W) of the newest mask of the reading's stream."""
-        mask = self._of_stream(reading)
-        return None if mask is None else mask.classes
+        last = self._of_stream(reading)
+        return None if last is None else last.mask.classes
 
     def keep(self, reading: Reading, mask: Mask) -> None:
         """Take a mask for the newest, unless it is older than the one that is here."""
         last = self._of_stream(reading)
-        if last is not None and (mask.id.sequence - last.id.sequence) % (2 * _HALF) >= _HALF:
+        if last is not None and (mask.id.sequence - last.mask.id.sequence) % (2 * _HALF) >= _HALF:
             return
-        new = reading.camera not in self._masks
-        self._masks[reading.camera] = stream_of(reading.packet), mask
-        self._masks.move_to_end(reading.camera)
-        other = too_many(self._masks, reading.camera, limit=self._cameras) if new else None
+        new = reading.camera not in self._last
+        shares = BorderShares(self._classes) if last is None else last.shares
+        if self._hysteresis:
+            shares.add(mask.classes)
+        self._last[reading.camera] = _Last(stream_of(reading.packet), mask, shares)
+        self._last.move_to_end(reading.camera)
+        other = too_many(self._last, reading.camera, limit=self._cameras) if new else None
         if other is not None:
-            del self._masks[other]
+            del self._last[other]
 
-    def _of_stream(self, reading: Reading) -> Mask | None:
-        stream, mask = self._masks.get(reading.camera, (None, None))
-        return mask if stream == stream_of(reading.packet) else None
+    def held_back(self, reading: Reading, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (K, h, w) of the whole frame less what classes have to lead by, where a mask was just before."""
+        last = self._of_stream(reading)
+        if not self._hysteresis or last is None:
+            return logits
+        if abs(reading.packet.captured_ms - last.mask.captured_ms) > _JUST_BEFORE_MS:
+            return logits
+        return held_back(logits, last.mask.classes, last.shares, self._hysteresis)
+
+    def _of_stream(self, reading: Reading) -> _Last | None:
+        last = self._last.get(reading.camera)
+        return last if last is not None and last.stream == stream_of(reading.packet) else None
 
 
 def show(reading: Reading, fresh: Outputs | None, last: LastMasks) -> Decoded:
@@ -292,7 +318,7 @@ def _classes(reading: Reading, logits: Mapping[int, NDArray[np.float32]], last: 
         )
     if not logits and before is not None:
         return before
-    classes = class_map(merge(logits, grid), grid.height, grid.width)
+    classes = class_map(last.held_back(reading, merge(logits, grid)), grid.height, grid.width)
     if before is None or len(logits) == grid.count:
         return classes
     return onto_last(classes, before, present=logits, grid=grid)

@@ -203,7 +203,14 @@ class SceneSection(Section):
 
 
 class DecoderSection(_EngineSection):
-    """How the decoder's network is run."""
+    """How the decoder's network is run, and masks are made of what it says."""
+
+    hysteresis: float = Field(
+        0.5,
+        ge=0,
+        le=4,
+        description="logits a class must lead by to take a pixel, so that masks flicker less; 0: none",
+    )
 
 
 class PreviewSection(Section):

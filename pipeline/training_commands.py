@@ -100,7 +100,7 @@ def refine(
     ] = None,
     measure_on: Annotated[str, typer.Option(help="split that the manifest's rates and mIoU are measured on")] = "val",
     smoothing: Annotated[
-        float | None, typer.Option(min=0, max=3, help="of the masks' logits, 4 pixels each; without it, as it is")
+        float | None, typer.Option(min=0, max=2, help="of the masks' logits, 4 pixels each; without it, as it is")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the new bundle; without it, the bundle's own")] = None,
 ) -> None:

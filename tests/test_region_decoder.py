@@ -317,7 +317,7 @@ def test_masks_of_other_cameras_epochs_and_grids_are_not_filled_in(worker: Decod
 
 
 def test_the_last_masks_are_those_of_so_many_cameras() -> None:
-    last, packet = LastMasks(cameras=2), of(keys(1, 0))
+    last, packet = LastMasks(CLASSES, cameras=2), of(keys(1, 0))
     kept = {}
     for camera in ("north", "south", "east"):
         kept[camera] = read(camera, packet, BUNDLE, SimpleNamespace())  # type: ignore[arg-type]
@@ -326,13 +326,35 @@ def test_the_last_masks_are_those_of_so_many_cameras() -> None:
 
 
 def test_a_recording_of_many_names_takes_no_other_cameras_last_mask() -> None:
-    last, packet = LastMasks(cameras=32), of(keys(1, 0))
+    last, packet = LastMasks(CLASSES, cameras=32), of(keys(1, 0))
     mask = Mask(packet.id, 0, BUNDLE.id, np.zeros((HEIGHT, WIDTH), np.uint8))
     names = ["other", *(f"recording/{steps_back}" for steps_back in range(40))]
     kept = [read(name, packet, BUNDLE, SimpleNamespace()) for name in names]  # type: ignore[arg-type]
     for reading in kept:
         last.keep(reading, mask)
     assert [at for at, reading in enumerate(kept) if last.of(reading) is not None] == [0, *range(25, 41)]
+
+
+def test_with_hysteresis_a_class_stays_until_another_one_leads_by_it(graph: ClassOfLatents) -> None:
+    """Here all lead by 18, but next to borders, which are interpolated."""
+    for hysteresis, shown in ((17.0, 2), (20.0, 1)):
+        held = Decoder(BUNDLE, graph, hysteresis=hysteresis)  # type: ignore[arg-type]
+        results = decode(held, keys(1, 0), keys(2, 1), mixed(0, 2, "WWWW", age=1), mixed(3, 3, "K---"))
+        found = [middles(mask_of(one)) for one in results]
+        assert found[:3] == [[1] * 4, [shown] * 4, [shown] * 4]
+        assert found[3][1:] == [shown] * 3
+
+
+def test_hysteresis_is_of_the_same_stream_and_of_masks_just_before(graph: ClassOfLatents) -> None:
+    held = Decoder(BUNDLE, graph, hysteresis=20.0)  # type: ignore[arg-type]
+    held.decode([keys(1, 0)], ["north"])
+    for other, camera, shown in (
+        (keys(2, 50), "north", 1),  # 2 s later
+        (keys(2, 51), "south", 2),
+        (replace(keys(2, 51), id=FrameId(8, 51)), "north", 2),
+        (keys(3, 102), "north", 3),
+    ):
+        assert middles(mask_of(held.decode([other], [camera])[0])) == [shown] * 4
 
 
 def test_a_packet_with_one_bad_region_changes_nothing(worker: Decoder) -> None:
