@@ -58,6 +58,18 @@ def test_encode_then_decode_gives_one_mask_per_frame(packets: Path, tmp_path: Pa
     assert len(np.unique(masks[0].classes)) > 3
 
 
+def test_decode_holds_classes_to_those_before_where_it_is_told(packets: Path, tmp_path: Path) -> None:
+    found = []
+    for hysteresis in (0, 0.5):
+        home = tmp_path / str(hysteresis)
+        assert maskcast("decode", "--input", packets, "--output", home, "--hysteresis", hysteresis)[0] == 0
+        found.append([unpack_mask(path.read_bytes())[0].classes for path in sorted(home.glob("*.png"))[:5]])
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    changed = [sum(np.mean(one != other) for one, other in itertools.pairwise(masks)) for masks in found]
+    assert 0 < changed[1] < 0.95 * changed[0]
+    assert maskcast("decode", "--input", packets, "--output", tmp_path, "--hysteresis", 5)[0] == 2
+
+
 def test_encode_takes_the_level_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with av.open(str(sample_path())) as clip:
