@@ -1,7 +1,7 @@
 """What WARPs save and cost: every frame a KEY, fixed key intervals, thresholds and prices by the predicted agreement.
 
     python benchmarks/temporal.py --data CAMVID [--split val] [--bundle B] [--level Q] [--key-level Q ...]
-        [--lookahead N ...] [--noise-reduction] [--json FILE]
+        [--lookahead N ...] [--noise-reduction] [--hysteresis LOGITS] [--json FILE]
     python benchmarks/temporal.py --clip FILE [--frames N] ...
 
 Whole frames. With a lookahead frames wait, at most so many, for the KEY after them and refer to that too. Bits are
@@ -11,7 +11,8 @@ itself. The loss is in mIoU where there are labels, else in the share of pixels 
 both in percent. Changed are the pixels whose class differs from the frame before. Times are from frame to bytes and
 from bytes to class map: means over all frames, and medians by kind where none waits; policies take turns frame by
 frame, so that a busy machine slows all of them alike. With noise reduction every policy gets the pictures without
-their noise, also the one that all is held against; the time that it takes is told by itself.
+their noise, also the one that all is held against; the time that it takes is told by itself. With `--hysteresis 0.5`
+all masks are held to those before them, as workers do it where they are told to.
 """
 
 import itertools
@@ -48,7 +49,6 @@ from pipeline.bidirectional import BidirectionalEncoder
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, Encoder, check_quality, open_decoder, open_encoder
-from pipeline.config import DecoderSection
 from pipeline.datasets import camvid, classes_at
 from pipeline.deciding import GRAPH, Decider, open_decider
 from pipeline.errors import ConfigError, PipelineError
@@ -63,7 +63,6 @@ from pipeline.video_encoder import VideoEncoder
 INTERVALS = (2, 3, 4, 6, 10)
 THRESHOLDS = (98.0, 97.0, 96.0, 95.0, 94.0, 92.0, 90.0)
 PRICES = (1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 30.0, 40.0)
-HYSTERESIS = DecoderSection().hysteresis
 _HEAD_BYTES = 4  # of a region that is a KEY: kind, age and a size of two bytes
 Image = NDArray[np.uint8]
 
@@ -128,7 +127,7 @@ def measure(
     *,
     engine: str,
     threads: int,
-    hysteresis: float = HYSTERESIS,
+    hysteresis: float = 0.0,
 ) -> list[Result]:
     """Every policy on one video; all are held against the first one."""
     encoders = {
@@ -301,7 +300,9 @@ def main(
     noise_reduction: Annotated[
         bool, typer.Option("--noise-reduction", help="of all pictures, as source.noise_reduction")
     ] = False,
-    hysteresis: Annotated[float, typer.Option(min=0, max=4, help="of all masks, as workers do it")] = HYSTERESIS,
+    hysteresis: Annotated[
+        float, typer.Option(min=0, max=4, help="of all masks, as a worker's decoder.hysteresis")
+    ] = 0.0,
     engine: Annotated[str, typer.Option()] = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,

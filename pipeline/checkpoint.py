@@ -136,9 +136,10 @@ def put_camera(
 
 
 def gains_for(ours: Sequence[float], found: Mapping[str, Tensor], theirs: Sequence[float]) -> dict[str, Tensor]:
-    """The gains in a network's state for as many levels as we have: each of the one whose bits weighed about as much.
+    """The gains in a network's state for as many levels as we have.
 
-    `ours` and `theirs`, what bits weigh by level, here and where the state comes from.
+    Level by level where there are as many, else each of the one whose bits weighed about as much. `ours` and `theirs`:
+    what bits weigh by level, here and where the state comes from.
     """
     gains = {name: value for name, value in found.items() if name.startswith(_GAINS)}
     if len(theirs) == len(ours):

@@ -118,7 +118,7 @@ class Decoder:
         self._bundle, self._overlap_px = bundle, overlap_px
         self._session, self._labels = session, labels
         self._keys = KeyBuffers[HeldKey]() if keys is None else keys
-        self._last = LastMasks(len(bundle.manifest.classes), hysteresis=hysteresis)
+        self._last = LastMasks(len(bundle.manifest.classes), cameras=self._keys.cameras, hysteresis=hysteresis)
 
     def decode(self, packets: Sequence[Packet], cameras: Sequence[str] | None = None) -> list[Decoded | PipelineError]:
         """One result per packet, in their order; what is wrong with one packet does not touch the others.
@@ -175,6 +175,9 @@ class Decoder:
 
     def _logits(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         (logits,) = self._opened(self._session, "decode").run(y_hat, quality)  # (B, K, h4, w4)
+        count, classes = logits.shape[1], len(self._bundle.manifest.classes)
+        if count != classes:
+            raise ConfigError(f"bundle {self._bundle.path}: logits of {count} classes, not {classes}; export it again")
         return list(logits)
 
     def class_scores(self, y_hat: NDArray[np.float32], quality: NDArray[np.int64]) -> list[NDArray[np.float32]]:
@@ -262,7 +265,8 @@ def open_decoder(
     entropy.warm_up()
     motion.warm_up_warping()
     warm_up_merging()
-    warm_up_hysteresis()
+    if hysteresis:
+        warm_up_hysteresis()
     rows, columns = bundle.latent_size
     if bundle.tables.prior is not None:
         nothing = np.zeros((bundle.tables.prior.hyper_latents, *hyper_size((rows, columns))), np.int16)

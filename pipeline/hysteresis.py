@@ -1,7 +1,7 @@
 """A pixel keeps its class until another one leads by a margin, so that masks do not flicker where nothing moves.
 
-last mask -> class of each logit's place -> share of each class that lies at its border -> weight of the class
-logits - margin x weight of the class before x weight of each other one -> class_map
+logits -> class_map -> where that is not the class before: by how much it leads there -> the class of each pixel
+masks so far -> share of each class that lies at its border -> weight of the class -> margin between two classes
 
 Where two classes are nearly as likely, noise decides between them, in each frame another way; two thresholds instead of
 one are the old remedy (Schmitt, J. Sci. Instrum. 1938). What is thin would be dragged along behind a camera that moves:
@@ -12,7 +12,7 @@ taken from the camera's own masks.
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.class_map import STRIDE
+from pipeline.class_map import STRIDE, class_map
 from pipeline.compiled import compiled
 
 _WIDE, _THIN = 0.4, 0.7  # border shares of a class: up to the first it has the margin whole, from the second on none
@@ -40,15 +40,17 @@ class BorderShares:
         return np.where(np.isnan(weights), 1, weights).astype(np.float32)
 
 
-def held_back(
-    logits: NDArray[np.float32], mask: NDArray[np.uint8], shares: BorderShares, margin: float
-) -> NDArray[np.float32]:
-    """Logits (K, h, w) less what each class has to lead by, given the mask (H, W) before; a copy."""
-    places = _places(mask)
-    if places.shape[0] > logits.shape[1] or places.shape[1] > logits.shape[2]:
-        raise ValueError(f"a mask {mask.shape} does not fit logits {logits.shape} at stride {STRIDE}")
-    found = np.array(logits, np.float32, order="C")  # the key keeps its own
-    _hold_back(found, places, np.float32(margin) * shares.weights, shares.weights)
+def steady_map(
+    logits: NDArray[np.float32], before: NDArray[np.uint8], shares: BorderShares, margin: float
+) -> NDArray[np.uint8]:
+    """Logits (K, h, w) and the mask (H, W) of the frame before -> the mask (H, W) of this one.
+
+    It is the class map but where its class leads the one before by less than the margin, in logits, times the weights
+    of both: there the pixel keeps the one before. ValueError on sizes that do not fit.
+    """
+    found = class_map(logits, *before.shape)
+    weights = shares.weights
+    _keep(np.ascontiguousarray(logits, np.float32), before, np.float32(margin) * np.outer(weights, weights), found)
     return found
 
 
@@ -73,20 +75,31 @@ def _counts(places: NDArray[np.uint8], classes: int) -> tuple[NDArray[np.int64],
 
 
 @compiled
-def _hold_back(
-    logits: NDArray[np.float32], places: NDArray[np.uint8], ahead: NDArray[np.float32], against: NDArray[np.float32]
+def _keep(
+    logits: NDArray[np.float32], before: NDArray[np.uint8], margins: NDArray[np.float32], found: NDArray[np.uint8]
 ) -> None:
-    """Take from each class at each place what the class before is ahead, as far as anything is held against it."""
-    rows, columns = places.shape
-    for k in range(logits.shape[0]):
-        for i in range(rows):
-            for j in range(columns):
-                before = places[i, j]
-                logits[k, i, j] -= np.float32(0) if before == k else ahead[before] * against[k]
+    """Take back what leads the class before by less than the margin (K, K) of both, interpolated as by class_map."""
+    _, rows, columns = logits.shape
+    half, step = STRIDE // 2, np.float32(1 / STRIDE)
+    for i in range(found.shape[0]):
+        row, down = (i + half) // STRIDE, (np.float32((i + half) % STRIDE) + np.float32(0.5)) * step
+        top, bottom = max(row - 1, 0), min(row, rows - 1)
+        for j in range(found.shape[1]):
+            one, other = found[i, j], before[i, j]
+            if one != other:
+                column = (j + half) // STRIDE
+                across = (np.float32((j + half) % STRIDE) + np.float32(0.5)) * step
+                left, right = max(column - 1, 0), min(column, columns - 1)
+                first = logits[one, top, left] - logits[other, top, left]
+                second = logits[one, top, right] - logits[other, top, right]
+                first += down * (logits[one, bottom, left] - logits[other, bottom, left] - first)
+                second += down * (logits[one, bottom, right] - logits[other, bottom, right] - second)
+                if first + across * (second - first) < margins[one, other]:
+                    found[i, j] = other
 
 
 def warm_up_hysteresis() -> None:
     """Compile what the worker runs, or load it from the cache, so that the first frame is not late."""
     mask, shares = np.zeros((STRIDE, STRIDE), np.uint8), BorderShares(1)
     shares.add(mask)
-    held_back(np.zeros((1, 1, 1), np.float32), mask, shares, 1.0)
+    steady_map(np.zeros((1, 1, 1), np.float32), mask, shares, 1.0)

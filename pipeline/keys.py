@@ -177,7 +177,7 @@ class KeyBuffers(Generic[T]):
     def __init__(
         self, *, cameras: int = CAMERAS, idle_s: float = IDLE_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._cameras, self._idle_s, self._clock = cameras, idle_s, clock
+        self.cameras, self._idle_s, self._clock = cameras, idle_s, clock
         self._buffers: OrderedDict[str, KeyBuffer[T]] = OrderedDict()  # least lately used first
         self._used_s: dict[str, float] = {}
 
@@ -191,7 +191,7 @@ class KeyBuffers(Generic[T]):
             self._drop(next(iter(self._buffers)))
         if camera not in self._buffers:
             self._buffers[camera] = KeyBuffer(idle_s=self._idle_s, clock=self._clock)
-            other = too_many(self._buffers, camera, limit=self._cameras)
+            other = too_many(self._buffers, camera, limit=self.cameras)
             if other is not None:
                 self._drop(other)
         self._buffers.move_to_end(camera)

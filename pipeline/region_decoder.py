@@ -16,14 +16,14 @@ from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey
 from pipeline.flow_coding import FlowGrid, added, decode_flow, grid_of, node_flow, opposite
-from pipeline.hysteresis import BorderShares, held_back
+from pipeline.hysteresis import BorderShares, steady_map
 from pipeline.keys import CAMERAS, KeyBuffer, Stream, stream_of, too_many
 from pipeline.latent_coding import Cells, decode_latents, dequantise, unknown_level
 from pipeline.messages import Decoded, Kind, Mask, Packet, Region, Scores
 from pipeline.regions import CELL_PX, LOGIT_PX, OVERLAP_PX, Grid, Place, Rectangle, merge, onto_last
 
 _HALF = 1 << 31  # sequences wrap at twice as many
-_JUST_BEFORE_MS = 2000  # a mask of longer ago says nothing of this one
+_JUST_BEFORE_MS = 2000  # a mask of longer ago says nothing of the next one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +186,7 @@ def _known(reading: Reading, index: int, part: Part | None, buffer: KeyBuffer[He
     return canvas.move(held.latents, part.flow, part.place)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Last:
     """The newest mask of a stream, and what all of its masks tell of the classes."""
 
@@ -196,9 +196,10 @@ class _Last:
 
 
 class LastMasks:
-    """The newest mask of each camera, for regions that show nothing new and for hysteresis, of `classes`.
+    """The newest mask of each camera, for regions that show nothing new, and for hysteresis.
 
-    `hysteresis`: logits by which another class must lead the one before, 0 for none. So many cameras are kept at most.
+    Masks are of so many classes, and of so many cameras at most. `hysteresis`: logits by which another class must lead
+    the one before, 0 for none.
     """
 
     def __init__(self, classes: int, *, hysteresis: float = 0.0, cameras: int = CAMERAS) -> None:
@@ -225,18 +226,26 @@ class LastMasks:
         if other is not None:
             del self._last[other]
 
-    def held_back(self, reading: Reading, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (K, h, w) of the whole frame less what classes have to lead by, where a mask was just before."""
-        last = self._of_stream(reading)
-        if not self._hysteresis or last is None:
-            return logits
-        if abs(reading.packet.captured_ms - last.mask.captured_ms) > _JUST_BEFORE_MS:
-            return logits
-        return held_back(logits, last.mask.classes, last.shares, self._hysteresis)
+    def class_map(self, reading: Reading, logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Logits (K, h, w) of the whole frame -> its mask (H, W), held to that of the frame directly before, if here.
+
+        Nothing is held to an older one: of workers that share a camera's frames each would hold to a mask of its own,
+        and they would flicker in turns. Nor are recordings, whose masks are the same whichever worker makes them.
+        """
+        last, packet, grid = self._of_stream(reading), reading.packet, reading.grid
+        if last is None or not self._hysteresis or packet.recorded or not _follows(packet, last.mask):
+            return class_map(logits, grid.height, grid.width)
+        return steady_map(logits, last.mask.classes, last.shares, self._hysteresis)
 
     def _of_stream(self, reading: Reading) -> _Last | None:
         last = self._last.get(reading.camera)
         return last if last is not None and last.stream == stream_of(reading.packet) else None
+
+
+def _follows(packet: Packet, mask: Mask) -> bool:
+    """Whether a packet is of the next frame after a mask's, and not much later."""
+    next_one = (packet.id.sequence - mask.id.sequence) % (2 * _HALF) == 1
+    return next_one and packet.captured_ms - mask.captured_ms <= _JUST_BEFORE_MS
 
 
 def show(reading: Reading, fresh: Outputs | None, last: LastMasks) -> Decoded:
@@ -318,7 +327,7 @@ def _classes(reading: Reading, logits: Mapping[int, NDArray[np.float32]], last: 
         )
     if not logits and before is not None:
         return before
-    classes = class_map(last.held_back(reading, merge(logits, grid)), grid.height, grid.width)
+    classes = last.class_map(reading, merge(logits, grid))
     if before is None or len(logits) == grid.count:
         return classes
     return onto_last(classes, before, present=logits, grid=grid)

@@ -206,10 +206,10 @@ class DecoderSection(_EngineSection):
     """How the decoder's network is run, and masks are made of what it says."""
 
     hysteresis: float = Field(
-        0.5,
+        0.0,
         ge=0,
         le=4,
-        description="logits a class must lead by to take a pixel, so that masks flicker less; 0: none",
+        description="logits a class must lead by to take a pixel, against flicker: 0.5 for fixed cameras; 0: none",
     )
 
 
