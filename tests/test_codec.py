@@ -197,6 +197,17 @@ def test_a_batch_gives_what_its_packets_give_alone(
         assert np.mean(mask.classes == mask_of(alone).classes) > 0.99
 
 
+def test_masks_are_held_to_those_before_where_that_is_asked_for(
+    bundle: Bundle, encoders: dict[str, Encoder], decoders: dict[str, Decoder], images: list[np.ndarray]
+) -> None:
+    held = open_decoder(bundle, engine="onnxruntime", threads=2, hysteresis=0.5)
+    packets = list(packets_of(encoders["onnxruntime"], images))
+    plain, steady = ([mask_of(one).classes for one in each.decode(packets)] for each in (decoders["onnxruntime"], held))
+    np.testing.assert_array_equal(steady[0], plain[0])
+    changed = [sum(np.mean(one != other) for one, other in itertools.pairwise(masks)) for masks in (plain, steady)]
+    assert 0 < changed[1] < 0.9 * changed[0]
+
+
 def test_a_decoder_for_batches_is_warm_for_all_their_sizes(bundle: Bundle) -> None:
     decoder = open_decoder(bundle, engine="openvino", threads=2, batch=3)
     assert sorted(decoder._session._requests) == [1, 2, 4]  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -757,6 +758,14 @@ def test_what_is_opened_is_what_the_settings_ask_for(tmp_path: Path) -> None:
     bundle = SimpleNamespace(path=tmp_path, has_graph=graphs.__contains__)
     with pytest.raises(ConfigError, match="labels are off"):
         opening(bundle, WorkerSection(labels="off"), DecoderSection())()  # type: ignore[arg-type]
+
+
+def test_hysteresis_is_what_the_settings_say_and_none_by_default() -> None:
+    bundle = SimpleNamespace(has_graph=lambda _: True)
+    for settings, wanted in ((DecoderSection(), 0.0), (DecoderSection(hysteresis=0.7), 0.7)):
+        opened = opening(bundle, WorkerSection(), settings)  # type: ignore[arg-type]
+        assert isinstance(opened, partial)
+        assert opened.keywords["hysteresis"] == wanted
 
 
 def test_a_worker_without_a_given_name_makes_one_of_its_own() -> None:
