@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bd_rate import NoOverlap, Point, bd_miou
+from benchmarks.bd_rate import NoOverlap, Point, bd_miou, pareto_front
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError, PipelineError
@@ -53,10 +53,13 @@ def level_of(alone: Bundle, shared: Bundle) -> int:
 
 def compare(split: str, level: int, curve: Sequence[Point], alone: Point) -> Compared:
     """One network that learned alone beside the curve of all levels of the shared one."""
-    try:
-        gain = bd_miou(curve, [alone]).value
-    except NoOverlap:
-        gain = None
+    front = pareto_front(curve)
+    gain: float | None = alone.miou - front[-1].miou  # where more bits no longer help
+    if not front[-1].rate_bpp < alone.rate_bpp <= max(one.rate_bpp for one in curve):
+        try:
+            gain = bd_miou(front, [alone]).value
+        except NoOverlap:
+            gain = None
     return Compared(split, level, curve[level], alone, gain)
 
 

@@ -6,13 +6,13 @@ masks so far -> share of each class that lies at its border -> weight of the cla
 Where two classes are nearly as likely, noise decides between them, in each frame another way; two thresholds instead of
 one are the old remedy (Schmitt, J. Sci. Instrum. 1938). What is thin would be dragged along behind a camera that moves:
 a class most of whose places lie at its border (poles, signs) has no margin, and none is held against it. That share is
-taken from the camera's own masks.
+taken from the camera's own class maps as they were without any margin, so that what is thin and new comes through.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.class_map import STRIDE, class_map
+from pipeline.class_map import STRIDE
 from pipeline.compiled import compiled
 
 _WIDE, _THIN = 0.4, 0.7  # border shares of a class: up to the first it has the margin whole, from the second on none
@@ -20,14 +20,14 @@ _KEPT = 0.95  # of a border share when a new mask comes in
 
 
 class BorderShares:
-    """How much of each class lies at its border (0..1, moving means over the masks of one camera)."""
+    """How much of each class lies at its border (0..1, moving means over the class maps of one camera)."""
 
     def __init__(self, classes: int) -> None:
         self._shares = np.full(classes, np.nan, np.float32)
 
-    def add(self, mask: NDArray[np.uint8]) -> None:
-        """Take in a mask (H, W)."""
-        places, borders = _counts(_places(mask), len(self._shares))
+    def add(self, plain: NDArray[np.uint8]) -> None:
+        """Take in a class map (H, W) of these classes."""
+        places, borders = _counts(_places(plain), len(self._shares))
         seen = places > 0
         shares = borders[seen] / places[seen]
         known = np.where(np.isnan(self._shares[seen]), shares, self._shares[seen])
@@ -40,16 +40,22 @@ class BorderShares:
         return np.where(np.isnan(weights), 1, weights).astype(np.float32)
 
 
-def steady_map(
-    logits: NDArray[np.float32], before: NDArray[np.uint8], shares: BorderShares, margin: float
+def steadied(
+    plain: NDArray[np.uint8],
+    logits: NDArray[np.float32],
+    before: NDArray[np.uint8],
+    *,
+    shares: BorderShares,
+    margin: float,
 ) -> NDArray[np.uint8]:
-    """Logits (K, h, w) and the mask (H, W) of the frame before -> the mask (H, W) of this one.
+    """The class map (H, W) of logits (K, h, w), and the mask (H, W) of the frame before -> the mask (H, W) of this one.
 
     It is the class map but where its class leads the one before by less than the margin, in logits, times the weights
-    of both: there the pixel keeps the one before. ValueError on sizes that do not fit.
+    of both: there the pixel keeps the one before. Both masks are of the K classes; ValueError on other sizes.
     """
-    found = class_map(logits, *before.shape)
-    weights = shares.weights
+    if plain.shape != before.shape:
+        raise ValueError(f"a mask of {before.shape} before one of {plain.shape}")
+    found, weights = plain.copy(), shares.weights
     _keep(np.ascontiguousarray(logits, np.float32), before, np.float32(margin) * np.outer(weights, weights), found)
     return found
 
@@ -102,4 +108,4 @@ def warm_up_hysteresis() -> None:
     """Compile what the worker runs, or load it from the cache, so that the first frame is not late."""
     mask, shares = np.zeros((STRIDE, STRIDE), np.uint8), BorderShares(1)
     shares.add(mask)
-    steady_map(np.zeros((1, 1, 1), np.float32), mask, shares, 1.0)
+    steadied(mask, np.zeros((1, 1, 1), np.float32), mask, shares=shares, margin=1.0)

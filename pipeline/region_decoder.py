@@ -16,13 +16,13 @@ from pipeline.bundle import Bundle
 from pipeline.class_map import class_map
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey
 from pipeline.flow_coding import FlowGrid, added, decode_flow, grid_of, node_flow, opposite
-from pipeline.hysteresis import BorderShares, steady_map
+from pipeline.hysteresis import BorderShares, steadied
 from pipeline.keys import CAMERAS, KeyBuffer, Stream, stream_of, too_many
 from pipeline.latent_coding import Cells, decode_latents, dequantise, unknown_level
-from pipeline.messages import Decoded, Kind, Mask, Packet, Region, Scores
+from pipeline.messages import SEQUENCES, Decoded, Kind, Mask, Packet, Region, Scores
 from pipeline.regions import CELL_PX, LOGIT_PX, OVERLAP_PX, Grid, Place, Rectangle, merge, onto_last
 
-_HALF = 1 << 31  # sequences wrap at twice as many
+_HALF = SEQUENCES // 2
 _JUST_BEFORE_MS = 2000  # a mask of longer ago says nothing of the next one
 
 
@@ -214,28 +214,33 @@ class LastMasks:
     def keep(self, reading: Reading, mask: Mask) -> None:
         """Take a mask for the newest, unless it is older than the one that is here."""
         last = self._of_stream(reading)
-        if last is not None and (mask.id.sequence - last.mask.id.sequence) % (2 * _HALF) >= _HALF:
+        if last is not None and (mask.id.sequence - last.mask.id.sequence) % SEQUENCES >= _HALF:
             return
         new = reading.camera not in self._last
         shares = BorderShares(self._classes) if last is None else last.shares
-        if self._hysteresis:
-            shares.add(mask.classes)
+        if last is None and self._hysteresis:
+            shares.add(mask.classes)  # those of later ones when they are made
         self._last[reading.camera] = _Last(stream_of(reading.packet), mask, shares)
         self._last.move_to_end(reading.camera)
         other = too_many(self._last, reading.camera, limit=self._cameras) if new else None
         if other is not None:
             del self._last[other]
 
-    def class_map(self, reading: Reading, logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Logits (K, h, w) of the whole frame -> its mask (H, W), held to that of the frame directly before, if here.
+    def class_map(self, reading: Reading, logits: Mapping[int, NDArray[np.float32]]) -> NDArray[np.uint8]:
+        """Logits (K, h, w) of regions -> the mask (H, W), held to that of the frame directly before, if it is here.
 
         Nothing is held to an older one: of workers that share a camera's frames each would hold to a mask of its own,
         and they would flicker in turns. Nor are recordings, whose masks are the same whichever worker makes them.
         """
-        last, packet, grid = self._of_stream(reading), reading.packet, reading.grid
-        if last is None or not self._hysteresis or packet.recorded or not _follows(packet, last.mask):
-            return class_map(logits, grid.height, grid.width)
-        return steady_map(logits, last.mask.classes, last.shares, self._hysteresis)
+        last, grid, merged = self._of_stream(reading), reading.grid, merge(logits, reading.grid)
+        plain = class_map(merged, grid.height, grid.width)
+        if last is None or not self._hysteresis or reading.packet.recorded:
+            return plain
+        if len(logits) == grid.count:
+            last.shares.add(plain)
+        if not _follows(reading.packet, last.mask):
+            return plain
+        return steadied(plain, merged, last.mask.classes, shares=last.shares, margin=self._hysteresis)
 
     def _of_stream(self, reading: Reading) -> _Last | None:
         last = self._last.get(reading.camera)
@@ -244,7 +249,7 @@ class LastMasks:
 
 def _follows(packet: Packet, mask: Mask) -> bool:
     """Whether a packet is of the next frame after a mask's, and not much later."""
-    next_one = (packet.id.sequence - mask.id.sequence) % (2 * _HALF) == 1
+    next_one = (packet.id.sequence - mask.id.sequence) % SEQUENCES == 1
     return next_one and packet.captured_ms - mask.captured_ms <= _JUST_BEFORE_MS
 
 
@@ -327,7 +332,7 @@ def _classes(reading: Reading, logits: Mapping[int, NDArray[np.float32]], last: 
         )
     if not logits and before is not None:
         return before
-    classes = last.class_map(reading, merge(logits, grid))
+    classes = last.class_map(reading, logits)
     if before is None or len(logits) == grid.count:
         return classes
     return onto_last(classes, before, present=logits, grid=grid)

@@ -8,10 +8,16 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.class_map import class_map
-from pipeline.hysteresis import BorderShares, steady_map
+from pipeline.hysteresis import BorderShares, steadied
 
 HEIGHT, WIDTH = 96, 128
 WIDE, OTHER, THIN = range(3)
+
+
+def steady_map(
+    logits: NDArray[np.float32], before: NDArray[np.uint8], shares: BorderShares, margin: float
+) -> NDArray[np.uint8]:
+    return steadied(class_map(logits, *before.shape), logits, before, shares=shares, margin=margin)
 
 
 def mask_of(places: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -146,5 +152,6 @@ def test_what_leads_by_less_gains_nothing_wherever_the_border_lies(column: int, 
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="do not cover"):
-        steady_map(leading(1, 0), np.zeros((HEIGHT + 4, WIDTH), np.uint8), BorderShares(3), 0.5)
+    logits, other = leading(1, 0), np.zeros((HEIGHT + 4, WIDTH), np.uint8)
+    with pytest.raises(ValueError, match=r"a mask of \(100, 128\) before one of \(96, 128\)"):
+        steadied(halves(), logits, other, shares=BorderShares(3), margin=0.5)

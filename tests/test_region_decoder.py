@@ -17,7 +17,7 @@ from pipeline.bundle import tables_from
 from pipeline.codec import Decoder, Encoder
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, MissingKey, PipelineError
 from pipeline.flow_coding import decode_flow, encode_flow, grid_of, node_flow
-from pipeline.keys import KeyBuffer
+from pipeline.keys import KeyBuffer, KeyBuffers
 from pipeline.latent_coding import decode_latents
 from pipeline.messages import Decoded, Frame, FrameId, Kind, Mask, Packet, Region
 from pipeline.region_decoder import LastMasks, cells_of, read
@@ -381,6 +381,34 @@ def test_what_classes_have_to_lead_by_is_told_by_the_cameras_own_masks(graph: Cl
         held = Decoder(BUNDLE, graph, hysteresis=margin)  # type: ignore[arg-type]
         found = decode(held, keys(stripes, 0), keys(2, 1))
         assert set(np.unique(mask_of(found[-1]).classes[8::16, 8::32])) == {shown}
+
+
+class Poles(ClassOfLatents):
+    """Of four places of class 3 one is, the others are of class 0."""
+
+    def run(self, y_hat: np.ndarray, quality: np.ndarray) -> list[np.ndarray]:
+        (logits,) = super().run(y_hat, quality)
+        pole = logits[:, 3].copy()
+        pole[..., np.arange(pole.shape[-1]) % 4 > 0] = -9
+        logits[:, 0] = np.where(logits[:, 3] > pole, 9, logits[:, 0])
+        logits[:, 3] = pole
+        return [logits]
+
+
+@pytest.mark.parametrize("graph", [Poles(), ClassOfLatents()])
+def test_what_is_thin_and_new_comes_through(graph: ClassOfLatents) -> None:
+    held = Decoder(BUNDLE, graph, hysteresis=20.0)  # type: ignore[arg-type]
+    first, second = (mask_of(one).classes for one in decode(held, keys(0, 0), keys(3, 1)))
+    assert (first == 0).all()
+    assert (second == 3).any() == isinstance(graph, Poles)
+
+
+def test_hysteresis_is_for_as_many_cameras_as_keys_are(graph: ClassOfLatents) -> None:
+    for cameras, shown in ((1, 2), (2, 1)):
+        held = Decoder(BUNDLE, graph, keys=KeyBuffers(cameras=cameras), hysteresis=20.0)  # type: ignore[arg-type]
+        for sequence, class_ in enumerate((1, 2)):
+            found = held.decode([keys(class_, sequence), keys(class_, sequence)], ["north", "south"])
+        assert middles(mask_of(found[0])) == [shown] * 4
 
 
 def test_a_graph_of_other_classes_than_the_bundle_is_told(graph: ClassOfLatents) -> None:
