@@ -59,9 +59,12 @@ def test_experiments_to_compare_differ_in_what_is_compared_alone() -> None:
     There are three comparisons: of systems, of the number of kernels, and of one rate with many. The image codec is in
     none: what stands behind its camera is.
     """
-    compared: dict[str, list[Experiment]] = {"decoder": [], "single": [], "image": [], "": []}
+    compared: dict[str, list[Experiment]] = {"decoder": [], "sharing": [], "image": [], "": []}
     for path in (path for path in FILES if path.parent.name == "compare"):
-        compared[next(kind for kind in compared if path.stem.startswith(kind))].append(load_experiment(path))
+        kind = "sharing" if path.stem.startswith(("shared", "single")) else path.stem
+        compared[next(one for one in compared if kind.startswith(one))].append(load_experiment(path))
+    rates = sorted((one.loss.rate for one in compared["sharing"]), key=len)
+    assert all(len(rate) == 1 and rate[0] in rates[-1] for rate in rates[:-1])
     assert {one.model.decoder for one in compared[""]} == {"joint", "source_task", "task", "latent_task"}
     assert {one.model.over_parameters for one in compared["decoder"]} == {0, 3}
     (codec,), (behind,) = compared["image"], [one for one in compared[""] if one.model.decoder == "latent_task"]
