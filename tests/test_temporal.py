@@ -133,6 +133,19 @@ def test_changed_is_told_from_one_frame_to_the_next(bundle: Bundle, still: Path)
     assert table_of([every, first], "").row_count == 2
 
 
+@pytest.mark.parametrize("setting", [Setting(EVERY, 1, 5), Setting(INTERVAL, 2, 5, 4)], ids=["all KEYs", "lookahead"])
+def test_with_hysteresis_less_changes_also_between_two_keys(bundle: Bundle, still: Path, setting: Setting) -> None:
+    for number in range(3):
+        picture = cv2.imread(str(still / f"{number}.png"))
+        noise = np.random.default_rng(number).normal(0, 12, picture.shape)
+        assert cv2.imwrite(str(still / f"{number}.png"), np.clip(picture + noise, 0, 255).astype(np.uint8))
+    video, changed = video_of(bundle, data=None, split="val", clip=still, frames=3), []
+    for hysteresis in (0.0, 0.5):
+        (found,) = measure(video, bundle, [setting], engine="onnxruntime", threads=1, hysteresis=hysteresis)
+        changed.append(found.changed or 0)
+    assert 0 < changed[1] < 0.8 * changed[0]
+
+
 def test_noise_is_taken_out_of_all_pictures_one_after_the_other(bundle: Bundle, still: Path) -> None:
     for number in range(3):
         picture = cv2.imread(str(still / f"{number}.png"))
