@@ -51,7 +51,7 @@ def level_of(alone: Bundle, shared: Bundle) -> int:
     return theirs.index(weights[0])
 
 
-def compare(split: str, level: int, curve: Sequence[Point], alone: Point) -> Compared:
+def compare(curve: Sequence[Point], alone: Point, *, split: str, level: int) -> Compared:
     """One network that learned alone beside the curve of all levels of the shared one."""
     front = pareto_front(curve)
     gain: float | None = alone.miou - front[-1].miou  # where more bits no longer help
@@ -94,7 +94,8 @@ def main(
             frames = camvid(data, name)
             curve = points_of(whole, frames, name)
             for level, single in zip(levels, singles, strict=True):
-                found.append(compare(name, level, curve, *points_of(single, frames, name)))
+                (point,) = points_of(single, frames, name)
+                found.append(compare(curve, point, split=name, level=level))
     except PipelineError as error:
         raise SystemExit(str(error)) from error
     Console(width=120).print(as_table(found))

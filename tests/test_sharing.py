@@ -14,21 +14,21 @@ CURVE = [Point(0.01, 0.60), Point(0.02, 0.64), Point(0.04, 0.66)]
 
 
 def test_at_equal_bits_the_curve_is_read_between_its_levels() -> None:
-    found = compare("val", 1, CURVE, Point(0.02, 0.65))
+    found = compare(CURVE, Point(0.02, 0.65), split="val", level=1)
     assert (found.shared, found.alone) == (CURVE[1], Point(0.02, 0.65))
     assert found.gain == pytest.approx(0.01)
-    assert compare("val", 1, CURVE, Point(0.0283, 0.64)).gain == pytest.approx(-0.0116, abs=0.001)
+    assert compare(CURVE, Point(0.0283, 0.64), split="val", level=1).gain == pytest.approx(-0.0116, abs=0.001)
 
 
 def test_where_more_bits_no_longer_help_the_best_so_far_counts() -> None:
     curve = [*CURVE[:2], Point(0.04, 0.635)]
     for rate in (0.03, 0.04):
-        assert compare("val", 2, curve, Point(rate, 0.65)).gain == pytest.approx(0.01)
-    assert compare("val", 2, curve, Point(0.041, 0.65)).gain is None
+        assert compare(curve, Point(rate, 0.65), split="val", level=2).gain == pytest.approx(0.01)
+    assert compare(curve, Point(0.041, 0.65), split="val", level=2).gain is None
 
 
 def test_beyond_the_curve_nothing_is_said() -> None:
-    found = compare("val", 0, CURVE, Point(0.005, 0.6))
+    found = compare(CURVE, Point(0.005, 0.6), split="val", level=0)
     assert found.gain is None
     assert list(as_table([found]).columns[-1].cells) == ["out of reach"]
 
