@@ -74,7 +74,8 @@ def cityscapes(root: Path, split: str, *, without_drives: Sequence[str] = ()) ->
     def load(index: int) -> LabelledFrame:
         return paired(labels[index], read_image(pictures[index]), _train_ids(labels[index]))
 
-    return Stored(tuple(picture.name.removesuffix(_PICTURE) for picture in pictures), load)
+    names = tuple(picture.name.removesuffix(_PICTURE) for picture in pictures)
+    return Stored(names, load, tuple(one.name for one in CLASSES.classes))
 
 
 def _cities(root: Path, part: str) -> list[Path]:

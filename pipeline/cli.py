@@ -243,7 +243,7 @@ def decode(
 def evaluate(
     data: Annotated[Path, typer.Option(help="folder of the data set")],
     bundle: BundleFolder = None,
-    dataset: Annotated[str, typer.Option(help="layout of the folder: camvid")] = "camvid",
+    dataset: Annotated[str | None, typer.Option(help="camvid, cityscapes or coco; without it, as it looks")] = None,
     split: Annotated[str, typer.Option(help="train, val, test, or the name of a drive")] = "val",
     quality: Quality = None,
     all_levels: Annotated[
@@ -256,18 +256,17 @@ def evaluate(
 
     Frames are brought to the bundle's size and masks back to theirs; rates are in bits per pixel of the frames.
     """
-    from pipeline import datasets, evaluation
+    from pipeline import evaluation
+    from pipeline.layouts import layout_of
 
-    if dataset != "camvid":
-        raise ConfigError(f"dataset {dataset!r} is unknown; use camvid")
     if all_levels and quality is not None:
         raise ConfigError("--quality names one level and --all-levels all of them; give only one of the two")
     loaded = _bundle(bundle)
-    frames = datasets.camvid(data, split)
+    frames = layout_of(data, dataset).frames(data, split)
     levels = [one.index for one in loaded.manifest.quality_levels] if all_levels else [quality]
     measured = []
     for level in levels:
-        with _counting(split if level is None else f"{split} at level {level}", len(frames.images)) as told:
+        with _counting(split if level is None else f"{split} at level {level}", len(frames)) as told:
             measured.append(
                 evaluation.measure(loaded, frames, split=split, engine=engine, quality=level, progress=told)
             )

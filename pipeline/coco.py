@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from pipeline.accuracy import VOID
 from pipeline.datasets import Classes, Image, LabelledClass, LabelledFrame, Stored, paired, read_image
@@ -90,7 +89,8 @@ def coco(root: Path, split: str, *, without_drives: Sequence[str] = ()) -> Store
         one = pictures[index]
         return paired(listed, read_image(folder / one.file_name), _rasterised(one))
 
-    return Stored(tuple(Path(one.file_name).stem for one in pictures), load)
+    names = tuple(Path(one.file_name).stem for one in pictures)
+    return Stored(names, load, tuple(one.name for one in CLASSES.classes))
 
 
 def _pictures(path: Path) -> list[_Picture]:
@@ -136,9 +136,13 @@ def _rasterised(picture: _Picture) -> Image:
 
 
 def _mask(outlines: list[NDArray[np.float64]] | dict[str, Any], picture: _Picture) -> NDArray[np.uint8]:
-    """One object (H, W), 1 inside any of its outlines."""
+    """One object (H, W), 1 inside any of its outlines; ConfigError without the library that draws them."""
     if not outlines:
         return np.zeros((picture.height, picture.width), np.uint8)
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise ConfigError("COCO's annotations need pycocotools; pip install pycocotools") from error
     coded = coco_mask.frPyObjects(outlines, picture.height, picture.width)
     mask: NDArray[np.uint8] = coco_mask.decode(coco_mask.merge(coded if isinstance(coded, list) else [coded]))
     return mask

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -21,6 +21,8 @@ CITYSCAPES = 19  # train ids
 _CLASSES = "classes.json"
 _PNG, _INDEXED = b"\x89PNG\r\n\x1a\n", 3
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+_GREY = 128
+_KEPT, _KEPT_PIXELS = 48, 240 * 576 * 432  # frames of a data set on disk that are kept in memory at least, all theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,25 @@ class LabelledFrame:
     labels: Image
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """A picture as a network takes it (height, width, 3), and how much of that it covers, from the upper left."""
+
+    image: Image
+    rows: int
+    columns: int
+
+
 class Frames(Protocol):
     """N labelled frames by number; they may differ in size. `read` may be called from several threads at once."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names by index; none where the data set does not say."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -59,10 +75,17 @@ class Frames(Protocol):
         """Frame `index`; ConfigError when its file is missing or damaged."""
         ...
 
+    def placed(self, image: Image, size: tuple[int, int]) -> Placed:
+        """One of its pictures in the size (height, width) of a network."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """Frames in memory: RGB uint8 (H, W, 3) each, and their class indexes uint8 (H, W), 255 where void."""
+    """Frames in memory: RGB uint8 (H, W, 3) each, and their class indexes uint8 (H, W), 255 where void.
+
+    They are of one shape, as a camera's are, and brought to a network's size as a camera brings its own.
+    """
 
     names: tuple[str, ...]
     images: tuple[Image, ...]
@@ -75,19 +98,34 @@ class Labelled:
     def read(self, index: int) -> LabelledFrame:
         return LabelledFrame(self.images[index], self.labels[index])
 
+    def placed(self, image: Image, size: tuple[int, int]) -> Placed:
+        return Placed(at_size(image, size), *size)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """Frames on disk, read anew by `load` each time they are asked for: data sets larger than memory."""
+    """Frames on disk, read anew by `load` each time they are asked for: data sets larger than memory.
+
+    They may be of any shape, so that each is brought to a network's size whole, with grey beside or below it.
+    """
 
     names: tuple[str, ...]
     load: Callable[[int], LabelledFrame]
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, index: int) -> LabelledFrame:
         return self.load(index)
+
+    def placed(self, image: Image, size: tuple[int, int]) -> Placed:
+        scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+        rows, columns = (max(1, round(scale * side)) for side in image.shape[:2])
+        whole = np.full((*size, 3), _GREY, np.uint8)
+        smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        whole[:rows, :columns] = cv2.resize(image, (columns, rows), interpolation=smooth)
+        return Placed(whole, rows, columns)
 
 
 class _ClassEntry(BaseModel):
@@ -290,21 +328,32 @@ def classes_at(classes: Image, size: tuple[int, ...]) -> Image:
     return cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
 
 
-def fitted(data: Frames, height: int, width: int) -> Stored:
+def fitted(data: Stored, height: int, width: int) -> Stored:
     """The frames as large as (height, width) holds them whole, the rest grey and void at the right and the bottom."""
 
     def load(index: int) -> LabelledFrame:
         frame = data.read(index)
-        scale = min(height / frame.labels.shape[0], width / frame.labels.shape[1])
-        rows, columns = (round(scale * size) for size in frame.labels.shape)
-        image = np.full((height, width, 3), 128, np.uint8)
+        placed = data.placed(frame.image, (height, width))
         labels = np.full((height, width), VOID, np.uint8)
-        smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image[:rows, :columns] = cv2.resize(frame.image, (columns, rows), interpolation=smooth)
-        labels[:rows, :columns] = cv2.resize(frame.labels, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
-        return LabelledFrame(image, labels)
+        labels[: placed.rows, : placed.columns] = classes_at(frame.labels, (placed.rows, placed.columns))
+        return LabelledFrame(placed.image, labels)
 
-    return Stored(data.names, load)
+    return Stored(data.names, load, data.classes)
+
+
+def in_memory(data: Labelled | Stored, size: tuple[int, int]) -> Labelled:
+    """The frames, their pictures at the size (height, width) of a network; of those on disk some, spread over them."""
+    if isinstance(data, Labelled):
+        return replace(data, images=tuple(at_size(image, size) for image in data.images))
+    most = max(_KEPT, _KEPT_PIXELS // (size[0] * size[1]))
+    chosen = range(0, len(data), max(1, round(len(data) / most)))
+    frames = [fitted(data, *size).read(index) for index in chosen]
+    return Labelled(
+        tuple(data.names[index] for index in chosen),
+        tuple(frame.image for frame in frames),
+        tuple(frame.labels for frame in frames),
+        data.classes,
+    )
 
 
 def class_weights(share: NDArray[np.float64], *, strength: float) -> NDArray[np.float32]:

@@ -15,11 +15,10 @@ from pipeline.accuracy import VOID, LabelAccuracy, class_iou, confusion, label_a
 from pipeline.bitstream import pack, unpack
 from pipeline.bundle import Bundle, QualityLevel, Tables
 from pipeline.codec import Decoder, Encoder, open_decoder, open_encoder, packet_of
-from pipeline.datasets import Labelled, classes_at
+from pipeline.datasets import Frames, Labelled, Placed, classes_at
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.latent_coding import Latents, decode_latents, dequantise, encode_latents, quantise
 from pipeline.messages import Frame, FrameId
-from pipeline.sources import fit
 
 _T = TypeVar("_T")
 
@@ -45,8 +44,8 @@ class Evaluation:
 
     @property
     def drift(self) -> float:
-        """By which share of the estimate the payload is larger."""
-        return self.payload_bpp / self.estimated_bpp - 1
+        """By which share of the estimate the payload is larger; NaN where nothing is to be sent."""
+        return self.payload_bpp / self.estimated_bpp - 1 if self.estimated_bpp else math.nan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +72,7 @@ class Measured:
 class _Scores:
     matrix: NDArray[np.int64]
     unrounded: NDArray[np.int64]
+    pixels: int  # of the data set's frame
     packet_bytes: int
     payload_bytes: int
     estimated_bits: float
@@ -80,7 +80,7 @@ class _Scores:
 
 def measure(
     bundle: Bundle,
-    data: Labelled,
+    data: Frames,
     *,
     split: str,
     engine: str = "auto",
@@ -100,7 +100,7 @@ def measure(
 
 def evaluate(
     bundle: Bundle,
-    data: Labelled,
+    data: Frames,
     *,
     split: str,
     engine: str = "auto",
@@ -109,7 +109,8 @@ def evaluate(
 ) -> Evaluation:
     """Encode, pack, unpack and decode every frame; ConfigError on labels of no class.
 
-    Frames of another size than the bundle's are brought to it, as a camera does, and their masks back.
+    Frames of another size than the bundle's are brought to it, as a camera does, and their masks back; those of data
+    sets on disk whole, as they were for training.
     """
     check_labels(bundle, data)
     encoder = open_encoder(bundle, engine=engine, quality=quality)
@@ -120,12 +121,12 @@ def evaluate(
         found.append(one)
         progress(len(found))
     matrix = np.sum([one.matrix for one in found], axis=0)
-    pixels = _pixels(data)
+    pixels = sum(one.pixels for one in found)
     return Evaluation(
         split=split,
         engine=engine,
         quality=encoder.quality,
-        frames=len(data.images),
+        frames=len(data),
         miou=mean_iou(matrix),
         unrounded_miou=mean_iou(np.sum([one.unrounded for one in found], axis=0)),
         class_iou=class_iou(matrix),
@@ -138,30 +139,39 @@ def evaluate(
 
 
 def measured_levels(
-    bundle: Bundle, data: Labelled, *, split: str, tell: Callable[[str], None] = lambda _: None
-) -> list[QualityLevel]:
-    """What a manifest says of its levels, measured with onnxruntime; `tell` is told how many are done.
+    bundle: Bundle, data: Frames, *, split: str, tell: Callable[[str], None] = lambda _: None
+) -> list[Evaluation]:
+    """Each of its levels, measured with onnxruntime; `tell` is told how many are done.
 
-    Masks are made as workers on this machine make them (`codec.decode_graph`). Rates are in bits per pixel of the
-    bundle's own frames, and the default is the one that it has. ConfigError as `evaluate` raises it.
+    Masks are made as workers on this machine make them (`codec.decode_graph`). ConfigError as `evaluate` raises it.
     """
-    found, pixels = [], bundle.manifest.width * bundle.manifest.height
+    found: list[Evaluation] = []
     for level in bundle.manifest.quality_levels:
-        result = evaluate(bundle, data, split=split, engine="onnxruntime", quality=level.index)
-        rate_bpp = 8 * result.frame_bytes / pixels
-        found.append(level.model_copy(update={"rate_bpp": rate_bpp, "miou": result.miou}))
+        found.append(evaluate(bundle, data, split=split, engine="onnxruntime", quality=level.index))
         tell(f"quality levels measured: {len(found)}")
     return found
 
 
+def as_claimed(bundle: Bundle, measured: Sequence[Evaluation]) -> list[QualityLevel]:
+    """What a manifest says of its levels, by what was measured of each; the default is the one that it has.
+
+    Rates are in bits per pixel of the bundle's own frames.
+    """
+    pixels = bundle.manifest.width * bundle.manifest.height
+    return [
+        level.model_copy(update={"rate_bpp": 8 * one.frame_bytes / pixels, "miou": one.miou})
+        for level, one in zip(bundle.manifest.quality_levels, measured, strict=True)
+    ]
+
+
 def _scores(
-    encoder: Encoder, decoder: Decoder, bundle: Bundle, data: Labelled, times: dict[str, list[float]]
+    encoder: Encoder, decoder: Decoder, bundle: Bundle, data: Frames, times: dict[str, list[float]]
 ) -> Iterator[_Scores]:
     tables, levels = bundle.tables, np.array([encoder.quality])
-    for i, (picture, labels) in enumerate(zip(data.images, data.labels, strict=True)):
-        image = fit(picture, (bundle.manifest.width, bundle.manifest.height))
-        frame = Frame(FrameId(0, i), 0, image)
-        y, latents = _timed(times["analysis"], partial(_analysed, encoder, image, tables))
+    for i in range(len(data)):
+        labels, placed = _shown(bundle, data, i)
+        frame = Frame(FrameId(0, i), 0, placed.image)
+        y, latents = _timed(times["analysis"], partial(_analysed, encoder, frame.image, tables))
         body = _timed(times["entropy_encode"], partial(encode_latents, latents, tables, encoder.quality))
         sent = pack(packet_of(frame, body, bundle=bundle.id, quality=encoder.quality))
         region = unpack(sent).regions[0]
@@ -170,9 +180,17 @@ def _scores(
         (mask,) = _timed(times["synthesis"], partial(decoder.class_maps, dequantise(read)[None], levels))
         (ideal,) = decoder.class_maps(y[None], levels)
         matrix, unrounded = (
-            confusion(labels, classes_at(one, labels.shape), len(bundle.palette)) for one in (mask, ideal)
+            confusion(labels, classes_at(one[: placed.rows, : placed.columns], labels.shape), len(bundle.palette))
+            for one in (mask, ideal)
         )
-        yield _Scores(matrix, unrounded, len(sent), len(body), estimated_bits(latents, tables, encoder.quality))
+        bits = estimated_bits(latents, tables, encoder.quality)
+        yield _Scores(matrix, unrounded, labels.size, len(sent), len(body), bits)
+
+
+def _shown(bundle: Bundle, data: Frames, index: int) -> tuple[NDArray[np.uint8], Placed]:
+    """The labels (H, W) of a frame, and its picture as the bundle takes it."""
+    frame = data.read(index)
+    return frame.labels, data.placed(frame.image, (bundle.manifest.height, bundle.manifest.width))
 
 
 def _analysed(encoder: Encoder, image: NDArray[np.uint8], tables: Tables) -> tuple[NDArray[np.float32], Latents]:
@@ -183,7 +201,7 @@ def _analysed(encoder: Encoder, image: NDArray[np.uint8], tables: Tables) -> tup
 
 def evaluate_labels(
     bundle: Bundle,
-    data: Labelled,
+    data: Frames,
     *,
     split: str,
     engine: str = "auto",
@@ -199,21 +217,21 @@ def evaluate_labels(
         raise ConfigError(f"bundle {bundle.path}: it does not say which classes are in a picture; use another")
     check_labels(bundle, data)
     encoder, decoder = open_encoder(bundle, engine=engine, quality=quality), open_decoder(bundle, engine=engine)
-    scores, total_bytes = [], 0
-    for i, image in enumerate(data.images):
-        fitting = fit(image, (bundle.manifest.width, bundle.manifest.height))
-        sent = pack(encoder.encode(Frame(FrameId(0, i), 0, fitting)))
-        total_bytes += len(sent)
+    scores, truth, total_bytes, pixels = [], [], 0, 0
+    for i in range(len(data)):
+        labels, placed = _shown(bundle, data, i)
+        sent = pack(encoder.encode(Frame(FrameId(0, i), 0, placed.image)))
+        total_bytes, pixels = total_bytes + len(sent), pixels + labels.size
         scores.append(_scores_of(decoder, sent))
+        truth.append(shares_of(labels, classes) >= least_share)
         progress(i + 1)
-    truth = np.stack([shares_of(labels, classes) >= least_share for labels in data.labels])  # (N, K)
     return LabelEvaluation(
         split=split,
         engine=engine,
         quality=encoder.quality,
-        frames=len(data.images),
-        accuracy=label_accuracy(truth, np.stack(scores)),
-        rate_bpp=8 * total_bytes / _pixels(data),
+        frames=len(data),
+        accuracy=label_accuracy(np.stack(truth), np.stack(scores)),
+        rate_bpp=8 * total_bytes / pixels,
     )
 
 
@@ -227,17 +245,13 @@ def _scores_of(decoder: Decoder, sent: bytes) -> NDArray[np.float32]:
     return decoded.scores.values
 
 
-def _pixels(data: Labelled) -> int:
-    return sum(labels.size for labels in data.labels)
-
-
-def check_measurable(data: Labelled) -> None:
+def check_measurable(data: Frames) -> None:
     """ConfigError where each label is void: there is nothing to measure by."""
-    if all((labels == VOID).all() for labels in data.labels):
+    if all((data.read(index).labels == VOID).all() for index in range(len(data))):
         raise ConfigError(f"labels of {data.names[0]} and all others are void; measure on a split that has labels")
 
 
-def check_labels(bundle: Bundle, data: Labelled) -> None:
+def check_labels(bundle: Bundle, data: Frames) -> None:
     """ConfigError where labels are none of the bundle's classes, or there are none to measure by."""
     classes, ours = len(bundle.manifest.classes), tuple(one.name for one in bundle.manifest.classes)
     if data.classes and data.classes != ours:
@@ -246,7 +260,8 @@ def check_labels(bundle: Bundle, data: Labelled) -> None:
             "measure on what has the same"
         )
     check_measurable(data)
-    for name, labels in zip(data.names, data.labels, strict=True):
+    known = zip(data.names, data.labels, strict=True) if isinstance(data, Labelled) else ()  # others' are by a table
+    for name, labels in known:
         strange = labels[(labels >= classes) & (labels != VOID)]
         if strange.size:
             raise ConfigError(f"labels of {name}: {strange[0]} is none of {classes} classes; take the data set's own")
@@ -278,7 +293,7 @@ def as_text(result: Evaluation, bundle: Bundle) -> str:
         f"{_title(result, bundle)}, quality {result.quality}",
         f"mIoU           {100 * result.miou:.2f} %, {100 * result.unrounded_miou:.2f} % if latents were not rounded",
         f"rate           {result.rate_bpp:.4f} bits per pixel, all overhead in; {result.frame_bytes:.0f} bytes a frame",
-        f"payload        {result.payload_bpp:.4f} bits per pixel, {100 * result.drift:+.2f} % of the estimate",
+        f"payload        {result.payload_bpp:.4f} bits per pixel, {_signed(result.drift)} of the estimate",
         *(f"{stage:<14} {ms:.2f} ms (median)" for stage, ms in result.stage_ms.items()),
         *(f"IoU {name:<12} {100 * iou:5.1f} %" for name, iou in zip(_names(bundle), result.class_iou, strict=True)),
     ]
@@ -335,7 +350,7 @@ def levels_as_text(measured: Sequence[Measured], bundle: Bundle) -> str:
     if masks:
         lines += [_title(masks[0], bundle), "level  rate bpp  payload bpp  of the estimate     mIoU  unrounded"]
     for mask in masks:
-        payload = f"{mask.payload_bpp:11.4f}  {100 * mask.drift:+13.2f} %"
+        payload = f"{mask.payload_bpp:11.4f}  {_signed(mask.drift):>15}"
         accuracy = f"{100 * mask.miou:5.2f} %    {100 * mask.unrounded_miou:5.2f} %"
         lines.append(f"{mask.quality:5}  {mask.rate_bpp:8.4f}  {payload}  {accuracy}")
     if labels:
@@ -353,6 +368,11 @@ def _names(bundle: Bundle) -> list[str]:
 def _by_class(values: NDArray[np.float64], bundle: Bundle) -> dict[str, float | None]:
     """Values (K,) by the name of the class; NaN, of a class that does not occur, becomes None."""
     return {n: None if math.isnan(v) else float(v) for n, v in zip(_names(bundle), values, strict=True)}
+
+
+def _signed(share: float) -> str:
+    """In percent, with its sign; a hyphen where it is not known."""
+    return "-" if math.isnan(share) else f"{100 * share:+.2f} %"
 
 
 def _title(result: Evaluation | LabelEvaluation, bundle: Bundle) -> str:

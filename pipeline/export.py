@@ -207,8 +207,7 @@ def write_manifest(folder: Path, described: Description, levels: Sequence[Qualit
 def _latents(encode: EncodeGraph, frames: Sequence[NDArray[np.uint8]]) -> Iterator[LevelLatents]:
     """What the encode graph gives for some of the frames, level by level."""
     chosen = frames[:: max(1, len(frames) // _FITTED_ON)]
-    images = [torch.from_numpy(image).permute(2, 0, 1)[None].float() for image in chosen]
-    ys = [encode.network.encode(image) for image in images]
+    ys = [encode.network.encode(torch.from_numpy(image).permute(2, 0, 1)[None].float()) for image in chosen]
     for level in range(encode.prior.gains.levels):
         scaled, hyper = zip(*(encode.prior.analyse(y, levels_like(y, level)) for y in ys), strict=True)
         z = torch.cat(hyper).numpy()

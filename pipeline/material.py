@@ -65,7 +65,7 @@ def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> M
     layout = LAYOUTS[settings.dataset]
     described = layout.classes(folders.data)
     data = layout.frames(folders.data, settings.split, without_drives=settings.without_drives)
-    held = {name: layout.frames(folders.data, name) for name in settings.choose_by}
+    held = {name: _at_size(layout.frames(folders.data, name), settings.size) for name in settings.choose_by}
     classes, unlabelled = len(described.classes), round(schedule.batch * settings.unlabelled)
     if unlabelled == schedule.batch:
         raise ConfigError(f"data.unlabelled {settings.unlabelled}: no frame of the data set is left; lower it")
@@ -74,8 +74,9 @@ def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> M
     if isinstance(data, Labelled):
         drawn = _resident(experiment, folders, data, described, device)
     else:
-        data = datasets.fitted(data, *layout.size)
-        drawn = _streamed(experiment, data, classes, layout.size, device)
+        size = settings.size or layout.size
+        data = datasets.fitted(data, *size)
+        drawn = _streamed(experiment, data, classes, size, device)
     batches = Batches(
         pool=drawn.pool,
         labelled=len(data),
@@ -94,6 +95,11 @@ def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> M
     )
     weights = datasets.class_weights(drawn.share, strength=settings.class_weighting)
     return Material(batches, held, torch.from_numpy(weights).to(device), _calibration_images(data))
+
+
+def _at_size(data: Labelled | Stored, size: tuple[int, int] | None) -> datasets.Frames:
+    """Frames to measure on: those on disk as they are, or whole at the size asked for, not stretched to it."""
+    return datasets.fitted(data, *size) if isinstance(data, Stored) and size is not None else data
 
 
 def _resident(
@@ -136,10 +142,6 @@ def _streamed(
     settings = experiment.data
     if experiment.teacher.weight > 0 or settings.balanced > 0 or settings.unlabelled > 0:
         raise ConfigError(f"data.dataset {settings.dataset}: teacher.weight, balanced and unlabelled must be 0")
-    if settings.size is not None:
-        raise ConfigError(
-            f"data.dataset {settings.dataset}: frames on disk have the size of its layout; leave out size"
-        )
     if experiment.loss.pixels > 0:
         raise ConfigError(
             f"data.dataset {settings.dataset}: frames are filled up with grey, and an image codec would learn that; "

@@ -1,7 +1,7 @@
 """A training run to a finished bundle: export, then measure what its manifest claims, level by level."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from pipeline import evaluation
 from pipeline.bundle import Bundle, ClassInfo, Network, QualityLevel, seal
 from pipeline.class_offsets import as_taught, offsets_of
 from pipeline.context_fitting import DEFAULT_EFFORT, Effort
-from pipeline.datasets import Classes, Labelled, at_size
+from pipeline.datasets import Classes, Labelled, Stored, in_memory
 from pipeline.distillation import learned_soft_labels
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
@@ -22,7 +22,7 @@ from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.refining import refine
 from pipeline.training import load_trained
 
-_DEFAULT_BYTES = 1080  # per frame, what the default level may cost: 0.05 bits per pixel of 480x360
+_DEFAULT_BPP = 0.05  # what the default level may cost, in bits per pixel of the data set's frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,9 @@ def publish(
     )
     smoothing = origin.experiment.smoothing or None
     bundle = refine(traced, learned.images, folder, smoothing=smoothing, tell=tell).bundle
-    levels = evaluation.measured_levels(bundle, shown, split=split, tell=tell)
-    pixels = description.width * description.height
-    measured = {"quality_levels": tuple(mark_default(levels, pixels))}
-    return seal(bundle.manifest.model_copy(update=measured), folder)
+    measured = evaluation.measured_levels(bundle, shown, split=split, tell=tell)
+    levels = mark_default(evaluation.as_claimed(bundle, measured), [one.rate_bpp for one in measured])
+    return seal(bundle.manifest.model_copy(update={"quality_levels": tuple(levels)}), folder)
 
 
 def _network(origin: Origin, described: Classes) -> SplitSegmenter:
@@ -111,28 +110,31 @@ def _offsets(origin: Origin, network: SplitSegmenter, learned: Labelled) -> NDAr
     return offsets_of(network, learned)
 
 
-def mark_default(levels: list[QualityLevel], pixels: int) -> list[QualityLevel]:
-    """The same levels; the default is the most accurate that costs at most 1080 bytes in a frame of so many pixels."""
-    cheap = [level for level in levels if level.rate_bpp * pixels / 8 <= _DEFAULT_BYTES]
+def mark_default(levels: Sequence[QualityLevel], rates: Sequence[float]) -> list[QualityLevel]:
+    """The same levels; the default is the most accurate that costs at most 0.05 bits per pixel.
+
+    `rates` are in bits per pixel of the data set's frames, whatever the bundle's own size.
+    """
+    cheap = [level for level, rate_bpp in zip(levels, rates, strict=True) if rate_bpp <= _DEFAULT_BPP]
     chosen = max(cheap, key=lambda level: level.miou) if cheap else min(levels, key=lambda level: level.rate_bpp)
     return [level.model_copy(update={"default": level is chosen}) for level in levels]
 
 
 def _learned(origin: Origin) -> Labelled:
-    """The frames that were trained on, at the size that the network takes them."""
+    """The frames that were trained on, at the size that the network takes them; of those on disk some."""
     settings = origin.experiment.data
     data = _frames(origin, settings.split)
-    return replace(data, images=tuple(at_size(image, settings.size) for image in data.images))
+    if isinstance(data, Stored):
+        return in_memory(data, settings.size or LAYOUTS[settings.dataset].size)
+    height, width = data.labels[0].shape
+    return in_memory(data, settings.size or (height, width))
 
 
-def _frames(origin: Origin, split: str) -> Labelled:
-    """One split, all in memory; without the drives that the experiment holds out, if it is what was trained on."""
+def _frames(origin: Origin, split: str) -> Labelled | Stored:
+    """One split; without the drives that the experiment holds out, if it is what was trained on."""
     settings = origin.experiment.data
     left_out = settings.without_drives if split == settings.split else ()
-    data = LAYOUTS[settings.dataset].frames(origin.data, split, without_drives=left_out)
-    if not isinstance(data, Labelled):
-        raise ConfigError(f"data.dataset {settings.dataset}: bundles are exported for frames of one size; use camvid")
-    return data
+    return LAYOUTS[settings.dataset].frames(origin.data, split, without_drives=left_out)
 
 
 def _trained_on(origin: Origin) -> str:

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from pipeline import evaluation, rdoq_fitting
 from pipeline.bundle import Bundle, copy_content, seal
 from pipeline.codec import Encoder, open_encoder
-from pipeline.datasets import Labelled
+from pipeline.datasets import Labelled, Stored, in_memory
 from pipeline.errors import ConfigError
 from pipeline.int8 import add_int8
 from pipeline.latent_coding import dequantise
 from pipeline.rdoq_fitting import Fitted
 from pipeline.smoothing import smooth
-from pipeline.sources import fit
 
 _ROUNDED, _CALIBRATED = 48, 16  # frames at most, spread over those that are given
 _LARGE = 576 * 432  # pixels; of larger frames fewer are calibrated on, as what they give inside is all kept in memory
@@ -71,8 +70,8 @@ def refine(
 
 def refine_and_measure(
     bundle: Bundle,
-    learned: Labelled,
-    shown: Labelled,
+    learned: Labelled | Stored,
+    shown: Labelled | Stored,
     folder: Path,
     *,
     split: str,
@@ -85,14 +84,14 @@ def refine_and_measure(
     goes on. ConfigError as `refine` raises it, and on labels that are none of the bundle's classes.
     """
     evaluation.check_labels(bundle, shown)
-    size = bundle.manifest.width, bundle.manifest.height
-    images = [fit(image, size) for image in learned.images]
+    images = in_memory(learned, (bundle.manifest.height, bundle.manifest.width)).images
     with tempfile.TemporaryDirectory() as scratch:
         made = refine(bundle, images, Path(scratch), smoothing=smoothing, tell=tell)
-        levels = evaluation.measured_levels(made.bundle, shown, split=split, tell=tell)
+        measured = evaluation.measured_levels(made.bundle, shown, split=split, tell=tell)
         copy_content(made.bundle, folder)
     dataset = f"{bundle.manifest.dataset.split('; rates and mIoU')[0]}; rates and mIoU measured on {split}"
-    manifest = made.bundle.manifest.model_copy(update={"quality_levels": tuple(levels), "dataset": dataset})
+    levels = tuple(evaluation.as_claimed(made.bundle, measured))
+    manifest = made.bundle.manifest.model_copy(update={"quality_levels": levels, "dataset": dataset})
     return replace(made, bundle=seal(manifest, folder))
 
 

@@ -63,7 +63,7 @@ def _open(path: Path) -> Any:
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:
-        raise ConfigError(f"teacher {path}: needs onnxruntime; install it, or name a safetensors file") from error
+        raise ConfigError(f"teacher {path}: needs onnxruntime; install it, or name a file of weights") from error
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

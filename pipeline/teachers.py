@@ -17,14 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.datasets import Classes
 from pipeline.errors import ConfigError
 from pipeline.models.mininetv2 import MiniNetV2
 from pipeline.models.teacher import FDDWNet, group_classes, normalise
+from pipeline.published_weights import read_weights
 from pipeline.segmentation_graph import SegmentationGraph
 
 BATCH = 4  # pictures that a teacher is shown at once
@@ -206,7 +205,7 @@ def load_teachers(
 ) -> Teacher:
     """The mean of the networks in the files, each looking at pictures of `size` (width, height) times each scale.
 
-    A file is an ONNX graph or the safetensors of a network in NETWORKS. Its classes are ours if they are as many,
+    A file is an ONNX graph or the weights of a network in NETWORKS. Its classes are ours if they are as many,
     else Cityscapes' 19. Raises ConfigError that names the file.
     """
     if not paths:
@@ -221,7 +220,7 @@ def load_teachers(
 
 def _load(path: Path, size: tuple[int, int], described: Classes, device: torch.device) -> Teacher:
     if not path.is_file():
-        raise ConfigError(f"teacher {path}: no such file; name safetensors of a known network or an ONNX graph")
+        raise ConfigError(f"teacher {path}: no such file; name the weights of a known network or an ONNX graph")
     made_of = hashlib.sha256(path.read_bytes()).hexdigest()
     if path.suffix == ".onnx":
         graph = SegmentationGraph(path, size=size)
@@ -236,13 +235,15 @@ def _load(path: Path, size: tuple[int, int], described: Classes, device: torch.d
 def _load_known(path: Path) -> tuple[nn.Module, int]:
     """The network of NETWORKS whose tensors the file holds, in eval mode, and how many classes it has."""
     try:
-        stored = load_file(path)
+        stored = read_weights(path)
         last = next(name for name in NETWORKS if name in stored)
         network = NETWORKS[last](len(stored[last]))
         network.load_state_dict(stored, strict=True)
-    except (RuntimeError, SafetensorError, StopIteration) as error:
+    except (RuntimeError, StopIteration) as error:
         known = " or ".join(build.__name__ for build in NETWORKS.values())
-        raise ConfigError(f"teacher {path}: not the safetensors of {known}; export other networks to ONNX") from error
+        raise ConfigError(f"teacher {path}: not the weights of {known}; export other networks to ONNX") from error
+    except ConfigError as error:
+        raise ConfigError(f"teacher {path}: {error}; name the weights of a known network or an ONNX graph") from error
     return network.eval().requires_grad_(False), len(stored[last])
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import checkpoint
@@ -24,6 +22,7 @@ from pipeline.material import Folders, Material, prepare
 from pipeline.measuring import Measured, Rebuilt, measure, measure_pictures, psnr_db
 from pipeline.models.assembly import IMAGE, assemble, begin_prior, load_pretrained, pretrained
 from pipeline.models.split_segmenter import SplitSegmenter
+from pipeline.published_weights import read_weights
 from pipeline.restoring import camera_state, network_of, trainable
 from pipeline.stepping import TERMS, Step, optimiser_of
 
@@ -192,9 +191,9 @@ def keep_freed_memory() -> None:
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"backbone weights {path}: {error}; name the backbone's safetensors file") from error
+        return read_weights(path)
+    except ConfigError as error:
+        raise ConfigError(f"backbone weights {path}: {error}; name the file of the backbone's weights") from error
 
 
 def _measure(

@@ -33,8 +33,8 @@ def train(
     config_file: ConfigFile,
     data: Data,
     run: Annotated[Path, typer.Option(help="folder for checkpoints; resumes what is there")],
-    backbone: Annotated[Path | None, typer.Option(help="safetensors file of the backbone's published weights")] = None,
-    teacher: Annotated[list[Path] | None, typer.Option(help="a teacher's safetensors or ONNX file; repeatable")] = None,
+    backbone: Annotated[Path | None, typer.Option(help="file of the backbone's published weights")] = None,
+    teacher: Annotated[list[Path] | None, typer.Option(help="a teacher's weights or ONNX file; repeatable")] = None,
     unlabelled: Annotated[list[Path] | None, typer.Option(help="images or a clip without labels; repeatable")] = None,
     start: Annotated[Path | None, typer.Option(help="run or bundle whose weights to begin with")] = None,
     camera: Annotated[Path | None, typer.Option(help="run or bundle whose camera alone to begin with")] = None,
@@ -112,14 +112,15 @@ def refine(
     _need("refine", "onnx", "ml_dtypes", remedy="pip install onnx ml_dtypes")
     from rich.console import Console
 
-    from pipeline import datasets, rdoq_fitting
+    from pipeline import rdoq_fitting
     from pipeline.bundle import load_bundle
     from pipeline.codec import DECODE_INT8
+    from pipeline.layouts import layout_of
     from pipeline.refining import refine_and_measure
 
     loaded = load_bundle(bundle)
-    learned = datasets.camvid(data, split, without_drives=without_drive or ())
-    shown = datasets.camvid(data, measure_on)
+    layout = layout_of(data)
+    learned, shown = layout.frames(data, split, without_drives=without_drive or ()), layout.frames(data, measure_on)
     refined = refine_and_measure(
         loaded, learned, shown, output or bundle, split=measure_on, smoothing=smoothing, tell=_say
     )
@@ -133,7 +134,7 @@ def refine(
 def adapt(
     bundle: Annotated[Path, typer.Option(help="folder of the trained model to begin with")],
     source: Annotated[Path, typer.Option(help="the site's video, or a folder of its images in the order of time")],
-    teacher: Annotated[list[Path], typer.Option(help="a teacher's safetensors or ONNX file; repeatable")],
+    teacher: Annotated[list[Path], typer.Option(help="a teacher's weights or ONNX file; repeatable")],
     output: Annotated[Path, typer.Option(help="folder to write the tuned bundle to")],
     minutes: Annotated[float, typer.Option(min=0.01, help="how long to train")] = 10.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,

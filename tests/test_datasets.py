@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import datasets
 from pipeline.accuracy import VOID
-from pipeline.datasets import Labelled, at_size, camvid_classes, classes_at, read_labels, scaled
+from pipeline.datasets import Labelled, Stored, at_size, camvid_classes, classes_at, read_labels, scaled
 from pipeline.errors import ConfigError
 from pipeline.mask_image import pack_mask
 from pipeline.messages import FrameId, Mask
@@ -90,7 +90,7 @@ def test_picture_is_read_as_it_is_stored_whatever_its_orientation_tag(tmp_path: 
 @pytest.mark.parametrize(("size", "rows", "columns"), [((24, 32), 24, 32), ((30, 32), 24, 32), ((96, 200), 96, 128)])
 def test_fitted_frame_is_whole_and_the_rest_is_void(size: tuple[int, int], rows: int, columns: int) -> None:
     data = painted(blocks())
-    frame = datasets.fitted(data, *size).read(0)
+    frame = datasets.fitted(Stored(data.names, data.read), *size).read(0)
     assert (frame.image.shape, frame.labels.shape) == ((*size, 3), size)
     assert (frame.labels[:rows, :columns] != VOID).all()
     outside = np.ones(size, bool)
@@ -101,6 +101,32 @@ def test_fitted_frame_is_whole_and_the_rest_is_void(size: tuple[int, int], rows:
     assert np.mean(nearest_class(frame.image[:rows, :columns]) == inside) > 0.9
     back = cv2.resize(inside, (64, 48), interpolation=cv2.INTER_NEAREST_EXACT)
     assert np.mean(back == data.labels[0]) > 0.9
+
+
+def test_frames_in_memory_are_brought_to_a_size_as_a_camera_does_and_those_on_disk_whole() -> None:
+    data = painted(blocks())  # 64x48
+    (wide,) = datasets.in_memory(data, (48, 96)).images
+    assert np.array_equal(wide, datasets.at_size(data.images[0], (48, 96)))
+    assert datasets.in_memory(data, (48, 96)).labels is data.labels
+    whole = datasets.in_memory(Stored(data.names, data.read, ("sky",)), (48, 96))
+    assert (whole.names, whole.classes) == (data.names, ("sky",))
+    assert np.array_equal(whole.images[0][:, :64], data.images[0])
+    assert np.array_equal(whole.labels[0][:, :64], data.labels[0])
+    assert (whole.images[0][:, 64:] == 128).all() and (whole.labels[0][:, 64:] == VOID).all()
+
+
+@pytest.mark.parametrize(("size", "every"), [((48, 64), 1), ((1024, 2048), 2)])
+def test_of_many_frames_on_disk_so_many_are_kept_as_there_is_room_for(size: tuple[int, int], every: int) -> None:
+    """At least 48 of them, spread over all."""
+    read: list[int] = []
+
+    def load(index: int) -> datasets.LabelledFrame:
+        read.append(index)
+        return datasets.LabelledFrame(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8))
+
+    many = Stored(tuple(map(str, range(100))), load)
+    assert datasets.in_memory(many, size).names == many.names[::every]
+    assert read == list(range(0, 100, every))
 
 
 def test_pictures_are_brought_to_a_size_and_labels_with_them() -> None:

@@ -12,7 +12,7 @@ import pytest
 from pipeline.bitstream import pack
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import open_decoder, open_encoder
-from pipeline.datasets import Labelled
+from pipeline.datasets import Labelled, LabelledFrame, Stored
 from pipeline.errors import ConfigError
 from pipeline.evaluation import (
     STAGES,
@@ -100,6 +100,12 @@ def test_a_table_of_levels_has_a_row_for_each(evaluation: Evaluation, bundle: Bu
     assert f"{100 * evaluation.drift:+.2f} %" in rows[0]
 
 
+def test_where_nothing_was_to_be_sent_no_estimate_is_missed(evaluation: Evaluation, bundle: Bundle) -> None:
+    silent = replace(evaluation, payload_bpp=0.0, estimated_bpp=0.0)
+    assert math.isnan(silent.drift)
+    assert "payload        0.0000 bits per pixel, - of the estimate" in as_text(silent, bundle)
+
+
 def test_what_a_bundle_does_not_make_is_not_measured(bundle: Bundle, streets: Labelled) -> None:
     few = Labelled(streets.names[:1], streets.images[:1], streets.labels[:1])
     measured = measure(bundle, few, split="streets", engine="onnxruntime", quality=1)
@@ -130,6 +136,26 @@ def test_frames_of_another_size_are_coded_at_the_bundles_and_rated_by_their_own(
     found = evaluate(bundle, Labelled(("small",), (small,), (labels,)), split="small", engine="onnxruntime")
     assert found.miou == 1
     assert found.rate_bpp == pytest.approx(8 * len(pack(packet)) / (240 * 180))
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 240), (300, 100)])
+def test_frames_on_disk_are_coded_whole_and_their_masks_cut_out_again(
+    bundle: Bundle, streets: Labelled, height: int, width: int
+) -> None:
+    """Labels that are the mask itself, where the picture lies in it, say that all of it is right."""
+    size = (bundle.manifest.height, bundle.manifest.width)
+    other = cv2.resize(streets.images[0], (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    placed = Stored((), lambda _: LabelledFrame(other, other[..., 0])).placed(other, size)
+    packet = open_encoder(bundle, engine="onnxruntime").encode(Frame(FrameId(0, 0), 0, placed.image))
+    (decoded,) = open_decoder(bundle, engine="onnxruntime", labels=False).decode([packet])
+    assert isinstance(decoded, Decoded) and decoded.mask is not None
+    shown = decoded.mask.classes[: placed.rows, : placed.columns]
+    assert shown.shape in ((size[0], round(size[0] * width / height)), (round(size[1] * height / width), size[1]))
+    labels = cv2.resize(shown, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
+    stored = Stored(("other",), lambda _: LabelledFrame(other, labels))
+    found = evaluate(bundle, stored, split="other", engine="onnxruntime")
+    assert found.miou == 1
+    assert found.rate_bpp == pytest.approx(8 * len(pack(packet)) / (height * width))
 
 
 def test_a_bundle_of_other_classes_and_labels_that_are_all_void_are_refused(bundle: Bundle, streets: Labelled) -> None:

@@ -7,8 +7,10 @@ import pytest
 import test_cityscapes
 import test_coco
 
+from pipeline import datasets
 from pipeline.accuracy import VOID
-from pipeline.layouts import LAYOUTS
+from pipeline.errors import ConfigError
+from pipeline.layouts import LAYOUTS, layout_of
 
 
 def cityscapes(root: Path) -> Path:
@@ -31,6 +33,27 @@ def dataset(request: pytest.FixtureRequest, tiny_camvid: Path, tmp_path: Path) -
 
 def test_there_are_no_others_than_those_tested_here() -> None:
     assert set(LAYOUTS) == {"camvid", "cityscapes", "coco"}
+
+
+def test_the_layout_of_a_folder_is_known_by_what_is_in_it(dataset: tuple[str, Path]) -> None:
+    name, root = dataset
+    assert layout_of(root) is layout_of(root, name) is LAYOUTS[name]
+
+
+def test_a_folder_that_is_no_data_set_is_named_with_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"none of splits/ \(camvid\), leftImg8bit/ \(cityscapes\), annotations/ \(coco\)"
+    ):
+        layout_of(tmp_path)
+    with pytest.raises(ConfigError, match="'kitti' is unknown; use camvid, cityscapes, coco"):
+        layout_of(tmp_path, "kitti")
+
+
+def test_frames_know_their_classes(dataset: tuple[str, Path]) -> None:
+    name, root = dataset
+    data, described = LAYOUTS[name].frames(root, "train"), LAYOUTS[name].classes(root)
+    assert data.classes == tuple(one.name for one in described.classes)
+    assert datasets.in_memory(data, (32, 48)).classes == data.classes
 
 
 def test_frames_are_read_by_number_and_have_names(dataset: tuple[str, Path]) -> None:

@@ -290,6 +290,14 @@ def test_frames_on_disk_are_brought_to_one_size_and_read_again_and_again(tmp_pat
     assert made.class_weights.numpy() == pytest.approx(expected, rel=1e-5)
 
 
+def test_frames_on_disk_may_be_brought_to_another_size_than_that_of_their_layout(tmp_path: Path) -> None:
+    made = streaming(tmp_path, data={"size": (64, 96), "choose_by": ("train",)})
+    assert made.batches.pool.size == made.batches.frame_size == (64, 96)
+    held = made.held["train"].read(0)  # of 80x60
+    assert held.labels.shape == (64, 96)
+    assert (held.labels[:, 85:] == 255).all()
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"teacher": {"weight": 1.0}}, {"data": {"balanced": 0.5}}, {"data": {"unlabelled": 0.5}}],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_coco
+import test_layouts
 import tiny
 import torch
 
@@ -16,8 +16,10 @@ from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluate
 from pipeline.export import Description
+from pipeline.layouts import LAYOUTS
 from pipeline.models.split_segmenter import levels_like
 from pipeline.publish import Origin, mark_default, publish, publish_whole
+from pipeline.refining import refine_and_measure
 from pipeline.restoring import class_offsets
 from pipeline.runtime import open_session
 from pipeline.training import load_trained, train
@@ -55,7 +57,7 @@ def test_every_level_is_claimed_and_one_is_the_default(published: Bundle, told: 
     levels = published.manifest.quality_levels
     assert [level.index for level in levels] == list(range(tiny.LEVELS))
     assert [level.default for level in levels].count(True) == 1
-    assert list(levels) == mark_default(list(levels), tiny.WIDTH * tiny.HEIGHT)
+    assert list(levels) == mark_default(levels, [level.rate_bpp for level in levels])
     steps = [f"quality levels {done}: {count}" for done in ("fitted", "measured") for count in (1, 2, 3)]
     assert told == steps
 
@@ -194,13 +196,13 @@ def levels(*figures: tuple[float, float]) -> list[QualityLevel]:
     ids=["best of the cheap", "cheaper and better", "just cheap enough", "none cheap", "alone"],
 )
 def test_default_is_the_most_accurate_of_the_cheap_levels(figures: list[tuple[float, float]], chosen: int) -> None:
-    marked = mark_default(levels(*figures), 480 * 360)
+    marked = mark_default(levels(*figures), [rate_bpp for rate_bpp, _ in figures])
     assert [level.index for level in marked if level.default] == [chosen]
     assert [(level.rate_bpp, level.miou) for level in marked] == figures
 
 
-def test_a_larger_bundle_has_the_default_that_costs_as_many_bytes() -> None:
-    marked = mark_default(levels((0.01, 0.6), (0.03, 0.65), (0.04, 0.7)), 576 * 432)
+def test_a_larger_bundle_has_the_default_that_is_cheap_for_the_frames_it_is_given() -> None:
+    marked = mark_default(levels((0.01, 0.6), (0.03, 0.65), (0.04, 0.7)), [0.0144, 0.0432, 0.0576])
     assert [level.index for level in marked if level.default] == [1]
 
 
@@ -238,11 +240,25 @@ def test_run_that_is_not_there_leaves_no_bundle(tiny_camvid: Path, tmp_path: Pat
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_data_set_of_frames_of_many_sizes_has_no_bundle(
-    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = test_coco.write(tmp_path / "coco", "val", test_coco.crowd(1, test_coco.CAR, columns=30))
-    experiment = tiny.experiment(data={"dataset": "coco", "split": "val"})
-    monkeypatch.setattr(module, "load_trained", lambda *_: None)
-    with pytest.raises(ConfigError, match=r"data\.dataset coco: bundles are exported for frames of one size"):
-        publish(replace(origin(data, tiny_run), experiment=experiment), tmp_path / "bundle", split="val")
+@pytest.mark.parametrize("name", ["cityscapes", "coco"])
+def test_a_run_on_frames_that_stay_on_disk_becomes_a_bundle_like_any_other(tmp_path: Path, name: str) -> None:
+    made = {"cityscapes": test_layouts.cityscapes, "coco": test_layouts.coco}[name](tmp_path / name)
+    experiment = tiny.experiment(
+        data={"dataset": name, "size": (64, 96), "choose_by": ("train",)}, schedule={"epochs": 1, "batch": 2}
+    )
+    folders = tiny.folders(made, tmp_path / "home")
+    list(train(experiment, folders))
+    of = Origin(experiment, data=made, run=folders.run, licence="CC0-1.0", command=COMMAND)
+    bundle = publish(of, tmp_path / "bundle", split="train", effort=tiny.SHORT)
+    layout = LAYOUTS[name]
+    assert (bundle.manifest.height, bundle.manifest.width) == (64, 96)
+    assert [one.name for one in bundle.manifest.classes] == [one.name for one in layout.classes(made).classes]
+    assert bundle.manifest.dataset.startswith(f"{name} (train)")
+    data = layout.frames(made, "train")
+    for level in bundle.manifest.quality_levels:
+        found = evaluate(bundle, data, split="train", engine="onnxruntime", quality=level.index)
+        assert level.miou == pytest.approx(found.miou)
+        assert level.rate_bpp == pytest.approx(8 * found.frame_bytes / (64 * 96))
+        assert found.rate_bpp == pytest.approx(8 * found.frame_bytes / data.read(0).labels.size)
+    refined = refine_and_measure(bundle, data, data, tmp_path / "refined", split="train").bundle
+    assert len(refined.manifest.quality_levels) == tiny.LEVELS
