@@ -30,13 +30,17 @@ class Trainee:
     optimiser: torch.optim.Optimizer
 
 
-def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: int) -> None:
-    """Replace the run's checkpoint; a process that dies meanwhile leaves the old one."""
+def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: int, learned: str = "") -> None:
+    """Replace the run's checkpoint; a process that dies meanwhile leaves the old one.
+
+    `learned` tells the frames it learns from from others (Material.fingerprint).
+    """
     state: Mapping[str, object] = {
         "network": trainee.network.state_dict(),
         "average": trainee.average.state_dict(),
         "optimiser": trainee.optimiser.state_dict(),
         "experiment": experiment.model_dump(mode="json"),
+        "learned": learned,
         "epochs_done": epochs_done,
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all(),  # empty where there is no GPU
@@ -45,10 +49,11 @@ def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: in
     (run / f"{FILE}.new").replace(run / FILE)
 
 
-def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
+def resume(run: Path, trainee: Trainee, experiment: Experiment, *, learned: str = "") -> int:
     """Load the run's checkpoint, if there is one; the epochs it has done.
 
-    ConfigError on another experiment's, or on one of a network that is another now.
+    ConfigError on another experiment's, on one of a network that is another now, and where it learned from other frames
+    than `learned` tells of; empty: not known.
     """
     if not (run / FILE).is_file():
         return 0
@@ -57,6 +62,8 @@ def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
     state = _read(run, device)
     if _experiment_of(run, state) != experiment:
         raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
+    if learned and state.get("learned", "") not in ("", learned):  # runs of before do not say
+        raise ConfigError(f"run {run}: it learned from other frames; name those it had, or an empty folder for the run")
     try:
         trainee.network.load_state_dict(state["network"])
         trainee.average.load_state_dict(state["average"])

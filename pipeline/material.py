@@ -1,5 +1,6 @@
 """What an experiment learns from: frames, labels and soft labels, on the device that trains."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,14 @@ class Material:
     held: Mapping[str, datasets.Frames]
     class_weights: Tensor
     calibration: Tensor  # (N, 3, h, w) in 0..255: a few frames to take statistics from
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these frames from others: how many there are, how their classes are weighed, a few themselves."""
+        told = hashlib.sha256(f"{self.batches.labelled} {len(self.batches.pool)}\n".encode())
+        told.update(self.class_weights.cpu().numpy().tobytes())
+        told.update(self.calibration.byte().numpy().tobytes())
+        return told.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -71,6 +71,22 @@ def test_a_run_from_before_a_part_that_learned_nothing_was_left_out_still_loads(
     assert torch.equal(loaded.average.weight, saved.average.weight)
 
 
+def test_a_run_goes_on_with_the_frames_it_had(tmp_path: Path) -> None:
+    save(tmp_path, trainee(), tiny.experiment(), epochs_done=1, learned="these")
+    for known in ("these", ""):
+        assert resume(tmp_path, trainee(), tiny.experiment(), learned=known) == 1
+    with pytest.raises(ConfigError, match="it learned from other frames; name those it had"):
+        resume(tmp_path, trainee(), tiny.experiment(), learned="others")
+
+
+def test_a_run_from_before_frames_were_told_apart_goes_on_with_any(tmp_path: Path) -> None:
+    save(tmp_path, trainee(), tiny.experiment(), epochs_done=1)
+    state = torch.load(tmp_path / FILE, weights_only=True)
+    del state["learned"]
+    torch.save(state, tmp_path / FILE)
+    assert resume(tmp_path, trainee(), tiny.experiment(), learned="these") == 1
+
+
 def test_a_folder_without_checkpoint_starts_at_nothing(tmp_path: Path) -> None:
     assert resume(tmp_path, trainee(), tiny.experiment()) == 0
 

@@ -310,6 +310,16 @@ def test_what_needs_all_frames_in_memory_is_refused_for_those_on_disk(
         streaming(tmp_path, **changed)
 
 
+def test_frames_are_told_from_others_by_what_they_show_and_how_many_they_are(tiny_camvid: Path, tmp_path: Path) -> None:
+    told = {
+        prepare(
+            tiny_camvid, tmp_path / "run", tiny.experiment(data={"split": split}, schedule={"batch": 2})
+        ).fingerprint
+        for split in ("train", "trainval", "test", "train", "0001TP")
+    }
+    assert len(told) == 4
+
+
 def test_labels_that_are_no_class_are_named(tiny_camvid: Path, tmp_path: Path) -> None:
     data = shutil.copytree(tiny_camvid, tmp_path / "data")
     strange = np.full((tiny.HEIGHT, tiny.WIDTH), tiny.CLASSES + 3, np.uint8)
