@@ -34,6 +34,7 @@ from pipeline.deciding import open_decider
 from pipeline.errors import PipelineError
 from pipeline.key_policies import EVERY_FRAME, KeyPolicy, at_interval, at_threshold
 from pipeline.messages import Frame, FrameId, Kind
+from pipeline.options import JsonFile
 from pipeline.regions import OVERLAP_PX, Grid
 from pipeline.runtime import open_session
 from pipeline.video_encoder import VideoEncoder
@@ -208,7 +209,7 @@ def main(
     threshold: Annotated[list[float] | None, typer.Option(help="threshold, 0 to 100; repeat it")] = None,
     engine: Annotated[str, typer.Option()] = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     try:
         loaded = load_bundle(bundle or default_bundle())

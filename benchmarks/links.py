@@ -35,6 +35,7 @@ from benchmarks.links_watch import Watch
 from benchmarks.netlab import Netlab, Way
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.options import JsonFile
 
 LINKS, RATES, OFF = ("20/0", "80/1", "150/5"), (64, 256, 1000), "off"
 FIRST_MASKS = 5
@@ -245,7 +246,7 @@ def main(
     congestion: Annotated[str | None, typer.Option(help="of TCP, such as cubic; without it, the machine's own")] = None,
     warm_s: Annotated[float, typer.Option(min=0)] = 5.0,
     seconds: Annotated[float, typer.Option(min=1, help="for each row")] = 20.0,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     console, plan, results = Console(width=170), Plan(warm_s, seconds), list[Result]()
     try:

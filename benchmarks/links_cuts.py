@@ -25,6 +25,7 @@ from benchmarks.links_watch import View
 from benchmarks.netlab import Way
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.options import JsonFile
 
 BACK_S, MORE_DESCRIPTORS, MORE_THREADS, MORE_MB, MORE_TASKS = 5.0, 2.0, 1.0, 10.0, 2.0
 _WAIT_S = 60.0
@@ -157,7 +158,7 @@ def main(
     between_s: Annotated[float, typer.Option(min=0, help="seconds from the return to the next")] = 3.0,
     rtt_ms: Annotated[float, typer.Option(min=0, help="half of it each way")] = 80.0,
     loss: Annotated[float, typer.Option(min=0, max=100, help="percent, on each way")] = 0.0,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     way, runs, console = Way(delay_ms=rtt_ms / 2, loss=loss / 100), list[Cuts](), Console(width=150)
     try:

@@ -28,6 +28,7 @@ from benchmarks.links_site import WEBRTC
 from benchmarks.links_watch import View
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.options import JsonFile
 
 ONE_MS, MANY_MS = 60.0, 150.0
 _WARM_S, _LATE_S, _START_S = 5.0, 2.0, 120.0
@@ -158,7 +159,7 @@ def main(
     fps: Annotated[float, typer.Option(min=0.1, help="of each of many cameras")] = 10.0,
     seconds: Annotated[float, typer.Option(min=1, help="for each")] = 20.0,
     workers: Annotated[int, typer.Option(min=1, max=16)] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     try:
         loaded = load_bundle(bundle or default_bundle())

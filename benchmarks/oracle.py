@@ -32,6 +32,7 @@ from pipeline.codec import check_quality
 from pipeline.datasets import classes_at
 from pipeline.errors import PipelineError
 from pipeline.messages import FrameId, Kind, Packet, Region
+from pipeline.options import JsonFile
 
 INTERVALS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 LONGEST_AGE = 12
@@ -152,7 +153,7 @@ def main(
     level: Annotated[int | None, typer.Option(help="level all is held against; without it, the default")] = None,
     frames: Annotated[int, typer.Option(min=2, help="no more than so many")] = 200,
     engine: Annotated[str, typer.Option()] = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     try:
         loaded = load_bundle(bundle or default_bundle())

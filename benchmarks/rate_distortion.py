@@ -47,6 +47,7 @@ from pipeline.datasets import Labelled, camvid, classes_at
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.messages import Frame, FrameId
+from pipeline.options import JsonFile, can_be_written
 from pipeline.runtime import Precision, Session, open_session
 from pipeline.sources import fit
 
@@ -289,8 +290,8 @@ def main(
     engine: Annotated[str, typer.Option()] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="of the sessions that are timed")] = 2,
     timed_frames: Annotated[int, typer.Option(min=2)] = 40,
-    json_file: Annotated[Path, typer.Option("--json")] = Path("benchmarks/results/rate_distortion.json"),
-    figure: Annotated[Path, typer.Option()] = Path("docs/rate_distortion.png"),
+    json_file: JsonFile = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the curves here", callback=can_be_written)] = None,
 ) -> None:
     av.logging.set_level(av.logging.PANIC)
     console = Console(width=150)
@@ -303,22 +304,19 @@ def main(
     print_systems(systems, run, console)
     if comparisons:
         print_comparisons(comparisons, console)
-    json_file.write_text(
-        json.dumps(
-            {
-                "split": split,
-                "frames": len(run.data.images),
-                "size": run.size,
-                "engine": engine,
-                "threads": threads,
-                "systems": [asdict(one) for one in systems],
-                "comparisons": [asdict(one) for one in comparisons],
-            },
-            indent=2,
-        )
-        + "\n"
-    )
-    draw(systems, figure, title=f"CamVid {split}, {run.size[1]}x{run.size[0]}, {len(run.data.images)} frames")
+    if json_file is not None:
+        told = {
+            "split": split,
+            "frames": len(run.data.images),
+            "size": run.size,
+            "engine": engine,
+            "threads": threads,
+            "systems": [asdict(one) for one in systems],
+            "comparisons": [asdict(one) for one in comparisons],
+        }
+        json_file.write_text(json.dumps(told, indent=2) + "\n")
+    if figure is not None:
+        draw(systems, figure, title=f"CamVid {split}, {run.size[1]}x{run.size[0]}, {len(run.data.images)} frames")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from benchmarks.rate_control import videos_of
 from pipeline.bundle import default_bundle, load_bundle
 from pipeline.deciding import usual_bytes
 from pipeline.errors import PipelineError
+from pipeline.options import JsonFile
 from pipeline.scene import SceneGate
 
 LEVELS, SIZES, QUARTER = (3, 4, 5, 6), (1.0, 1.5, 2.0), 0.25
@@ -122,7 +123,7 @@ def main(
     bundle: Annotated[Path | None, typer.Option(help="folder of the trained model")] = None,
     frames: Annotated[int, typer.Option(min=8, help="of each video, at most")] = 400,
     every: Annotated[int, typer.Option(min=1, help="of levels and sizes, one frame in so many")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     try:
         coders = open_coders(load_bundle(bundle or default_bundle()))

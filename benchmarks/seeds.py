@@ -26,6 +26,7 @@ from pipeline.experiment import load_experiment
 from pipeline.layouts import LAYOUTS
 from pipeline.measuring import Measured, measure
 from pipeline.models.assembly import IMAGE
+from pipeline.options import JsonFile
 from pipeline.training import load_trained
 
 
@@ -133,7 +134,7 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of the data set")],
     runs: Annotated[list[str], typer.Option(help="NAME,CONFIG,RUN,RUN...; given twice")],
     split: Annotated[str, typer.Option(help="split or drive")] = "val",
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     try:
         variants = [variant(text) for text in runs]

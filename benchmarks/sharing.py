@@ -23,6 +23,7 @@ from pipeline.bundle import Bundle, load_bundle
 from pipeline.datasets import Labelled, camvid
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
+from pipeline.options import JsonFile
 from pipeline.restoring import network_of
 
 
@@ -84,7 +85,7 @@ def main(
     shared: Annotated[Path, typer.Option(help="bundle of all rates")],
     alone: Annotated[list[Path], typer.Option(help="bundle of one of them; repeatable")],
     split: Annotated[list[str] | None, typer.Option(help="split or drive; repeatable")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     try:
         whole, singles = load_bundle(shared), [load_bundle(path) for path in alone]

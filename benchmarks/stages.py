@@ -37,6 +37,7 @@ from pipeline.latent_coding import Latents, decode_latents, dequantise, encode_l
 from pipeline.messages import Frame, FrameId, Packet
 from pipeline.models.entropy_model import MeanScaleHyperprior
 from pipeline.models.over_parameterised import merge_branches
+from pipeline.options import JsonFile
 from pipeline.sources import fit, open_source
 from pipeline.training import build
 from pipeline.video import sample_path
@@ -175,7 +176,7 @@ def main(
     frames: Annotated[int, typer.Option(min=8)] = 100,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     level: Annotated[list[int] | None, typer.Option(help="quality level; may be given more than once")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     torch.set_num_threads(threads)
     try:

@@ -55,6 +55,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.keys import KeyBuffers
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.noise_reduction import NoiseReduction
+from pipeline.options import JsonFile
 from pipeline.region_decoder import HeldKey
 from pipeline.sources import fit, open_source
 from pipeline.stream_encoder import StreamEncoder
@@ -305,7 +306,7 @@ def main(
     ] = 0.0,
     engine: Annotated[str, typer.Option()] = "auto",
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     try:
         loaded = load_bundle(bundle or default_bundle())

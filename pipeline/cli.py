@@ -22,6 +22,7 @@ from pipeline.cancellation import without_interrupts
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError, SourceError
 from pipeline.keys import key_sequence
 from pipeline.messages import Kind, Packet, Region
+from pipeline.options import JsonFile
 
 app = typer.Typer(
     name="maskcast",
@@ -250,7 +251,7 @@ def evaluate(
         bool, typer.Option("--all-levels", help="a row for each quality level; JSON: a list")
     ] = False,
     engine: Engine = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure accuracy, real rate and time per stage of a bundle.
 

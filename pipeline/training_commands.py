@@ -14,6 +14,7 @@ import typer
 
 from pipeline.bundle_table import print_manifest
 from pipeline.errors import ConfigError
+from pipeline.options import JsonFile
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="file of configs/train/")]
 Data = Annotated[Path, typer.Option(help="folder of the data set")]
@@ -137,7 +138,7 @@ def adapt(
     teacher: Annotated[list[Path], typer.Option(help="a teacher's weights or ONNX file; repeatable")],
     output: Annotated[Path, typer.Option(help="folder to write the tuned bundle to")],
     minutes: Annotated[float, typer.Option(min=0.01, help="how long to train")] = 10.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Tune a bundle to one site's video without labels; shows agreement with the teachers and bits, before and after.
 
