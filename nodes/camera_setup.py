@@ -43,6 +43,7 @@ def open_video(source: SourceSection, *, width: int, height: int) -> Video:
         loop=source.loop,
         fast=source.fast,
         fps=source.fps,
+        max_fps=source.max_fps,
         start_s=source.start_s,
         mirror=source.mirror,
         noise_reduction=source.noise_reduction,

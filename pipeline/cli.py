@@ -22,7 +22,21 @@ from pipeline.cancellation import without_interrupts
 from pipeline.errors import BitstreamError, BundleMismatch, ConfigError, PipelineError, SourceError
 from pipeline.keys import key_sequence
 from pipeline.messages import Kind, Packet, Region
-from pipeline.options import JsonFile
+from pipeline.options import (
+    BundleFolder,
+    ConfigFile,
+    Engine,
+    Fast,
+    Grid,
+    JsonFile,
+    KeyInterval,
+    Lookahead,
+    MaxFps,
+    Price,
+    Quality,
+    Source,
+    Threshold,
+)
 
 app = typer.Typer(
     name="maskcast",
@@ -38,29 +52,6 @@ _LINE_EVERY_S = 5.0
 
 T = TypeVar("T")
 S = TypeVar("S", bound=config.NodeSettings)
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the node's settings")]
-BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="folder of the trained model")]
-Engine = Annotated[str, typer.Option(help="auto, openvino or onnxruntime")]
-Quality = Annotated[int | None, typer.Option(help="quality level of the bundle; without it, its default")]
-KeyInterval = Annotated[
-    int | None, typer.Option(help="frames from one KEY to the next at most, WARPs of it between; 1: only KEYs")
-]
-Lookahead = Annotated[
-    int | None,
-    typer.Option(help="frames that wait for the KEY after them and refer to it too: fewer bits, masks that much later"),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(help="a KEY sooner where a WARP should match in less than so many percent of the pixels"),
-]
-Price = Annotated[
-    float | None,
-    typer.Option(
-        help="in place of a threshold: percent of the pixels that 1000 bytes are worth, such as 8; more saves more"
-    ),
-]
-Grid = Annotated[str | None, typer.Option(help="rows x columns of regions, such as 2x2; without it, the bundle's")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -97,11 +88,12 @@ def _root(
 @app.command()
 def demo(
     config_file: ConfigFile = None,
-    source: Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or device")] = None,
+    source: Source = None,
     port: Annotated[int | None, typer.Option(help="port of the page")] = None,
     host: Annotated[str | None, typer.Option(help="address of the page; 0.0.0.0: all of this machine")] = None,
     cameras: Annotated[int | None, typer.Option(help="cameras that play the source")] = None,
     bundle: BundleFolder = None,
+    max_fps: MaxFps = None,
     open_page: Annotated[bool | None, typer.Option("--open/--no-open", help="open the page in a browser")] = None,
 ) -> None:
     """Run all nodes in one process, without servers, and show the masks on a page."""
@@ -112,6 +104,7 @@ def demo(
         "viewer.port": port,
         "viewer.host": host,
         "demo.cameras": cameras,
+        "source.max_fps": max_fps,
         "demo.open_page": open_page,
         "bundle": bundle,
     }
@@ -121,7 +114,7 @@ def demo(
 @app.command()
 def camera(
     config_file: ConfigFile = None,
-    source: Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or device")] = None,
+    source: Source = None,
     name: Annotated[str | None, typer.Option(help="name of the camera: a-z, 0-9, - and _")] = None,
     uplink: Annotated[
         str | None, typer.Option(help="mqtt://host:port of a broker, or webrtc+http://host:port of a gateway")
@@ -133,10 +126,9 @@ def camera(
     price: Price = None,
     grid: Grid = None,
     lookahead: Lookahead = None,
+    max_fps: MaxFps = None,
     loop: Annotated[bool | None, typer.Option("--loop", help="begin a file again at its end")] = None,
-    fast: Annotated[
-        bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
-    ] = None,
+    fast: Fast = None,
 ) -> None:
     """Encode a video source and publish its packets."""
     from nodes import camera as node
@@ -147,6 +139,7 @@ def camera(
     overrides = {
         "source.url": source,
         "source.loop": loop,
+        "source.max_fps": max_fps,
         "source.fast": fast,
         "camera.name": name,
         "uplink": uplink,

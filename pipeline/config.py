@@ -191,7 +191,7 @@ class ViewerSettings(NodeSettings):
 class DemoSettings(NodeSettings):
     bundle: Path | None = _BUNDLE
     demo: DemoSection = DemoSection()
-    source: SourceSection = SourceSection(loop=True)
+    source: SourceSection = SourceSection(loop=True, max_fps=10.0)
     encoder: EncoderSection = EncoderSection()
     preview: PreviewSection = PreviewSection(enabled=True)
     worker: WorkerSection = WorkerSection()

@@ -20,3 +20,32 @@ def can_be_written(path: Path | None) -> Path | None:
 
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures here too", callback=can_be_written)]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the node's settings")]
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="folder of the trained model")]
+Engine = Annotated[str, typer.Option(help="auto, openvino or onnxruntime")]
+Quality = Annotated[int | None, typer.Option(help="quality level of the bundle; without it, its default")]
+KeyInterval = Annotated[
+    int | None, typer.Option(help="frames from one KEY to the next at most, WARPs of it between; 1: only KEYs")
+]
+Lookahead = Annotated[
+    int | None,
+    typer.Option(help="frames that wait for the KEY after them and refer to it too: fewer bits, masks that much later"),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="a KEY sooner where a WARP should match in less than so many percent of the pixels"),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        help="in place of a threshold: percent of the pixels that 1000 bytes are worth, such as 8; more saves more"
+    ),
+]
+Grid = Annotated[str | None, typer.Option(help="rows x columns of regions, such as 2x2; without it, the bundle's")]
+Source = Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or device")]
+Fast = Annotated[
+    bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
+]
+MaxFps = Annotated[
+    float | None, typer.Option(help="frames per second taken of the source at most; not of recordings (--fast)")
+]

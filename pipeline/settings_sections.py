@@ -100,6 +100,12 @@ class SourceSection(Section):
         False, description="play a file or directory as a recording: every frame gets its mask, as fast as they come"
     )
     fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
+    max_fps: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="frames per second taken of the source at most, unless it is fast; null: all",
+    )
     start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
     mirror: bool = Field(False, description="swap left and right")
     noise_reduction: bool = Field(

@@ -1,6 +1,7 @@
 """A source's pictures -> Frames at the bundle's size, paced; the newest frame wins.
 
-reader's thread: open -> wait until due -> resize (-> less noise) -> Mailbox (one place) -> `async for frame in video`
+reader's thread: open (-> fewer) -> wait until due -> resize (-> less noise) -> Mailbox (one place)
+                 -> `async for frame in video`
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,7 @@ from pipeline.sources import Kind, Opened, Origin, Picture, damage_of, fit, kind
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
 _BEHIND_S, _AHEAD_S = 1.0, 10.0  # beyond, the machine slept or time stamps jumped: go on from here
+_EARLY, _EARLY_S = 0.1, 0.02  # of the time to the next picture, and at most: so much sooner one may come and be taken
 _RETRY_FIRST_S = 0.5
 _LEAVE_S = 2.0  # for the reader's thread to end; one that hangs in a source does not hold up the node
 
@@ -117,12 +119,30 @@ class Pace:
         return max(0.0, self._zero_s + time_s - now_s)
 
 
+class Thinning:
+    """Which pictures are taken so that there are at most so many a second, as evenly as the source allows."""
+
+    def __init__(self, max_fps: float | None) -> None:
+        self._step_s = 0.0 if max_fps is None else 1 / max_fps
+        self._early_s = min(_EARLY * self._step_s, _EARLY_S)
+        self._due_s: float | None = None
+
+    def takes(self, time_s: float) -> bool:
+        """Whether the picture of this time is one of them; times may begin again."""
+        if self._due_s is None or time_s < self._due_s - 2 * self._step_s:
+            self._due_s = time_s
+        if time_s < self._due_s - self._early_s:
+            return False
+        self._due_s = max(self._due_s + self._step_s, time_s + self._early_s)
+        return True
+
+
 class Video:
     """The frames of one source; an async context manager, and an iterator that ends with a file's end.
 
     Entering raises SourceError when a file, directory or device cannot be opened within `timeout_s`, reading when it
     is damaged; an RTSP server is waited for. `fast` gives every frame of a file or directory, as fast as they are
-    taken.
+    taken. Else of a source with more than `max_fps` frames a second those between are passed over, as if it had none.
     """
 
     def __init__(
@@ -134,6 +154,7 @@ class Video:
         loop: bool = False,
         fast: bool = False,
         fps: float = 25.0,
+        max_fps: float | None = None,
         start_s: float = 0.0,
         mirror: bool = False,
         noise_reduction: bool = False,
@@ -150,6 +171,7 @@ class Video:
         self._loop, self._fast, self._start_s, self._mirror = loop, fast, start_s, mirror
         self._noise_reduction = noise_reduction
         self._fps, self._timeout_s, self._threads = fps, timeout_s, decode_threads
+        self._max_fps = None if fast else max_fps
         self._retry_max_s = retry_max_s
         self._rng, self._clock, self._now_ms = rng or random.SystemRandom(), clock, now_ms
         self._last = FrameId(-1, -1)
@@ -241,8 +263,10 @@ class Video:
 
     def _read_file(self, opened: Callable[[], object]) -> None:
         """Play a file or directory once, or again and again; runs on the reader's thread."""
-        ahead_s = max(_AHEAD_S, 2 / self._fps)  # of a slow directory each picture is due long after the one before it
+        slowest = min(self._fps, self._max_fps or self._fps)
+        ahead_s = max(_AHEAD_S, 2 / slowest)  # of a slow directory each picture is due long after the one before it
         pace, begin_s, skip_s = Pace(self._clock, ahead_s=ahead_s), 0.0, self._start_s
+        thinning = Thinning(self._max_fps)
         self._begin_epoch()
         while True:
             end_s = 0.0
@@ -251,7 +275,7 @@ class Video:
                 self._mailbox.wait_wanted()  # a file begins when somebody looks, and is seen from its start
                 for picture in source.pictures:
                     end_s = picture.time_s + 1 / source.origin.fps
-                    if picture.time_s < skip_s:
+                    if picture.time_s < skip_s or not thinning.takes(begin_s + picture.time_s):
                         continue
                     if self._fast:
                         self._mailbox.wait_empty()
@@ -276,9 +300,11 @@ class Video:
                 with self._open() as source:
                     opened()
                     self._begin_epoch()
+                    thinning = Thinning(self._max_fps)
                     for picture in source.pictures:
                         retry_s = _RETRY_FIRST_S
-                        if not self._show(picture):
+                        taken = thinning.takes(self._clock())
+                        if self._mailbox.closed or (taken and not self._show(picture)):
                             return
                 reason = "it ended"
             except SourceError as error:
@@ -295,7 +321,7 @@ class Video:
     def _open(self) -> Iterator[Opened]:
         address = str(sample_path()) if self._url == SAMPLE else self._url
         with open_source(address, fps=self._fps, timeout_s=self._timeout_s, decode_threads=self._threads) as source:
-            self.origin = source.origin
+            self.origin = source.origin if self._max_fps is None else _thinned(source.origin, self._max_fps)
             self._filter = picture_filter(noise_reduction=self._noise_reduction)  # the reader's thread alone has it
             yield source
 
@@ -313,3 +339,8 @@ class Video:
         """(H, W, 3) at the source's size -> (height, width, 3)."""
         image = fit(image, (self._width, self._height))
         return np.ascontiguousarray(image[:, ::-1]) if self._mirror else image
+
+
+def _thinned(origin: Origin, max_fps: float) -> Origin:
+    """What a source gives of which at most so many pictures a second are taken; one may not know its rate."""
+    return replace(origin, fps=min(origin.fps or max_fps, max_fps))

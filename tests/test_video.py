@@ -19,7 +19,8 @@ from clips import RtspServer, number_of, picture, write_clip, write_images, writ
 
 from pipeline.errors import SourceError
 from pipeline.messages import Frame, FrameId
-from pipeline.video import Mailbox, Pace, Shot, Video, sample_path
+from pipeline.sources import Origin
+from pipeline.video import Mailbox, Pace, Shot, Thinning, Video, sample_path
 
 SIZE = {"width": 32, "height": 16}
 
@@ -83,6 +84,58 @@ def test_pictures_far_apart_are_no_jump_where_they_are_to_be() -> None:
     assert [pace.delay_s(20.0 * number) for number in range(2)] == [0.0, 20.0]
     now_s = 120.0
     assert pace.delay_s(40.0) == 20.0
+
+
+@pytest.mark.parametrize("source_fps", [25, 29.97, 30, 50, 60, 12, 9.9])
+@pytest.mark.parametrize("max_fps", [10, 15, 1, 0.2])
+def test_of_more_pictures_so_many_are_taken_as_are_wanted_and_evenly(source_fps: float, max_fps: float) -> None:
+    thinning, count = Thinning(max_fps), int(100 * source_fps)
+    times_s = [round(number / source_fps, 3) for number in range(count)]  # as files have them, in milliseconds
+    taken_s = [time_s for time_s in times_s if thinning.takes(time_s)]
+    assert len(taken_s) == pytest.approx(100 * min(max_fps, source_fps), rel=0.02, abs=1)
+    step_s = max(1 / max_fps, 1 / source_fps)
+    assert all(later - time_s <= step_s + 1 / source_fps + 0.002 for time_s, later in pairwise(taken_s))
+    assert all(later - time_s >= step_s - max(0.02, 1 / source_fps) - 0.002 for time_s, later in pairwise(taken_s))
+
+
+def test_after_a_gap_no_pictures_are_taken_to_make_up_for_it_and_times_may_begin_again() -> None:
+    thinning = Thinning(10)
+    times_s = [*(0.04 * number for number in range(10)), *(5 + 0.04 * number for number in range(25))]
+    assert sum(thinning.takes(time_s) for time_s in times_s[:10]) == 4
+    assert sum(thinning.takes(time_s) for time_s in times_s[10:]) in (10, 11, 12)
+    assert thinning.takes(0.0)
+    assert not thinning.takes(0.04)
+
+
+def test_all_pictures_are_taken_unless_fewer_are_wanted() -> None:
+    thinning = Thinning(None)
+    assert all(thinning.takes(time_s) for time_s in (0.0, 0.001, 0.001, 7.0, 3.0))
+
+
+async def test_of_a_file_every_so_many_frames_are_taken_in_a_loop_too(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=10, fps=20)
+    video = Video(str(clip), **SIZE, loop=True, max_fps=5)
+    frames = await play(video, 5)
+    assert [number_of(frame.image) for frame in frames] == [0, 4, 8, 2, 6]
+    assert [frame.id.sequence for frame in frames] == list(range(5))
+    assert video.origin == Origin(64, 48, 5)
+    assert video.skipped == 0
+
+
+async def test_a_recording_has_all_its_frames_and_a_slower_source_too(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=10, fps=20)
+    for settings in ({"fast": True, "max_fps": 5}, {"max_fps": 50}):
+        video = Video(str(clip), **SIZE, **settings)
+        assert len(await play(video)) + video.skipped == 10
+        assert video.origin == Origin(64, 48, 20)
+
+
+async def test_a_file_of_which_few_frames_are_taken_keeps_its_time(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=10, fps=10)
+    began_s = time.monotonic()
+    frames = await play(Video(str(clip), **SIZE, max_fps=2))
+    assert [number_of(frame.image) for frame in frames] == [0, 5]
+    assert 0.4 < time.monotonic() - began_s < 2
 
 
 async def test_a_fast_file_gives_every_frame_however_slowly_they_are_taken(tmp_path: Path) -> None:
@@ -299,6 +352,15 @@ async def test_an_rtsp_server_is_read_over_tcp_and_opened_again_in_a_new_epoch()
     assert [frame.id.sequence for frame in first] == list(range(len(first)))
     assert video.origin is not None
     assert video.origin.width == 64
+
+
+async def test_of_a_live_source_no_more_frames_are_taken_than_are_wanted() -> None:
+    async with RtspServer(frames=40) as server:
+        every = await play(Video(server.url, **SIZE), 12)
+        fewer = await play(Video(server.url, **SIZE, max_fps=4), 4)
+    gaps_ms = [later.captured_ms - frame.captured_ms for frame, later in pairwise(fewer) if later.id.sequence]
+    assert min(gaps_ms) > 130
+    assert every[-1].captured_ms - every[0].captured_ms < 2 * (fewer[-1].captured_ms - fewer[0].captured_ms)
 
 
 async def test_an_rtsp_server_that_is_not_there_is_waited_for() -> None:
