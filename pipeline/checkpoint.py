@@ -33,7 +33,7 @@ class Trainee:
 def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: int, learned: str = "") -> None:
     """Replace the run's checkpoint; a process that dies meanwhile leaves the old one.
 
-    `learned` tells the frames it learns from from others (Material.fingerprint).
+    `learned` tells its frames and teachers from others (Material.learned).
     """
     state: Mapping[str, object] = {
         "network": trainee.network.state_dict(),
@@ -49,21 +49,34 @@ def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: in
     (run / f"{FILE}.new").replace(run / FILE)
 
 
-def resume(run: Path, trainee: Trainee, experiment: Experiment, *, learned: str = "") -> int:
+def check_continued(run: Path, experiment: Experiment, learned: str) -> None:
+    """ConfigError where there is a checkpoint in the run that is of another experiment, other frames or teachers."""
+    if not (run / FILE).is_file():
+        return
+    state = _read(run, torch.device("cpu"))
+    _check_experiment(run, state, experiment)
+    if state.get("learned", "") not in ("", learned):  # runs of before do not say
+        raise ConfigError(
+            f"run {run}: it learned from other frames or teachers; name those it had, or an empty folder for the run"
+        )
+
+
+def _check_experiment(run: Path, state: Mapping[str, Any], experiment: Experiment) -> None:
+    if _experiment_of(run, state) != experiment:
+        raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
+
+
+def resume(run: Path, trainee: Trainee, experiment: Experiment) -> int:
     """Load the run's checkpoint, if there is one; the epochs it has done.
 
-    ConfigError on another experiment's, on one of a network that is another now, and where it learned from other frames
-    than `learned` tells of; empty: not known.
+    ConfigError on another experiment's, or on one of a network that is another now.
     """
     if not (run / FILE).is_file():
         return 0
     # On the network's device: a learning rate on the CPU would be recorded into the GPU's graph as a constant.
     device = next(trainee.network.parameters()).device
     state = _read(run, device)
-    if _experiment_of(run, state) != experiment:
-        raise ConfigError(f"run {run}: its checkpoint is of another experiment; name an empty folder")
-    if learned and state.get("learned", "") not in ("", learned):  # runs of before do not say
-        raise ConfigError(f"run {run}: it learned from other frames; name those it had, or an empty folder for the run")
+    _check_experiment(run, state, experiment)
     try:
         trainee.network.load_state_dict(state["network"])
         trainee.average.load_state_dict(state["average"])

@@ -25,6 +25,7 @@ from pipeline.messages import Kind, Packet, Region
 from pipeline.options import (
     BundleFolder,
     ConfigFile,
+    DataSet,
     Engine,
     Fast,
     Grid,
@@ -237,8 +238,8 @@ def decode(
 def evaluate(
     data: Annotated[Path, typer.Option(help="folder of the data set")],
     bundle: BundleFolder = None,
-    dataset: Annotated[str | None, typer.Option(help="camvid, cityscapes or coco; without it, as it looks")] = None,
-    split: Annotated[str, typer.Option(help="train, val, test, or the name of a drive")] = "val",
+    dataset: DataSet = None,
+    split: Annotated[str, typer.Option(help="train, val, or what else it has: test, a drive, a city")] = "val",
     quality: Quality = None,
     all_levels: Annotated[
         bool, typer.Option("--all-levels", help="a row for each quality level; JSON: a list")

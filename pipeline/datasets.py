@@ -346,7 +346,7 @@ def in_memory(data: Labelled | Stored, size: tuple[int, int]) -> Labelled:
     if isinstance(data, Labelled):
         return replace(data, images=tuple(at_size(image, size) for image in data.images))
     most = max(_KEPT, _KEPT_PIXELS // (size[0] * size[1]))
-    chosen = range(0, len(data), max(1, round(len(data) / most)))
+    chosen = np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int).tolist()
     frames = [fitted(data, *size).read(index) for index in chosen]
     return Labelled(
         tuple(data.names[index] for index in chosen),

@@ -12,7 +12,7 @@ import importlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,22 @@ from pipeline.runtime import open_session
 TOLERANCE = 0.005  # share of the pixels that may get another class
 Latent = tuple[NDArray[np.float32], int]  # y_hat (C, h, w) and its quality level
 
+_TOGETHER = 16 * 8 * 27 * 36  # places of latents; what more give inside is not kept in memory, but counted in parts
 _PRECISION = f"; {DECODE_INT8}: large convolutions in 8-bit integers"  # what a manifest's `precision` says besides
 
 
 class _Inputs:
-    """What onnxruntime asks for inputs, one after the other."""
+    """What onnxruntime asks for inputs, one after the other, all or those of a range."""
 
-    def __init__(self, latents: Iterable[Latent]) -> None:
-        self._left = iter(latents)
+    def __init__(self, latents: Sequence[Latent]) -> None:
+        self._latents, self._left = latents, iter(latents)
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Those of these numbers come next."""
+        self._left = iter(self._latents[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next inputs of the graph, or None."""
@@ -119,7 +127,7 @@ def _quantised(graph: Path, names: list[str], latents: Sequence[Latent]) -> onnx
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.Percentile,  # 99.999; what lies beyond is clipped
-            extra_options={"QuantizeBias": False},
+            extra_options={"QuantizeBias": False, "CalibStridedMinMax": _together(latents)},
         )
         model = onnx.load(made)
     kernels = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 4]
@@ -127,6 +135,13 @@ def _quantised(graph: Path, names: list[str], latents: Sequence[Latent]) -> onnx
         found = f"made 8-bit integers of {len(kernels)} convolutions where {len(names)} were named"
         raise ConfigError(f"onnxruntime {onnxruntime.__version__} {found}; install another version")
     return without_sources(halve_weights(model))
+
+
+def _together(latents: Sequence[Latent]) -> int | None:
+    """How many are counted at once, a divisor of them all; None where it is all."""
+    count, places = len(latents), latents[0][0][0].size
+    parts = next(n for n in range(1, count + 1) if count % n == 0 and (count // n * places <= _TOGETHER or n == count))
+    return None if parts == 1 else count // parts
 
 
 @contextmanager

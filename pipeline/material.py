@@ -1,7 +1,7 @@
 """What an experiment learns from: frames, labels and soft labels, on the device that trains."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,14 +45,7 @@ class Material:
     held: Mapping[str, datasets.Frames]
     class_weights: Tensor
     calibration: Tensor  # (N, 3, h, w) in 0..255: a few frames to take statistics from
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells these frames from others: how many there are, how their classes are weighed, a few themselves."""
-        told = hashlib.sha256(f"{self.batches.labelled} {len(self.batches.pool)}\n".encode())
-        told.update(self.class_weights.cpu().numpy().tobytes())
-        told.update(self.calibration.byte().numpy().tobytes())
-        return told.hexdigest()
+    learned: str  # tells the frames and teachers from others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,34 +57,57 @@ class _Drawn:
     pixels: ClassPixels
 
 
-def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> Material:
-    """Read everything; ConfigError names the folder or the setting that is wrong."""
-    settings, schedule, loss = experiment.data, experiment.schedule, experiment.loss
-    if loss.labels + loss.lovasz + loss.pixels + experiment.teacher.weight == 0:
-        raise ConfigError("loss.labels, loss.lovasz and teacher.weight are all 0: there is nothing to learn from")
-    if experiment.teacher.translated and loss.labels + loss.lovasz == 0:
-        raise ConfigError("teacher.translated learns from labels, but loss.labels and lovasz are 0; set it to false")
+def prepare(
+    experiment: Experiment, folders: Folders, device: torch.device, *, before: Callable[[str], object] = lambda _: None
+) -> Material:
+    """Read everything; ConfigError names the folder or the setting that is wrong.
+
+    `before` is given what tells the frames and teachers from others, before anything is written: it may refuse them.
+    """
+    settings, schedule = experiment.data, experiment.schedule
+    _check_taught(experiment)
     layout = LAYOUTS[settings.dataset]
     described = layout.classes(folders.data)
     data = layout.frames(folders.data, settings.split, without_drives=settings.without_drives)
-    held = {name: _at_size(layout.frames(folders.data, name), settings.size) for name in settings.choose_by}
+    held = {name: layout.frames(folders.data, name) for name in settings.choose_by}
     classes, unlabelled = len(described.classes), round(schedule.batch * settings.unlabelled)
     if unlabelled == schedule.batch:
         raise ConfigError(f"data.unlabelled {settings.unlabelled}: no frame of the data set is left; lower it")
     if len(data) < schedule.batch - unlabelled:
         raise ConfigError(f"schedule.batch {schedule.batch}: only {len(data)} frames; lower it")
     if isinstance(data, Labelled):
-        drawn = _resident(experiment, folders, data, described, device)
+        extra = _extra_frames(experiment, folders, _one_size(folders.data, data))
+        learned = _told_apart(experiment, folders, data, [*data.images, *extra, *data.labels])
+        before(learned)
+        drawn = _resident(experiment, folders, data, extra, described, device)
     else:
         size = settings.size or layout.size
         data = datasets.fitted(data, *size)
+        learned = _told_apart(experiment, folders, data, list(_calibration_images(data).byte().numpy()))
+        before(learned)
         drawn = _streamed(experiment, data, classes, size, device)
-    batches = Batches(
+    batches = _batches(experiment, drawn, labelled=len(data), unlabelled=unlabelled, classes=classes)
+    weights = datasets.class_weights(drawn.share, strength=settings.class_weighting)
+    return Material(batches, held, torch.from_numpy(weights).to(device), _calibration_images(data), learned)
+
+
+def _check_taught(experiment: Experiment) -> None:
+    """ConfigError where there is nothing to learn from, or for a translator."""
+    loss = experiment.loss
+    if loss.labels + loss.lovasz + loss.pixels + experiment.teacher.weight == 0:
+        raise ConfigError("loss.labels, loss.lovasz and teacher.weight are all 0: there is nothing to learn from")
+    if experiment.teacher.translated and loss.labels + loss.lovasz == 0:
+        raise ConfigError("teacher.translated learns from labels, but loss.labels and lovasz are 0; set it to false")
+
+
+def _batches(experiment: Experiment, drawn: _Drawn, *, labelled: int, unlabelled: int, classes: int) -> Batches:
+    settings = experiment.data
+    return Batches(
         pool=drawn.pool,
-        labelled=len(data),
+        labelled=labelled,
         pixels=drawn.pixels,
-        levels=loss.levels,
-        size=schedule.batch,
+        levels=experiment.loss.levels,
+        size=experiment.schedule.batch,
         unlabelled=unlabelled,
         balanced=settings.balanced,
         mixed=settings.mixed,
@@ -100,27 +116,38 @@ def prepare(experiment: Experiment, folders: Folders, device: torch.device) -> M
         frame_size=settings.size or drawn.pool.size,
         crop=settings.crop,
         augmentation=Augmentation(*settings.scale, settings.jitter),
-        seed=schedule.seed,
+        seed=experiment.schedule.seed,
     )
-    weights = datasets.class_weights(drawn.share, strength=settings.class_weighting)
-    return Material(batches, held, torch.from_numpy(weights).to(device), _calibration_images(data))
 
 
-def _at_size(data: Labelled | Stored, size: tuple[int, int] | None) -> datasets.Frames:
-    """Frames to measure on: those on disk as they are, or whole at the size asked for, not stretched to it."""
-    return datasets.fitted(data, *size) if isinstance(data, Stored) and size is not None else data
-
-
-def _resident(
-    experiment: Experiment, folders: Folders, data: Labelled, described: datasets.Classes, device: torch.device
-) -> _Drawn:
-    """All frames in the device's memory, those without labels behind the others."""
+def _one_size(root: Path, data: Labelled) -> tuple[int, ...]:
     sizes = sorted({labels.shape for labels in data.labels})
     if len(sizes) > 1:
         (rows, columns), (height, width) = sizes[0], sizes[-1]
-        raise ConfigError(f"data set {folders.data}: frames of {columns}x{rows} and {width}x{height}; use one size")
+        raise ConfigError(f"data set {root}: frames of {columns}x{rows} and {width}x{height}; use one size")
+    return sizes[0]
+
+
+def _told_apart(
+    experiment: Experiment, folders: Folders, data: datasets.Frames, shown: Sequence[NDArray[np.uint8]]
+) -> str:
+    """What tells a run's frames and teachers from others: names, some or all of the pixels, the teachers' files."""
+    told = hashlib.sha256("\n".join((*data.names, distillation.digest(shown))).encode())
+    for path in folders.teachers if experiment.teacher.weight > 0 else ():
+        told.update(path.read_bytes() if path.is_file() else b"")
+    return told.hexdigest()
+
+
+def _resident(
+    experiment: Experiment,
+    folders: Folders,
+    data: Labelled,
+    extra: Sequence[NDArray[np.uint8]],
+    described: datasets.Classes,
+    device: torch.device,
+) -> _Drawn:
+    """All frames in the device's memory, those without labels behind the others."""
     classes = len(described.classes)
-    extra = _extra_frames(experiment, folders, data.labels[0].shape)
     images = [*data.images, *extra]
     soft = _soft_labels(experiment, folders, images, described, device, labelled=len(data))
     if soft is not None and experiment.teacher.translated:

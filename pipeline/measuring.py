@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.accuracy import VOID, mean_iou
-from pipeline.datasets import Frames, at_size
+from pipeline.datasets import Frames, Placed
 from pipeline.errors import ConfigError
 from pipeline.losses import squared_error
 from pipeline.models.entropy_model import Coded
@@ -65,6 +65,7 @@ class _Seen:
 
     images: Tensor
     labels: Tensor
+    shown: tuple[int, int]  # rows and columns of the images, from the upper left, that the labels are of
     level: int
     coded: Coded
 
@@ -88,6 +89,7 @@ def measure(
         rates.count(seen)
         with short_floats(seen.images.device):
             logits = upsample(network.decoder(seen.coded.y_hat), seen.images.shape[-2], seen.images.shape[-1])
+        logits = logits[..., : seen.shown[0], : seen.shown[1]]
         matrices[seen.level] += _confusion(seen.labels, _onto(seen.labels, logits.argmax(1)), classes)
     pairs = enumerate(zip(matrices, rates.bpp, strict=True))
     return [Measured(split, level, mean_iou(matrix), bpp) for level, (matrix, bpp) in pairs]
@@ -130,28 +132,35 @@ class _Rates:
 
 def _through(network: SplitSegmenter, data: Frames, size: tuple[int, int] | None) -> Iterator[_Seen]:
     """All frames at all levels, each analysed once."""
-    for images, labels in _groups(data, size, next(network.parameters()).device):
+    for images, labels, shown in _groups(data, size, next(network.parameters()).device):
         with short_floats(images.device):
             y = network.encode(images.contiguous(memory_format=torch.channels_last))
         for level in range(network.levels):
             with short_floats(images.device):
                 coded = network.prior(y, levels_like(images, level))
-            yield _Seen(images, labels, level, coded)
+            yield _Seen(images, labels, shown, level, coded)
 
 
-def _groups(data: Frames, size: tuple[int, int] | None, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (B, 3, H, W) in 0..255 and labels (B, H, W), frames of one size together; one by one on a CPU."""
+def _groups(
+    data: Frames, size: tuple[int, int] | None, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
+    """Images (B, 3, H, W) in 0..255, labels (B, h, w) and what of the images they are of, frames of one size together;
+    one by one on a CPU."""
     waiting: list[tuple[Tensor, Tensor]] = []
+    shown = (0, 0)
     most = _TOGETHER if device.type == "cuda" else 1
     for index in range(len(data)):
         frame = data.read(index)
-        one = torch.from_numpy(at_size(frame.image, size)).permute(2, 0, 1), torch.from_numpy(frame.labels)
+        height, width = frame.labels.shape
+        placed = data.placed(frame.image, size) if size else Placed(frame.image, height, width)
+        one = torch.from_numpy(placed.image).permute(2, 0, 1), torch.from_numpy(frame.labels)
         if waiting and (len(waiting) == most or waiting[0][1].shape != one[1].shape):
-            yield _stacked(waiting, device)
+            yield *_stacked(waiting, device), shown
             waiting = []
         waiting.append(one)
+        shown = placed.rows, placed.columns
     if waiting:
-        yield _stacked(waiting, device)
+        yield *_stacked(waiting, device), shown
 
 
 def _stacked(frames: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:

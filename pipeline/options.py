@@ -46,6 +46,7 @@ Source = Annotated[str | None, typer.Option(help="video file, directory, rtsp://
 Fast = Annotated[
     bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
 ]
+DataSet = Annotated[str | None, typer.Option(help="camvid, cityscapes or coco; without it, as the folder looks")]
 MaxFps = Annotated[
     float | None, typer.Option(help="frames per second taken of the source at most; not of recordings (--fast)")
 ]

@@ -25,7 +25,6 @@ from pipeline.rdoq_fitting import Fitted
 from pipeline.smoothing import smooth
 
 _ROUNDED, _CALIBRATED = 48, 16  # frames at most, spread over those that are given
-_LARGE = 576 * 432  # pixels; of larger frames fewer are calibrated on, as what they give inside is all kept in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def refine(
     if not images:
         raise ConfigError("no images to refine by; name frames that it was trained on")
     some = _spread(images, _ROUNDED)
-    fewer = _spread(images, min(_CALIBRATED, max(1, _CALIBRATED * _LARGE // images[0][..., 0].size)))
+    fewer = _spread(images, _CALIBRATED)
     if smoothing is not None:
         encoder = open_encoder(bundle, engine="onnxruntime")
         bundle = smooth(bundle, smoothing, _latents(bundle, encoder, fewer), folder)

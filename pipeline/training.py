@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,14 +54,13 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
     """
     schedule = experiment.schedule
     device = _set_up(experiment)
-    material = prepare(experiment, folders, device)
+    material = prepare(experiment, folders, device, before=partial(checkpoint.check_continued, folders.run, experiment))
     folders.run.mkdir(parents=True, exist_ok=True)
     trainee = _trainee(experiment, folders, material, device)
     step_once, batches = Step(trainee, experiment, material.class_weights), material.batches
-    begun = checkpoint.resume(folders.run, trainee, experiment, learned=material.fingerprint)
     saved_s = time.monotonic()
 
-    for epoch in range(begun, schedule.epochs):
+    for epoch in range(checkpoint.resume(folders.run, trainee, experiment), schedule.epochs):
         began_s, sums = time.monotonic(), torch.zeros(len(TERMS), device=device)
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
         for step, batch in zip(steps, batches.of(steps), strict=True):
@@ -72,7 +72,7 @@ def train(experiment: Experiment, folders: Folders) -> Iterator[Progress]:
         due = last or (epoch + 1) % schedule.measure_every == 0
         measured = _measure(trainee.average, material, experiment) if due else ()
         if due or time.monotonic() - saved_s > _SAVE_EVERY_S:
-            checkpoint.save(folders.run, trainee, experiment, epochs_done=epoch + 1, learned=material.fingerprint)
+            checkpoint.save(folders.run, trainee, experiment, epochs_done=epoch + 1, learned=material.learned)
             saved_s = time.monotonic()
         terms = dict(zip(TERMS, means, strict=True))
         yield Progress(epoch + 1, schedule.epochs, **terms, images_per_s=images_per_s, measured=measured)

@@ -14,7 +14,7 @@ import typer
 
 from pipeline.bundle_table import print_manifest
 from pipeline.errors import ConfigError
-from pipeline.options import JsonFile
+from pipeline.options import DataSet, JsonFile
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="file of configs/train/")]
 Data = Annotated[Path, typer.Option(help="folder of the data set")]
@@ -95,6 +95,7 @@ def export(
 def refine(
     bundle: Annotated[Path, typer.Option(help="folder of the trained model; gets what is fitted")],
     data: Data,
+    dataset: DataSet = None,
     split: Annotated[str, typer.Option(help="frames to fit to, of those that it was trained on")] = "train",
     without_drive: Annotated[
         list[str] | None, typer.Option(help="drive of that split to leave out; repeatable")
@@ -120,7 +121,7 @@ def refine(
     from pipeline.refining import refine_and_measure
 
     loaded = load_bundle(bundle)
-    layout = layout_of(data)
+    layout = layout_of(data, dataset)
     learned, shown = layout.frames(data, split, without_drives=without_drive or ()), layout.frames(data, measure_on)
     refined = refine_and_measure(
         loaded, learned, shown, output or bundle, split=measure_on, smoothing=smoothing, tell=_say

@@ -23,10 +23,10 @@ from pipeline.errors import SourceError
 from pipeline.messages import SEQUENCES, Frame, FrameId
 from pipeline.noise_reduction import compile_loops, picture_filter
 from pipeline.sources import Kind, Opened, Origin, Picture, damage_of, fit, kind_of, open_source, shown
+from pipeline.thinning import Thinning
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
 _BEHIND_S, _AHEAD_S = 1.0, 10.0  # beyond, the machine slept or time stamps jumped: go on from here
-_EARLY, _EARLY_S = 0.1, 0.02  # of the time to the next picture, and at most: so much sooner one may come and be taken
 _RETRY_FIRST_S = 0.5
 _LEAVE_S = 2.0  # for the reader's thread to end; one that hangs in a source does not hold up the node
 
@@ -117,24 +117,6 @@ class Pace:
         if self._zero_s is None or not -_BEHIND_S < self._zero_s + time_s - now_s < self._ahead_s:
             self._zero_s = now_s - time_s
         return max(0.0, self._zero_s + time_s - now_s)
-
-
-class Thinning:
-    """Which pictures are taken so that there are at most so many a second, as evenly as the source allows."""
-
-    def __init__(self, max_fps: float | None) -> None:
-        self._step_s = 0.0 if max_fps is None else 1 / max_fps
-        self._early_s = min(_EARLY * self._step_s, _EARLY_S)
-        self._due_s: float | None = None
-
-    def takes(self, time_s: float) -> bool:
-        """Whether the picture of this time is one of them; times may begin again."""
-        if self._due_s is None or time_s < self._due_s - 2 * self._step_s:
-            self._due_s = time_s
-        if time_s < self._due_s - self._early_s:
-            return False
-        self._due_s = max(self._due_s + self._step_s, time_s + self._early_s)
-        return True
 
 
 class Video:
@@ -275,13 +257,14 @@ class Video:
                 self._mailbox.wait_wanted()  # a file begins when somebody looks, and is seen from its start
                 for picture in source.pictures:
                     end_s = picture.time_s + 1 / source.origin.fps
-                    if picture.time_s < skip_s or not thinning.takes(begin_s + picture.time_s):
+                    if picture.time_s < skip_s:
                         continue
-                    if self._fast:
+                    taken = thinning.takes(begin_s + picture.time_s)
+                    if taken and self._fast:
                         self._mailbox.wait_empty()
-                    elif self._mailbox.wait_closed(pace.delay_s(begin_s + picture.time_s)):
-                        return
-                    if not self._show(picture):
+                    elif taken:
+                        self._mailbox.wait_closed(pace.delay_s(begin_s + picture.time_s))
+                    if self._mailbox.closed or (taken and not self._show(picture)):
                         return
                 if self.damage is None and (found := damage_of(self._url, source)) is not None:
                     self.damage = found
@@ -321,7 +304,8 @@ class Video:
     def _open(self) -> Iterator[Opened]:
         address = str(sample_path()) if self._url == SAMPLE else self._url
         with open_source(address, fps=self._fps, timeout_s=self._timeout_s, decode_threads=self._threads) as source:
-            self.origin = source.origin if self._max_fps is None else _thinned(source.origin, self._max_fps)
+            most_fps = self._max_fps or source.origin.fps
+            self.origin = replace(source.origin, fps=min(source.origin.fps, most_fps))
             self._filter = picture_filter(noise_reduction=self._noise_reduction)  # the reader's thread alone has it
             yield source
 
@@ -339,8 +323,3 @@ class Video:
         """(H, W, 3) at the source's size -> (height, width, 3)."""
         image = fit(image, (self._width, self._height))
         return np.ascontiguousarray(image[:, ::-1]) if self._mirror else image
-
-
-def _thinned(origin: Origin, max_fps: float) -> Origin:
-    """What a source gives of which at most so many pictures a second are taken; one may not know its rate."""
-    return replace(origin, fps=min(origin.fps or max_fps, max_fps))

@@ -52,6 +52,17 @@ def test_a_live_source_is_no_recording(url: str, named: str) -> None:
     assert str(caught.value) == said
 
 
+def test_the_video_takes_as_many_frames_as_the_settings_want(tmp_path: Path) -> None:
+    clip = str(write_clip(tmp_path / "clip.mp4", frames=10, fps=20))
+
+    async def rate_at(max_fps: float | None) -> float:
+        async with open_video(SourceSection(url=clip, max_fps=max_fps), width=64, height=48) as video:
+            assert video.origin is not None
+            return video.origin.fps
+
+    assert [asyncio.run(rate_at(max_fps)) for max_fps in (None, 5, 50)] == [20, 5, 20]
+
+
 def rate_of(video: object = None, **overrides: object) -> RateControl | None:
     """The rate control that settings ask for, such as `rate__mode`."""
     values = {name.replace("__", "."): value for name, value in overrides.items()}

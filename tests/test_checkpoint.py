@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoint import FILE, Trainee, check_learned, load_average, load_camera, resume, save
+from pipeline.checkpoint import FILE, Trainee, check_continued, check_learned, load_average, load_camera, resume, save
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.models.split_segmenter import SplitSegmenter
@@ -73,10 +73,12 @@ def test_a_run_from_before_a_part_that_learned_nothing_was_left_out_still_loads(
 
 def test_a_run_goes_on_with_the_frames_it_had(tmp_path: Path) -> None:
     save(tmp_path, trainee(), tiny.experiment(), epochs_done=1, learned="these")
-    for known in ("these", ""):
-        assert resume(tmp_path, trainee(), tiny.experiment(), learned=known) == 1
-    with pytest.raises(ConfigError, match="it learned from other frames; name those it had"):
-        resume(tmp_path, trainee(), tiny.experiment(), learned="others")
+    check_continued(tmp_path, tiny.experiment(), "these")
+    with pytest.raises(ConfigError, match="it learned from other frames or teachers; name those it had"):
+        check_continued(tmp_path, tiny.experiment(), "others")
+    with pytest.raises(ConfigError, match="of another experiment"):
+        check_continued(tmp_path, tiny.experiment(loss={"lovasz": 0.1}), "these")
+    check_continued(tmp_path / "empty", tiny.experiment(), "these")
 
 
 def test_a_run_from_before_frames_were_told_apart_goes_on_with_any(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_a_run_from_before_frames_were_told_apart_goes_on_with_any(tmp_path: Pat
     state = torch.load(tmp_path / FILE, weights_only=True)
     del state["learned"]
     torch.save(state, tmp_path / FILE)
-    assert resume(tmp_path, trainee(), tiny.experiment(), learned="these") == 1
+    check_continued(tmp_path, tiny.experiment(), "these")
 
 
 def test_a_folder_without_checkpoint_starts_at_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import clips
@@ -115,8 +116,12 @@ def test_frames_in_memory_are_brought_to_a_size_as_a_camera_does_and_those_on_di
     assert (whole.images[0][:, 64:] == 128).all() and (whole.labels[0][:, 64:] == VOID).all()
 
 
-@pytest.mark.parametrize(("size", "every"), [((48, 64), 1), ((1024, 2048), 2)])
-def test_of_many_frames_on_disk_so_many_are_kept_as_there_is_room_for(size: tuple[int, int], every: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "size", "kept"), [(100, (48, 64), 100), (100, (1024, 2048), 48), (72, (1024, 2048), 48), (3, (64, 64), 3)]
+)
+def test_of_many_frames_on_disk_so_many_are_kept_as_there_is_room_for(
+    count: int, size: tuple[int, int], kept: int
+) -> None:
     """At least 48 of them, spread over all."""
     read: list[int] = []
 
@@ -124,9 +129,10 @@ def test_of_many_frames_on_disk_so_many_are_kept_as_there_is_room_for(size: tupl
         read.append(index)
         return datasets.LabelledFrame(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8))
 
-    many = Stored(tuple(map(str, range(100))), load)
-    assert datasets.in_memory(many, size).names == many.names[::every]
-    assert read == list(range(0, 100, every))
+    many = Stored(tuple(map(str, range(count))), load)
+    assert datasets.in_memory(many, size).names == tuple(map(str, read))
+    assert (len(read), read[0], read[-1]) == (kept, 0, count - 1)
+    assert all(1 <= later - index <= -(-count // kept) for index, later in pairwise(read))
 
 
 def test_pictures_are_brought_to_a_size_and_labels_with_them() -> None:

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from numpy.typing import NDArray
 
+from pipeline import int8 as module
 from pipeline.bundle import Bundle, copy_content, default_bundle, load_bundle, seal
 from pipeline.class_map import class_map
 from pipeline.codec import open_encoder
@@ -37,6 +38,21 @@ def made(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundl
     made, moved = add_int8(tiny_bundle, calibration(tiny_bundle), tmp_path_factory.mktemp("int8"), tolerance=1.0)
     assert moved is not None and 0 < moved < 0.2
     return made
+
+
+def test_latents_that_are_too_many_to_keep_at_once_are_counted_in_parts(
+    tiny_bundle: Bundle, made: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Histograms of parts are put together: the ranges are nearly those of all at once, and so are the masks."""
+    seen = calibration(tiny_bundle)
+    assert module._together(seen) is None
+    monkeypatch.setattr(module, "_TOGETHER", seen[0][0][0].size * 13)
+    assert module._together(seen) == 9  # of 54
+    in_parts, _ = add_int8(tiny_bundle, seen, tmp_path / "parts", tolerance=1.0)
+    graphs = [open_session(one.graph(DECODE_INT8), engine="onnxruntime") for one in (made, in_parts)]
+    for y_hat, level in seen[::7]:
+        logits, again = (graph.run(y_hat[None], np.array([level], np.int64))[0] for graph in graphs)
+        assert np.mean(logits.argmax(1) != again.argmax(1)) < 0.02
 
 
 def test_the_bundle_has_one_graph_more_and_its_hash_tells(made: Bundle, tiny_bundle: Bundle) -> None:

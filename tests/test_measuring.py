@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.accuracy import confusion, mean_iou
-from pipeline.datasets import Labelled
+from pipeline.datasets import Labelled, Stored
 from pipeline.errors import ConfigError
 from pipeline.measuring import measure, measure_pictures, psnr_db
 from pipeline.models.entropy_model import NoBottleneck
@@ -55,6 +55,15 @@ def painted(*sizes: tuple[int, int]) -> Labelled:
 
 def network(shift: int) -> SplitSegmenter:
     return SplitSegmenter(Quarter(), NoBottleneck(), Nearest(shift)).eval()
+
+
+@pytest.mark.parametrize("size", [(96, 160), (160, 96), (192, 128)])
+def test_frames_on_disk_are_seen_whole_and_rated_by_their_own_pixels(size: tuple[int, int]) -> None:
+    data = painted((96, 128), (96, 128), (128, 96))
+    stored = Stored(data.names, data.read)
+    (right,), (wrong,) = (measure(network(shift), stored, "p", classes=tiny.CLASSES, size=size) for shift in (0, 1))
+    assert right.miou > 0.8
+    assert wrong.miou < 0.1
 
 
 def test_a_network_that_knows_everything_is_right_on_frames_of_any_size() -> None:

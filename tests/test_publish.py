@@ -260,5 +260,8 @@ def test_a_run_on_frames_that_stay_on_disk_becomes_a_bundle_like_any_other(tmp_p
         assert level.miou == pytest.approx(found.miou)
         assert level.rate_bpp == pytest.approx(8 * found.frame_bytes / (64 * 96))
         assert found.rate_bpp == pytest.approx(8 * found.frame_bytes / data.read(0).labels.size)
+    measured = [evaluate(bundle, data, split="train", engine="onnxruntime", quality=i) for i in range(tiny.LEVELS)]
+    marked = mark_default(bundle.manifest.quality_levels, [one.rate_bpp for one in measured])
+    assert bundle.manifest.quality_levels == tuple(marked)
     refined = refine_and_measure(bundle, data, data, tmp_path / "refined", split="train").bundle
     assert len(refined.manifest.quality_levels) == tiny.LEVELS

@@ -1,10 +1,12 @@
 """Weights as they are published: both kinds of file, what checkpoints hold beside, files that are none."""
 
+import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from pipeline.errors import ConfigError
@@ -68,6 +70,25 @@ def test_a_file_that_is_cut_is_told_in_one_line(tmp_path: Path, kept: int, archi
     with pytest.raises(ConfigError) as caught:
         read_weights(tmp_path / "a.pth")
     assert str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "before there were archives"])
+def test_a_damaged_file_is_told_or_read(tmp_path: Path, archive: bool) -> None:
+    torch.save(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=archive)
+    whole, rng = (tmp_path / "a.pth").read_bytes(), random.Random(1)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        (tmp_path / "a.pth").write_bytes(damaged)
+        with suppress(ConfigError):
+            read_weights(tmp_path / "a.pth")
+
+
+def test_safetensors_whose_length_looks_like_a_pickle_are_known_for_what_they_are(tmp_path: Path) -> None:
+    made = (save({"a": torch.ones(2)}, {"note": "x" * size}) for size in range(400, 800))
+    (tmp_path / "a.pth").write_bytes(next(one for one in made if one.startswith(b"\x80\x02")))
+    assert torch.equal(read_weights(tmp_path / "a.pth")["a"], torch.ones(2))
 
 
 def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:

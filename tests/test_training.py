@@ -346,6 +346,23 @@ def test_run_of_another_experiment_is_not_resumed(tiny_camvid: Path, tiny_run: P
         epochs(tiny.experiment(loss={"lovasz": 0.1}), folders)
 
 
+def test_run_of_other_frames_is_refused_before_anything_of_it_is_touched(tiny_camvid: Path, tmp_path: Path) -> None:
+    teacher = light_meter(tmp_path / "teacher.onnx", tiny.CLASSES, bright=tiny.ROAD, dark=tiny.SKY)
+    other_teacher = light_meter(tmp_path / "other.onnx", tiny.CLASSES, bright=tiny.CAR, dark=tiny.SKY)
+    blind = tiny.experiment(loss={"labels": 0.0, "lovasz": 0.0}, teacher={"weight": 1.0}, schedule={"epochs": 1})
+    others = tiny.camvid(tmp_path / "others")
+    first = next((others / "images" / "train").iterdir())
+    first.write_bytes((tiny_camvid / "images" / "val" / "0001TP_val0.png").read_bytes())
+    folders = replace(tiny.folders(tiny_camvid, tmp_path / "home"), teachers=(teacher,))
+    epochs(blind, folders)
+    before = {path: path.read_bytes() for path in folders.run.iterdir()}
+    for changed in ({"data": others}, {"teachers": (other_teacher,)}):
+        with pytest.raises(ConfigError, match="it learned from other frames or teachers"):
+            epochs(blind, replace(folders, **changed))
+        assert {path: path.read_bytes() for path in folders.run.iterdir()} == before
+    epochs(blind, folders)
+
+
 def progress(*measured: Measured) -> Progress:
     return Progress(
         epoch=3,

@@ -20,7 +20,7 @@ from clips import RtspServer, number_of, picture, write_clip, write_images, writ
 from pipeline.errors import SourceError
 from pipeline.messages import Frame, FrameId
 from pipeline.sources import Origin
-from pipeline.video import Mailbox, Pace, Shot, Thinning, Video, sample_path
+from pipeline.video import Mailbox, Pace, Shot, Video, sample_path
 
 SIZE = {"width": 32, "height": 16}
 
@@ -86,32 +86,6 @@ def test_pictures_far_apart_are_no_jump_where_they_are_to_be() -> None:
     assert pace.delay_s(40.0) == 20.0
 
 
-@pytest.mark.parametrize("source_fps", [25, 29.97, 30, 50, 60, 12, 9.9])
-@pytest.mark.parametrize("max_fps", [10, 15, 1, 0.2])
-def test_of_more_pictures_so_many_are_taken_as_are_wanted_and_evenly(source_fps: float, max_fps: float) -> None:
-    thinning, count = Thinning(max_fps), int(100 * source_fps)
-    times_s = [round(number / source_fps, 3) for number in range(count)]  # as files have them, in milliseconds
-    taken_s = [time_s for time_s in times_s if thinning.takes(time_s)]
-    assert len(taken_s) == pytest.approx(100 * min(max_fps, source_fps), rel=0.02, abs=1)
-    step_s = max(1 / max_fps, 1 / source_fps)
-    assert all(later - time_s <= step_s + 1 / source_fps + 0.002 for time_s, later in pairwise(taken_s))
-    assert all(later - time_s >= step_s - max(0.02, 1 / source_fps) - 0.002 for time_s, later in pairwise(taken_s))
-
-
-def test_after_a_gap_no_pictures_are_taken_to_make_up_for_it_and_times_may_begin_again() -> None:
-    thinning = Thinning(10)
-    times_s = [*(0.04 * number for number in range(10)), *(5 + 0.04 * number for number in range(25))]
-    assert sum(thinning.takes(time_s) for time_s in times_s[:10]) == 4
-    assert sum(thinning.takes(time_s) for time_s in times_s[10:]) in (10, 11, 12)
-    assert thinning.takes(0.0)
-    assert not thinning.takes(0.04)
-
-
-def test_all_pictures_are_taken_unless_fewer_are_wanted() -> None:
-    thinning = Thinning(None)
-    assert all(thinning.takes(time_s) for time_s in (0.0, 0.001, 0.001, 7.0, 3.0))
-
-
 async def test_of_a_file_every_so_many_frames_are_taken_in_a_loop_too(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=10, fps=20)
     video = Video(str(clip), **SIZE, loop=True, max_fps=5)
@@ -128,6 +102,14 @@ async def test_a_recording_has_all_its_frames_and_a_slower_source_too(tmp_path: 
         video = Video(str(clip), **SIZE, **settings)
         assert len(await play(video)) + video.skipped == 10
         assert video.origin == Origin(64, 48, 20)
+
+
+async def test_leaving_ends_a_reader_that_takes_next_to_nothing(tmp_path: Path) -> None:
+    clip, before = write_clip(tmp_path / "clip.mp4", frames=10), threading.active_count()
+    await play(Video(str(clip), **SIZE, loop=True, max_fps=0.001), 1)
+    async with asyncio.timeout(1):
+        while threading.active_count() > before:  # noqa: ASYNC110 - a thread sends no signal to the loop
+            await asyncio.sleep(0.01)
 
 
 async def test_a_file_of_which_few_frames_are_taken_keeps_its_time(tmp_path: Path) -> None:
