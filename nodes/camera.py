@@ -49,6 +49,7 @@ from pipeline.transport import Channel
 from pipeline.video import Video
 
 _CONNECT_S = 2.0
+_LOOK_S = 1.0  # from one look at the source to the next
 _LAG_S = 1.0  # half of what a worker lets pass, unless it is told otherwise
 _KEYS_LAST_S = 30.0  # workers and the queue's server keep them for 60 s, and frames may be seconds apart
 
@@ -278,7 +279,10 @@ async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: 
 async def _tell_source(
     video: Video, presence: Presence, renew: Callable[[Presence], Awaitable[None]], lag_frames: int
 ) -> None:
-    """Complete the state as soon as a source that was waited for is known, and say what its rate makes of a lag."""
+    """Complete the state as soon as a source that was waited for is known, and say what its rate makes of a lag.
+
+    After that, whether anything comes from it.
+    """
     if (origin := await video.opened()) is None:
         return
     if lag_frames > _LAG_S * origin.fps:
@@ -290,7 +294,13 @@ async def _tell_source(
             fps=origin.fps,
         )
     if presence.fps is None:
-        await renew(with_source(presence, origin))
+        presence = with_source(presence, origin)
+        await renew(presence)
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        if (video.lost is not None) != (presence.source == "lost"):
+            presence = replace(presence, source="ok" if video.lost is None else "lost")
+            await renew(presence)
 
 
 async def main(settings: CameraSettings) -> None:
@@ -317,7 +327,7 @@ async def _run(settings: CameraSettings) -> None:
         rate = open_rate(settings, bundle=bundle, video=video)
         async with open_uplink(settings, presence) as channel:
             health.need_broker(channel, far_side_of(settings))
-            health.need(lambda: None if video.origin else "waiting for the source")
+            health.need(lambda: video.lost if video.origin else "waiting for the source")
             health.complete()
             camera = Camera(
                 name,

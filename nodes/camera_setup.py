@@ -109,13 +109,15 @@ def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> P
         height=manifest.height,
         transport=transport,
         since=now_ms(),
+        source="waiting",
     )
     return presence if video.origin is None else with_source(presence, video.origin)
 
 
 def with_source(presence: Presence, origin: Origin) -> Presence:
     """The same, with what the source gives."""
-    return replace(presence, fps=origin.fps, source_width=origin.width, source_height=origin.height)
+    width, height = origin.width, origin.height
+    return replace(presence, fps=origin.fps, source_width=width, source_height=height, source="ok")
 
 
 def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video) -> RateControl | None:

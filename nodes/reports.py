@@ -56,6 +56,9 @@ class State(_Report):
     width: Count | None = None
     height: Count | None = None
     fps: NotNegative | None = None
+    source_width: Count | None = None
+    source_height: Count | None = None
+    source: Name | None = None
     transport: Name | None = None
     path: Name | None = None
     since: Count | None = None

@@ -152,6 +152,7 @@ class Presence:
     fps: float | None = None
     source_width: int | None = None
     source_height: int | None = None
+    source: Literal["waiting", "ok", "lost"] | None = None  # of a camera: whether anything comes from it
 
     def payload(self, state: Literal["online", "stopped", "offline"]) -> bytes:
         """The JSON of docs/wire.md, section 2."""

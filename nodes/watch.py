@@ -119,7 +119,7 @@ class Watch:
             return
         self.masks += 1
         if self._save is not None:
-            file = self._save / f"{name}-{mask.id.epoch}-{mask.id.sequence}.png"
+            file = self._save / f"{name}-{mask.id.epoch}-{mask.id.sequence:06}.png"
             await self._lane.run(write_whole, file, payload)
 
     def _take_state(self, name: str, payload: bytes) -> str | None:

@@ -37,6 +37,7 @@ from pipeline.options import (
     Quality,
     Source,
     Threshold,
+    Version,
 )
 
 app = typer.Typer(
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    version: Version = False,
 ) -> None:
     """Many cameras to live semantic masks over thin links."""
 

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,13 @@ def can_be_written(path: Path | None) -> Path | None:
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise typer.BadParameter(f"{path} cannot be written; name another file")
     return path
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version of the package, as installed, and end."""
+    if wanted:
+        print(f"maskcast {metadata.version('maskcast')}")
+        raise typer.Exit
 
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures here too", callback=can_be_written)]
@@ -45,6 +53,9 @@ Grid = Annotated[str | None, typer.Option(help="rows x columns of regions, such 
 Source = Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or device")]
 Fast = Annotated[
     bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
+]
+Version = Annotated[
+    bool, typer.Option("--version", help="show the version and end", is_eager=True, callback=show_version)
 ]
 DataSet = Annotated[str | None, typer.Option(help="camvid, cityscapes or coco; without it, as the folder looks")]
 MaxFps = Annotated[

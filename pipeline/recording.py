@@ -20,7 +20,7 @@ from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.noise_reduction import picture_filter
-from pipeline.sources import damage_of, fit, image_files, open_source
+from pipeline.sources import STREAMS, damage_of, fit, image_files, open_source
 from pipeline.stream_encoder import StreamEncoder
 
 SUFFIX, _MASK = ".mcp", ".png"
@@ -134,7 +134,7 @@ def _packets(encoder: StreamEncoder, frames: Iterable[Frame]) -> Iterator[Packet
 def _recorded(source: Path) -> str:
     """The address of a clip or a directory; ConfigError for what is live, and would never end."""
     name = str(source)
-    if name.startswith(("rtsp:", "rtsps:", "/dev/video")):
+    if name.startswith(("/dev/video", *(f"{scheme}:" for scheme in STREAMS))):
         raise ConfigError(f"input {name}: encode takes a clip or a directory of images; for this use maskcast camera")
     return f"./{name}" if name.isdecimal() else name  # a number alone would be a device
 

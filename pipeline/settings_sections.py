@@ -93,7 +93,7 @@ class QueueSection(Section):
 class SourceSection(Section):
     url: str = Field(
         "sample",
-        description="video file, directory of images, rtsp:// address, device (/dev/video0 or 0), or: sample",
+        description="video file, directory of images, rtsp:// or another stream, device (/dev/video0 or 0), or: sample",
     )
     loop: bool = Field(False, description="begin a file or directory again at its end")
     fast: bool = Field(
@@ -111,7 +111,7 @@ class SourceSection(Section):
     noise_reduction: bool = Field(
         False, description="average over time what is at rest: masks flicker less, what is fainter than noise fades"
     )
-    timeout_s: float = Field(5.0, gt=0, le=300, description="seconds an rtsp server may take to answer")
+    timeout_s: float = Field(5.0, gt=0, le=300, description="seconds a server may take to answer, or to send more")
     retry_max_s: float = Field(
         30.0, ge=0.1, le=3600, description="seconds at most before a lost live source is opened again"
     )

@@ -15,12 +15,14 @@ import numpy as np
 from av import VideoFrame
 from av.container import InputContainer
 from av.sidedata.sidedata import SideDataContainer, Type
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 
-_EXPECTED = "expected a video file, a directory of images, rtsp:// or a device"
+_EXPECTED = "expected a video file, a directory of images, rtsp:// or another stream's address, or a device"
+STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp", "srt")  # what comes at its own pace
 _JPEG = b"\xff\xd8\xff"
 # Markers with a length behind them, and the end: not those within a scan, its stuffed bytes, or what fills up.
 _MARKER, _END = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])"), b"\xd9"
@@ -69,12 +71,13 @@ class Opened:
 
 
 def kind_of(url: str) -> Kind:
-    """Raises SourceError for an address of another scheme than RTSP's."""
-    if url.startswith(("rtsp://", "rtsps://")):
+    """Raises SourceError for an address whose scheme is none of a stream's."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
+    if scheme and scheme[1] in STREAMS:
         return "server"
     if url.isdecimal() or url.startswith("/dev/video"):
         return "device"
-    if re.match(r"[a-z][a-z0-9+.-]*://", url):
+    if scheme:
         raise _cannot_open(url, "it is of no known kind")
     return "directory" if Path(url).is_dir() else "file"
 
@@ -132,14 +135,16 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
     began_s = time.monotonic()
     try:
         if kind == "server":
-            options = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-            return av.open(url, options=options, timeout=timeout_s)
+            tcp = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+            return av.open(url, options={**tcp, "fflags": "nobuffer"}, timeout=timeout_s)
         if kind == "device":
             return av.open(f"/dev/video{url}" if url.isdecimal() else url, format="v4l2")
         return av.open(url)
     except (av.FFmpegError, OSError) as error:
         if kind == "server" and time.monotonic() - began_s >= timeout_s:  # the library says it of the data
             raise SourceError(f"cannot open {shown(url)}: it did not answer in {timeout_s:g} s") from error
+        if kind == "server":
+            raise SourceError(f"cannot open {shown(url)}: {_reason(error)}") from error
         raise _cannot_open(url, _reason(error)) from error
 
 
@@ -155,7 +160,7 @@ def _pictures(
 ) -> Iterator[Picture]:
     """Damaged packets are counted and passed over, not without end. Without time stamps, pictures come at the rate."""
     damaged, count, first_s, matrix = 0, 0, None, _UPRIGHT
-    packets = container.demux(stream)
+    packets, converter = container.demux(stream), VideoReformatter()
     while True:
         try:
             frames = next(packets).decode()
@@ -169,7 +174,8 @@ def _pictures(
                 raise SourceError(f"{shown(url)} is damaged: {_reason(error)}") from error
             continue
         except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{shown(url)} cannot be read any further: {_reason(error)}") from error
+            said = "nothing came any more" if isinstance(error, av.ExitError) else _reason(error)  # its timeout
+            raise SourceError(f"{shown(url)} cannot be read any further: {said}") from error
         for frame in frames:
             if frame.is_corrupt and count:  # at the beginning it may refer to what was cut off before it
                 damage.packets, damage.reason = damage.packets + 1, "a picture is incomplete"
@@ -178,7 +184,8 @@ def _pictures(
                 matrix = _display_matrix(frame)
             count += 1
             first_s = at_s if first_s is None else first_s
-            image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+            # One converter for all: that of a frame, with a thread per core, lives as long as the frame.
+            image = np.asarray(converter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
             yield Picture(_upright(image, matrix), at_s - first_s)
 
 

@@ -148,6 +148,7 @@ class Video:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.origin: Origin | None = None  # known once the source was opened
+        self.lost: str | None = None  # why nothing comes from a live source that was open before, until it comes again
         self.damage: str | None = None  # of a file, once it was read to its end: what to say of what is missing
         self._url, self._width, self._height = url, width, height
         self._loop, self._fast, self._start_s, self._mirror = loop, fast, start_s, mirror
@@ -286,6 +287,7 @@ class Video:
                     thinning = Thinning(self._max_fps)
                     for picture in source.pictures:
                         retry_s = _RETRY_FIRST_S
+                        self._found()
                         taken = thinning.takes(self._clock())
                         if self._mailbox.closed or (taken and not self._show(picture)):
                             return
@@ -294,11 +296,17 @@ class Video:
                 if self.origin is None and kind_of(self._url) == "device":
                     raise
                 reason = str(error)
+            self.lost = reason
             wait_s = retry_s * self._rng.uniform(0.5, 1.0)
             log.warning("source lost", source=shown(self._url), reason=reason, again_in_s=round(wait_s, 1))
             if self._mailbox.wait_closed(wait_s):
                 return
             retry_s = min(2 * retry_s, self._retry_max_s)
+
+    def _found(self) -> None:
+        if self.lost is not None:
+            self.lost = None
+            log.info("source found again", source=shown(self._url))
 
     @contextmanager
     def _open(self) -> Iterator[Opened]:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -262,6 +262,7 @@ async def test_state_and_manifest_are_published_and_the_end_is_told(tmp_path: Pa
         "transport": "memory",
         "source_width": 64,
         "source_height": 48,
+        "source": "ok",
     }
 
 
@@ -296,6 +297,29 @@ async def test_a_source_that_comes_late_is_said_in_the_state(lane: Lane) -> None
             assert (state()["state"], state()["source_width"], state()["source_height"]) == ("online", 64, 48)
             running.cancel()
             await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+async def test_a_source_from_which_nothing_comes_any_more_is_said_to_be_lost(lane: Lane) -> None:
+    broker = MemoryBroker()
+
+    def source() -> object:
+        return json.loads(broker.retained.get("maskcast/cam-1/state", b"{}")).get("source")
+
+    async with AsyncExitStack() as stack:
+        async with RtspServer() as server:
+            video = await stack.enter_async_context(
+                Video(server.url, width=64, height=48, timeout_s=1.0, retry_max_s=0.2)
+            )
+            presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
+            assert presence.source == "waiting"
+            channel = await stack.enter_async_context(MemoryChannel(broker))
+            camera = camera_of(video, channel, lane, fast=False)
+            running = asyncio.create_task(stream(camera, bundle=BUNDLE, channel=channel, presence=presence))
+            await until(lambda: source() == "ok", LIMIT_S)
+        await until(lambda: source() == "lost", LIMIT_S)
+        assert video.lost is not None and "rtsp://127.0.0.1" in video.lost
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize(("fps", "said"), [(2, [2.0]), (25, [])])

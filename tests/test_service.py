@@ -303,6 +303,7 @@ async def test_a_node_says_online_and_then_stopped() -> None:
         "since": 5,
         "source_width": None,
         "source_height": None,
+        "source": None,
     }
 
 

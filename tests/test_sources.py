@@ -146,11 +146,25 @@ def test_nothing_is_said_of_a_file_that_is_whole(tmp_path: Path) -> None:
         assert damage_of(str(clip), source) is None
 
 
-@pytest.mark.parametrize("url", ["none.mp4", "rtmp://host/live", "99", "/dev/video99", "https://host/a.mp4"])
+@pytest.mark.parametrize("url", ["none.mp4", "gopher://host/live", "99", "/dev/video99", "RTSP://host/a"])
 def test_what_cannot_be_opened_is_named_with_what_is_expected(url: str) -> None:
     text = sentence(url)
     assert text.startswith(f"cannot open {url}: ")
-    assert "expected a video file, a directory of images, rtsp:// or a device" in text
+    assert "expected a video file, a directory of images, rtsp:// or another stream's address, or a device" in text
+
+
+def test_sources_that_are_opened_again_and_again_leave_no_threads_behind(tmp_path: Path) -> None:
+    """Also where what is in cycles is not collected soon: each frame's converter had a thread per core."""
+    clip, counts = write_clip(tmp_path / "clip.mp4"), []
+    gc.disable()
+    try:
+        for _ in range(4):
+            with open_source(str(clip), fps=25, timeout_s=5, decode_threads=1) as source:
+                assert len(list(source.pictures)) == 10
+            counts.append(len(list(Path("/proc/self/task").iterdir())))
+    finally:
+        gc.enable()
+    assert counts[-1] <= counts[0]
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path: Path) -> None:

@@ -329,6 +329,7 @@ async def test_an_rtsp_server_is_read_over_tcp_and_opened_again_in_a_new_epoch()
                 if len({frame.id.epoch for frame in frames}) == 2 and frame.id.sequence >= 2:
                     break
     assert server.plays >= 2
+    assert video.lost is None
     assert all("TCP" in transport for transport in server.transports)
     first = [frame for frame in frames if frame.id.epoch == frames[0].id.epoch]
     assert [frame.id.sequence for frame in first] == list(range(len(first)))

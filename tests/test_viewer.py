@@ -151,6 +151,13 @@ async def test_mask_is_given_exactly_as_published(viewer: Viewer) -> None:
     assert body == mask_png()
 
 
+async def test_preview_is_given_exactly_as_published(viewer: Viewer) -> None:
+    await viewer.publish("cam-1/preview", preview_jpeg())
+    answer, body = await viewer.get("/api/cameras/cam-1/preview.jpg")
+    assert answer.content_type == "image/jpeg"
+    assert body == preview_jpeg()
+
+
 async def test_stats_are_given_as_json(viewer: Viewer) -> None:
     await viewer.publish("cam-1/stats", {**STATS, "of a newer version": 1})
     answer, body = await viewer.get("/api/cameras/cam-1/stats")
@@ -167,7 +174,8 @@ async def test_labels_are_given_as_json(viewer: Viewer) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [f"{name}/{what}" for name in ("nobody", "cam-1") for what in ("mask.png", "stats", "labels")] + ["..%2f/stats"],
+    [f"{name}/{what}" for name in ("nobody", "cam-1") for what in ("mask.png", "preview.jpg", "stats", "labels")]
+    + ["..%2f/stats"],
 )
 async def test_what_is_not_there_is_not_found(viewer: Viewer, path: str) -> None:
     await viewer.publish("cam-1/state", {"state": "online"})

@@ -163,6 +163,29 @@ async def test_offline_camera_is_said_plainly_over_a_dimmed_picture(tmp_path: Pa
         assert page.complaints == []
 
 
+async def test_pictures_have_the_shape_of_the_source_and_one_that_is_lost_is_said(
+    tmp_path: Path, screenshots: Path
+) -> None:
+    async with shown(tmp_path) as (page, channel):
+        camera = StreetCamera(channel, "high-street", 2)
+        canvas, badge = part("high-street", "canvas"), part("high-street", ".badge")
+        shape = f"{canvas}.getBoundingClientRect().width / {canvas}.getBoundingClientRect().height"
+        await page.resize(DESKTOP)
+        await page.open()
+        async with running(camera):
+            await page.until(f"{COLOURED} === 1")
+            await page.until(f"Math.abs({shape} - 4 / 3) < 0.02")
+            await camera.state("online", source="ok", source_width=960, source_height=540)
+            await page.until(f"Math.abs({shape} - 16 / 9) < 0.02")
+            await camera.state("online", source="lost", source_width=960, source_height=540)
+            await page.until(f"{badge}.textContent === 'source lost'")
+            await page.until(f"getComputedStyle({canvas}).opacity < 0.5")
+            await page.screenshot(screenshots / "source-lost.png")
+            await camera.state("online", source="ok", source_width=960, source_height=540)
+            await page.until(f"{badge}.textContent === 'online'")
+        assert page.complaints == []
+
+
 async def test_view_and_opacity_change_what_is_drawn(tmp_path: Path) -> None:
     async with shown(tmp_path) as (page, channel):
         camera = StreetCamera(channel, "high-street", 2)

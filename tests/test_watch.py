@@ -110,7 +110,7 @@ async def test_a_mask_that_comes_again_is_neither_saved_nor_counted_and_one_that
         watch = Watch(lane=lane, save=tmp_path)
         for sequence in (1, 2, 4, 2, 3, 4):
             await take(watch, "cam-1/mask", mask_png(sequence=sequence))
-    assert [file.name for file in files_in(tmp_path)] == [f"cam-1-7-{sequence}.png" for sequence in (1, 2, 3, 4)]
+    assert [file.name for file in files_in(tmp_path)] == [f"cam-1-7-{sequence:06}.png" for sequence in (1, 2, 3, 4)]
     assert (watch.masks, watch.cameras["cam-1"].masks) == (4, 4)
     newest = watch.cameras["cam-1"].mask
     assert newest is not None and newest.id.sequence == 4

@@ -60,8 +60,8 @@ class StreetCamera:
         image, self.classes = street(seed)
         self.preview = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
-    async def state(self, state: str) -> None:
-        facts = {"state": state, "bundle": HASH, "since": now_ms() - 60_000, "width": 480, "height": 360}
+    async def state(self, state: str, **more: object) -> None:
+        facts = {"state": state, "bundle": HASH, "since": now_ms() - 60_000, "width": 480, "height": 360, **more}
         await self.channel.publish(f"{self.name}/state", json.dumps(facts).encode(), STATE)
 
     async def stats(self) -> None:

@@ -64,6 +64,7 @@ class Site:
                 web.get("/ws", self.live),
                 web.get("/api/cameras", self.cameras),
                 web.get("/api/cameras/{camera}/mask.png", self.mask),
+                web.get("/api/cameras/{camera}/preview.jpg", self.preview),
                 web.get("/api/cameras/{camera}/labels", self.labels),
                 web.get("/api/cameras/{camera}/stats", self.stats),
                 *health_routes(self._health),
@@ -86,6 +87,13 @@ class Site:
         if mask is None:
             raise web.HTTPNotFound(text="this camera has sent no mask yet\n")
         return web.Response(body=mask.png, content_type="image/png")
+
+    async def preview(self, request: web.Request) -> web.Response:
+        """The newest preview of a camera, where it publishes some."""
+        jpeg = self._camera(request).preview
+        if jpeg is None:
+            raise web.HTTPNotFound(text="this camera has sent no preview; it does with preview.enabled\n")
+        return web.Response(body=jpeg, content_type="image/jpeg")
 
     async def labels(self, request: web.Request) -> web.Response:
         """The newest labels of a camera."""

@@ -134,7 +134,7 @@ export class Card {
     if (this.canvas.width !== width || this.canvas.height !== height) {
       this.canvas.width = width;
       this.canvas.height = height;
-      this.root.style.setProperty("--ratio", width / height);
+      this.shape();
     }
     const { view, opacity } = this.page;
     this.pen.clearRect(0, 0, width, height);
@@ -144,6 +144,12 @@ export class Card {
       this.pen.drawImage(mask, 0, 0, width, height);
       this.pen.globalAlpha = 1;
     }
+  }
+
+  // Masks are of the bundle's size: what the camera sees is as wide and high as its source.
+  shape() {
+    const { width, height } = this.source ?? this.canvas;
+    this.root.style.setProperty("--ratio", width / height);
   }
 
   showPointed() {
@@ -167,9 +173,15 @@ export class Card {
     this.state = state?.state ?? (this.captured ? "online" : "waiting");
     this.bundle ??= state?.bundle;
     this.root.dataset.state = this.state;
+    this.root.dataset.source = state?.source ?? "ok";
+    if (state?.source_width && state.source_height) {
+      this.source = { width: state.source_width, height: state.source_height };
+      this.shape();
+    }
     const started = this.state !== "online" && since == null && state?.since;
     const when = since ? ` since ${clockTime(since)}` : "";
-    this.part(".badge").textContent = this.state === "waiting" ? "no word yet" : this.state;
+    const silent = this.state === "online" && { waiting: "no source yet", lost: "source lost" }[state?.source];
+    this.part(".badge").textContent = silent || (this.state === "waiting" ? "no word yet" : this.state);
     this.part(".badge").title = since ? `${this.state} since ${new Date(since).toLocaleString()}` : "";
     const note = { offline: "Offline", stopped: "Stopped" }[this.state];
     this.part(".note").textContent = note ? `${note}${when}` : "";
