@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import cv2
 
-from pipeline.messages import Frame
+from pipeline.messages import Frame, FrameId
 
 
 class Preview:
@@ -35,4 +35,10 @@ class Preview:
             size = (self._max_width, max(1, height * self._max_width // width))
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(image.dtype, copy=False)
         _, jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, self._quality])
-        return jpeg.tobytes()
+        return _of_frame(jpeg.tobytes(), frame.id)
+
+
+def _of_frame(jpeg: bytes, frame: FrameId) -> bytes:
+    """The same with a comment that says of which frame it is (T.81, B.2.4.5), so that its mask can be laid over it."""
+    comment = f"maskcast {frame.epoch} {frame.sequence}".encode()
+    return jpeg[:2] + b"\xff\xfe" + (2 + len(comment)).to_bytes(2) + comment + jpeg[2:]

@@ -193,7 +193,7 @@ class DemoSettings(NodeSettings):
     demo: DemoSection = DemoSection()
     source: SourceSection = SourceSection(loop=True, max_fps=10.0)
     encoder: EncoderSection = EncoderSection()
-    preview: PreviewSection = PreviewSection(enabled=True)
+    preview: PreviewSection = PreviewSection(enabled=True, max_fps=10.0)
     worker: WorkerSection = WorkerSection()
     decoder: DecoderSection = DecoderSection()
     viewer: ViewerSection = ViewerSection()

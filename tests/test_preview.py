@@ -24,6 +24,13 @@ def test_a_preview_is_a_jpeg_of_the_frame_in_its_colours() -> None:
     assert image[24, 32, 2] > 180 > 20 > image[24, 32, 0]  # OpenCV reads blue first
 
 
+def test_a_preview_says_in_a_comment_of_which_frame_it_is() -> None:
+    jpeg = Preview(max_fps=5, max_width=480, jpeg_quality=80).picture(frame())
+    assert jpeg is not None
+    assert jpeg[:4] == b"\xff\xd8\xff\xfe"
+    assert jpeg[6:18] == b"maskcast 1 1"
+
+
 def test_a_wide_frame_is_made_smaller_in_its_proportions() -> None:
     image = decoded(Preview(max_fps=5, max_width=100, jpeg_quality=80).picture(frame(400, 200)))
     assert image.shape == (50, 100, 3)

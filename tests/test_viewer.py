@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from nodes.preview import Preview
 from nodes.viewer import main, serve
 from nodes.viewer.feed import Feed, Outbox
-from nodes.viewer.pictures import check_preview, read_mask
+from nodes.viewer.pictures import read_mask, read_preview
 from nodes.viewer.state import Slot, Update, Wall
 from pipeline.config import ViewerSettings
 from pipeline.errors import BitstreamError, ConfigError
 from pipeline.mask_image import pack_mask
-from pipeline.messages import FrameId, Kind, Mask
+from pipeline.messages import Frame, FrameId, Kind, Mask
 from pipeline.transport import STATE, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
@@ -156,6 +157,18 @@ async def test_preview_is_given_exactly_as_published(viewer: Viewer) -> None:
     answer, body = await viewer.get("/api/cameras/cam-1/preview.jpg")
     assert answer.content_type == "image/jpeg"
     assert body == preview_jpeg()
+
+
+def test_a_preview_says_of_which_frame_it_is_where_it_does() -> None:
+    made = Preview(max_fps=5, max_width=64, jpeg_quality=60).picture(
+        Frame(FrameId(7, 4_000_000_000), 0, np.zeros((48, 64, 3), np.uint8))
+    )
+    assert made is not None
+    assert read_preview(made).frame == FrameId(7, 4_000_000_000)
+    assert read_preview(preview_jpeg()).frame is None
+    for other in (b"maskcast 7", b"maskcast 7 -1", b"maskcast 999999 1", b"of a camera"):
+        comment = b"\xff\xfe" + (2 + len(other)).to_bytes(2) + other
+        assert read_preview(preview_jpeg()[:2] + comment + preview_jpeg()[2:]).frame is None
 
 
 async def test_stats_are_given_as_json(viewer: Viewer) -> None:
@@ -414,7 +427,7 @@ def test_truncated_preview_never_raises_anything_else() -> None:
     jpeg = preview_jpeg()
     for at in range(len(jpeg)):
         try:
-            check_preview(jpeg[:at])
+            read_preview(jpeg[:at])
         except BitstreamError:
             continue
 

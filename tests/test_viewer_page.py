@@ -1,5 +1,6 @@
 """The page as a browser shows it: chromium, driven over its DevTools socket, looks at two cameras."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +13,9 @@ import pytest
 from browser import COLOURED, DESKTOP, PHONE, Page, chromium
 from viewing import CLASSES, HASH, NAMES, ROAD, SIZE, Clock, StreetCamera, now_ms, part, running, shown
 
+from nodes.preview import Preview
 from nodes.viewer import serve
+from pipeline.messages import Frame, FrameId
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
 PIXEL = """(() => {
@@ -183,6 +186,42 @@ async def test_pictures_have_the_shape_of_the_source_and_one_that_is_lost_is_sai
             await page.screenshot(screenshots / "source-lost.png")
             await camera.state("online", source="ok", source_width=960, source_height=540)
             await page.until(f"{badge}.textContent === 'online'")
+        assert page.complaints == []
+
+
+async def test_a_preview_waits_for_the_mask_of_its_frame_but_not_for_ever(tmp_path: Path) -> None:
+    async with shown(tmp_path) as (page, channel):
+        camera, preview = StreetCamera(channel, "high-street", 2), Preview(max_fps=1e6, max_width=480, jpeg_quality=90)
+
+        async def see(sequence: int, shade: int) -> None:
+            image = np.full((360, 480, 3), shade, np.uint8)
+            made = preview.picture(Frame(FrameId(7, sequence), 0, image))
+            assert made is not None
+            await channel.publish("high-street/preview", made)
+
+        canvas = part("high-street", "canvas")
+        shade = f"""(() => {{
+          const copy = new OffscreenCanvas(1, 1).getContext('2d', {{ willReadFrequently: true }});
+          copy.drawImage({canvas}, 240, 180, 1, 1, 0, 0, 1, 1);
+          return copy.getImageData(0, 0, 1, 1).data[0];
+        }})()"""
+        await page.open()
+        await page.value("document.querySelector('[value=preview]').click()")
+        await camera.state("online")
+        await see(0, 40)
+        await page.until(f"Math.abs({shade} - 40) < 8")  # no mask yet, nothing to wait for
+        await camera.picture(preview=False)  # frame 1
+        await see(1, 80)
+        await page.until(f"Math.abs({shade} - 80) < 8")
+        await see(2, 160)
+        await asyncio.sleep(0.5)
+        assert abs(await page.value(shade) - 80) < 8
+        await camera.picture(preview=False)
+        await page.until(f"Math.abs({shade} - 160) < 8")
+        for sequence in range(3, 11):
+            await see(sequence, 200)
+            await asyncio.sleep(0.1)
+        await page.until(f"Math.abs({shade} - 200) < 8")  # no masks come any more
         assert page.complaints == []
 
 

@@ -3,6 +3,7 @@
 Masks go to the browsers as they came, so what is let through here is what a browser is asked to decode.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import BitstreamError
 from pipeline.mask_image import REGIONS, parse_regions
+from pipeline.messages import FrameId
 
 MASK_LIMIT_BYTES = 4 << 20
 PREVIEW_LIMIT_BYTES = 1 << 20
@@ -23,6 +25,7 @@ _INDEXED = 3
 _NUMBER_LIMITS = {"epoch": 1 << 16, "sequence": 1 << 32, "captured_ms": 1 << 48}  # the packet's field sizes
 
 _JPEG_MARKER = struct.Struct("!BBH")  # 0xFF, marker, segment bytes
+_JPEG_COMMENT, _PREVIEW_FRAME = 0xFE, re.compile(rb"maskcast (\d{1,5}) (\d{1,10})")  # epoch, sequence
 _JPEG_FRAME = struct.Struct("!BHH")  # depth, height, width
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -62,13 +65,21 @@ def read_mask(png: bytes) -> MaskPicture:
     )
 
 
-def check_preview(jpeg: bytes) -> None:
-    """Raise BitstreamError unless this is a JPEG of a size that a browser can show."""
+@dataclass(frozen=True, slots=True, eq=False)
+class PreviewPicture:
+    """A preview as published, and the frame that it is of, where it says so."""
+
+    frame: FrameId | None
+    jpeg: bytes
+
+
+def read_preview(jpeg: bytes) -> PreviewPicture:
+    """Raises BitstreamError unless this is a JPEG of a size that a browser can show."""
     if len(jpeg) > PREVIEW_LIMIT_BYTES:
         raise BitstreamError(f"preview: {len(jpeg)} bytes, at most {PREVIEW_LIMIT_BYTES} are taken")
     if not jpeg.startswith(b"\xff\xd8\xff"):
         raise BitstreamError("preview: not a JPEG")
-    at = 2
+    at, frame = 2, None
     while at + _JPEG_MARKER.size + _JPEG_FRAME.size <= len(jpeg):
         lead, marker, size = _JPEG_MARKER.unpack_from(jpeg, at)
         if lead != 0xFF or size < 2:
@@ -76,7 +87,9 @@ def check_preview(jpeg: bytes) -> None:
         if marker in _JPEG_FRAME_MARKERS:
             _, height, width = _JPEG_FRAME.unpack_from(jpeg, at + _JPEG_MARKER.size)
             _check_size("preview", width, height)
-            return
+            return PreviewPicture(frame, jpeg)
+        if marker == _JPEG_COMMENT and (said := _PREVIEW_FRAME.fullmatch(jpeg, at + _JPEG_MARKER.size, at + 2 + size)):
+            frame = FrameId(int(said[1]), int(said[2]))
         at += 2 + size
     raise BitstreamError("preview: a JPEG without a frame")
 

@@ -90,10 +90,10 @@ class Site:
 
     async def preview(self, request: web.Request) -> web.Response:
         """The newest preview of a camera, where it publishes some."""
-        jpeg = self._camera(request).preview
-        if jpeg is None:
+        preview = self._camera(request).preview
+        if preview is None:
             raise web.HTTPNotFound(text="this camera has sent no preview; it does with preview.enabled\n")
-        return web.Response(body=jpeg, content_type="image/jpeg")
+        return web.Response(body=preview.jpeg, content_type="image/jpeg")
 
     async def labels(self, request: web.Request) -> web.Response:
         """The newest labels of a camera."""

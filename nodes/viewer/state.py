@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from nodes.reports import LEGEND_LIMIT, Labels, Legend, Legends, State, Stats, read_report
 from nodes.service import now_ms
 from nodes.stats import Order
-from nodes.viewer.pictures import MaskPicture, check_preview, read_mask
+from nodes.viewer.pictures import MaskPicture, PreviewPicture, read_mask, read_preview
 from pipeline.errors import BitstreamError, ConfigError
 from pipeline.messages import FrameId, check_camera_name
 from pipeline.metrics import drop
@@ -63,7 +63,7 @@ class CameraView:
     label_order: Order
     mask: MaskPicture | None = None
     labels: Labels | None = None
-    preview: bytes | None = None
+    preview: PreviewPicture | None = None
     stats: Stats | None = None
     counted_ms: int | None = None
     rates: deque[Rate] = field(default_factory=lambda: deque(maxlen=_RATES))
@@ -143,9 +143,9 @@ class Wall:
         return [labels_update(name, labels)]
 
     def _take_preview(self, name: str, payload: bytes) -> list[Update]:
-        check_preview(payload)
-        self._heard(name).preview = payload
-        return [preview_update(name, payload)]
+        preview = read_preview(payload)
+        self._heard(name).preview = preview
+        return [preview_update(name, preview)]
 
     def _take_stats(self, name: str, payload: bytes) -> list[Update]:
         stats = read_report(Stats, payload)
@@ -215,8 +215,11 @@ def labels_update(camera: str, labels: Labels) -> Update:
     return _text("labels", camera, {"camera": camera, "labels": _plain(labels)})
 
 
-def preview_update(camera: str, jpeg: bytes) -> Update:
-    return Update(Slot("preview", camera), _binary({"type": "preview", "camera": camera}, jpeg))
+def preview_update(camera: str, preview: PreviewPicture) -> Update:
+    header: dict[str, object] = {"type": "preview", "camera": camera}
+    if preview.frame is not None:
+        header |= {"epoch": preview.frame.epoch, "sequence": preview.frame.sequence}
+    return Update(Slot("preview", camera), _binary(header, preview.jpeg))
 
 
 def stats_update(camera: CameraView) -> Update:

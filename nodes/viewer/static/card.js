@@ -7,6 +7,7 @@ import { RegionGrid } from "./regions.js";
 const STALE_MS = { late: 1500, old: 5000 };
 const SILENT_MS = 5000; // statistics come once a second; those of a camera that sends no more say nothing of now
 const LEGEND_ROWS = 6;
+const MOST_WAITING = 6; // previews that wait for their masks; when there are more, masks do not come
 const LEAST_SCORE = 0.5; // of a class that is said to be in the picture
 
 const number = (value, digits = 0) => (value == null ? "–" : value.toFixed(digits));
@@ -25,6 +26,10 @@ function pathText(path) {
   const kinds = path?.split(" <-> ").map((end) => end.split(" ")[0]);
   return kinds?.length === 2 ? ` ${kinds.join(" ↔ ")}` : "";
 }
+
+// Whether a preview is of the frame of a mask or of one before it; of one that does not say, or of another run, it is.
+const isBy = (preview, frame) =>
+  preview.sequence == null || preview.epoch !== frame?.epoch || (frame.sequence - preview.sequence) >>> 0 < 2 ** 31;
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -46,7 +51,8 @@ export class Card {
     this.lookup = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     this.images = { mask: null, preview: null };
     this.masks = new NewestPicture((image, picture) => this.showMask(image, picture));
-    this.previews = new NewestPicture((image) => this.showImage("preview", image));
+    this.previews = new NewestPicture((image, picture) => this.showPreview(image, picture));
+    this.waiting = []; // previews of frames whose masks have not come
     this.palette = new Map();
     this.labels = null; // those not shown yet
     this.curve = new RateCurve(this.part(".curve"));
@@ -107,10 +113,27 @@ export class Card {
     this.captured = picture.captured_ms;
     this.bundle = picture.bundle;
     this.regions = picture.regions;
+    this.frame = picture;
     this.showRegions();
+    this.showWaiting();
     this.showImage("mask", image);
     this.showPointed();
     this.tick();
+  }
+
+  // A mask comes later than its picture: laid over a newer one it would lag behind what moves.
+  showPreview(image, picture) {
+    this.waiting.push({ image, epoch: picture.epoch, sequence: picture.sequence });
+    this.showWaiting();
+  }
+
+  showWaiting() {
+    const due = this.waiting.findLastIndex((one) => isBy(one, this.frame));
+    const count = Math.max(due + 1, this.waiting.length - MOST_WAITING);
+    if (count === 0) return;
+    const shown = this.waiting.splice(0, count);
+    shown.slice(0, -1).forEach((one) => one.image.close());
+    this.showImage("preview", shown.at(-1).image);
   }
 
   showRegions() {
