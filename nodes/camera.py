@@ -293,14 +293,12 @@ async def _tell_source(
             lookahead=lag_frames,
             fps=origin.fps,
         )
-    if presence.fps is None:
-        presence = with_source(presence, origin)
-        await renew(presence)
     while True:
-        await asyncio.sleep(_LOOK_S)
-        if (video.lost is not None) != (presence.source == "lost"):
-            presence = replace(presence, source="ok" if video.lost is None else "lost")
+        now = with_source(presence, video.origin or origin, lost=video.lost is not None)
+        if now != presence:
+            presence = now
             await renew(presence)
+        await asyncio.sleep(_LOOK_S)
 
 
 async def main(settings: CameraSettings) -> None:
@@ -327,7 +325,7 @@ async def _run(settings: CameraSettings) -> None:
         rate = open_rate(settings, bundle=bundle, video=video)
         async with open_uplink(settings, presence) as channel:
             health.need_broker(channel, far_side_of(settings))
-            health.need(lambda: video.lost if video.origin else "waiting for the source")
+            health.need(lambda: "waiting for the source" if video.origin is None or video.lost else None)
             health.complete()
             camera = Camera(
                 name,

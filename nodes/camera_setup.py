@@ -114,10 +114,15 @@ def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> P
     return presence if video.origin is None else with_source(presence, video.origin)
 
 
-def with_source(presence: Presence, origin: Origin) -> Presence:
-    """The same, with what the source gives."""
-    width, height = origin.width, origin.height
-    return replace(presence, fps=origin.fps, source_width=width, source_height=height, source="ok")
+def with_source(presence: Presence, origin: Origin, *, lost: bool = False) -> Presence:
+    """The same, with what the source gives, or gave until it was lost."""
+    return replace(
+        presence,
+        fps=origin.fps,
+        source_width=origin.width,
+        source_height=origin.height,
+        source="lost" if lost else "ok",
+    )
 
 
 def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video) -> RateControl | None:

@@ -1,4 +1,4 @@
-"""Opens what a source's address names, file, directory, RTSP server or device, and gives its pictures."""
+"""Opens what a source's address names, file, directory, stream or device, and gives its pictures."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 
 _EXPECTED = "expected a video file, a directory of images, rtsp:// or another stream's address, or a device"
-STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp", "srt")  # what comes at its own pace
+STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp")  # what comes at its own pace
 _JPEG = b"\xff\xd8\xff"
 # Markers with a length behind them, and the end: not those within a scan, its stuffed bytes, or what fills up.
 _MARKER, _END = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])"), b"\xd9"
@@ -83,8 +83,12 @@ def kind_of(url: str) -> Kind:
 
 
 def shown(url: str) -> str:
-    """The address without user and password, for logs and errors."""
-    return re.sub(r"://.*@", "://", url)  # to the last @: a password may hold a slash
+    """The address without what may be secret in it, for logs and errors: user, password, queries, RTMP's keys."""
+    if "://" not in url:
+        return url
+    plain = re.sub(r"://.*@", "://", url)  # to the last @: a password may hold a slash
+    plain = re.sub(r"\?.*", "", plain, flags=re.DOTALL)
+    return re.sub(r"^(rtmps?://.*/)[^/]+$", r"\1...", plain)
 
 
 def image_files(path: Path) -> list[Path]:
@@ -119,6 +123,8 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
     with _container(url, kind, timeout_s=timeout_s) as container:
         if not container.streams.video:
             raise _cannot_open(url, "it has no video")
+        if kind == "server" and url.startswith("http") and container.duration:  # it would come as fast as the line is
+            raise SourceError(f"cannot open {shown(url)}: it is a recording; download it, and name the file")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO" if kind == "file" else "SLICE"  # frame threads would delay what is live
         stream.thread_count = decode_threads

@@ -123,7 +123,7 @@ class Video:
     """The frames of one source; an async context manager, and an iterator that ends with a file's end.
 
     Entering raises SourceError when a file, directory or device cannot be opened within `timeout_s`, reading when it
-    is damaged; an RTSP server is waited for. `fast` gives every frame of a file or directory, as fast as they are
+    is damaged; a server is waited for. `fast` gives every frame of a file or directory, as fast as they are
     taken. Else of a source with more than `max_fps` frames a second those between are passed over, as if it had none.
     """
 
@@ -296,7 +296,8 @@ class Video:
                 if self.origin is None and kind_of(self._url) == "device":
                     raise
                 reason = str(error)
-            self.lost = reason
+            if self.origin is not None:
+                self.lost = reason
             wait_s = retry_s * self._rng.uniform(0.5, 1.0)
             log.warning("source lost", source=shown(self._url), reason=reason, again_in_s=round(wait_s, 1))
             if self._mailbox.wait_closed(wait_s):

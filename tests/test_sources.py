@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -151,6 +154,29 @@ def test_what_cannot_be_opened_is_named_with_what_is_expected(url: str) -> None:
     text = sentence(url)
     assert text.startswith(f"cannot open {url}: ")
     assert "expected a video file, a directory of images, rtsp:// or another stream's address, or a device" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("rtsp://user:pass/word@camera/1", "rtsp://camera/1"),
+        ("http://camera/mjpg?user=admin&pwd=secret", "http://camera/mjpg"),
+        ("rtmp://host/live/key", "rtmp://host/live/..."),
+        ("clip?.mp4", "clip?.mp4"),
+    ],
+)
+def test_what_may_be_secret_in_an_address_is_not_shown(url: str, said: str) -> None:
+    assert shown(url) == said
+
+
+def test_a_recording_on_a_web_server_is_no_stream(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = sentence(f"http://127.0.0.1:{server.server_port}/clip.mp4")
+        server.shutdown()
+    assert "it is a recording; download it, and name the file" in said
 
 
 def test_sources_that_are_opened_again_and_again_leave_no_threads_behind(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pipeline.messages import FrameId
 MASK_LIMIT_BYTES = 4 << 20
 PREVIEW_LIMIT_BYTES = 1 << 20
 SIDE_LIMIT_PIXELS = 8192
+_SEGMENT_LIMIT = 256  # of a JPEG, before its frame
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK_HEAD = struct.Struct("!I4s")  # body bytes, type
@@ -79,8 +80,8 @@ def read_preview(jpeg: bytes) -> PreviewPicture:
         raise BitstreamError(f"preview: {len(jpeg)} bytes, at most {PREVIEW_LIMIT_BYTES} are taken")
     if not jpeg.startswith(b"\xff\xd8\xff"):
         raise BitstreamError("preview: not a JPEG")
-    at, frame = 2, None
-    while at + _JPEG_MARKER.size + _JPEG_FRAME.size <= len(jpeg):
+    at, frame, segments = 2, None, 0
+    while segments < _SEGMENT_LIMIT and at + _JPEG_MARKER.size + _JPEG_FRAME.size <= len(jpeg):
         lead, marker, size = _JPEG_MARKER.unpack_from(jpeg, at)
         if lead != 0xFF or size < 2:
             break
@@ -90,7 +91,7 @@ def read_preview(jpeg: bytes) -> PreviewPicture:
             return PreviewPicture(frame, jpeg)
         if marker == _JPEG_COMMENT and (said := _PREVIEW_FRAME.fullmatch(jpeg, at + _JPEG_MARKER.size, at + 2 + size)):
             frame = FrameId(int(said[1]), int(said[2]))
-        at += 2 + size
+        at, segments = at + 2 + size, segments + 1
     raise BitstreamError("preview: a JPEG without a frame")
 
 

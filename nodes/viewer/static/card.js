@@ -7,7 +7,9 @@ import { RegionGrid } from "./regions.js";
 const STALE_MS = { late: 1500, old: 5000 };
 const SILENT_MS = 5000; // statistics come once a second; those of a camera that sends no more say nothing of now
 const LEGEND_ROWS = 6;
-const MOST_WAITING = 6; // previews that wait for their masks; when there are more, masks do not come
+const MOST_WAITING = 6; // previews that wait for their masks, and for how long: some masks never come
+const WAITING_MS = 1500;
+const SILENT = new Map([["waiting", "no source yet"], ["lost", "source lost"]]);
 const LEAST_SCORE = 0.5; // of a class that is said to be in the picture
 
 const number = (value, digits = 0) => (value == null ? "–" : value.toFixed(digits));
@@ -113,7 +115,7 @@ export class Card {
     this.captured = picture.captured_ms;
     this.bundle = picture.bundle;
     this.regions = picture.regions;
-    this.frame = picture;
+    this.frame = { epoch: picture.epoch, sequence: picture.sequence };
     this.showRegions();
     this.showWaiting();
     this.showImage("mask", image);
@@ -123,12 +125,13 @@ export class Card {
 
   // A mask comes later than its picture: laid over a newer one it would lag behind what moves.
   showPreview(image, picture) {
-    this.waiting.push({ image, epoch: picture.epoch, sequence: picture.sequence });
+    this.waiting.push({ image, epoch: picture.epoch, sequence: picture.sequence, until: Date.now() + WAITING_MS });
     this.showWaiting();
   }
 
   showWaiting() {
-    const due = this.waiting.findLastIndex((one) => isBy(one, this.frame));
+    const now = Date.now();
+    const due = this.waiting.findLastIndex((one) => isBy(one, this.frame) || one.until < now);
     const count = Math.max(due + 1, this.waiting.length - MOST_WAITING);
     if (count === 0) return;
     const shown = this.waiting.splice(0, count);
@@ -203,7 +206,7 @@ export class Card {
     }
     const started = this.state !== "online" && since == null && state?.since;
     const when = since ? ` since ${clockTime(since)}` : "";
-    const silent = this.state === "online" && { waiting: "no source yet", lost: "source lost" }[state?.source];
+    const silent = this.state === "online" && SILENT.get(state?.source);
     this.part(".badge").textContent = silent || (this.state === "waiting" ? "no word yet" : this.state);
     this.part(".badge").title = since ? `${this.state} since ${new Date(since).toLocaleString()}` : "";
     const note = { offline: "Offline", stopped: "Stopped" }[this.state];
@@ -225,7 +228,7 @@ export class Card {
   describe() {
     const full = this.root.classList.contains("full");
     this.part(".picture").setAttribute("aria-label", `${this.name}: ${full ? "back to all cameras" : "full size"}`);
-    this.canvas.setAttribute("aria-label", `Classes seen by ${this.name}, ${this.state}`);
+    this.canvas.setAttribute("aria-label", `Classes seen by ${this.name}, ${this.part(".badge").textContent}`);
   }
 
   showStats(stats, at) {
@@ -314,6 +317,7 @@ export class Card {
     this.showLabels();
     this.curve.tick(this.page.now());
     this.grid.tick();
+    this.showWaiting();
     if (this.counted && Date.now() - this.counted > SILENT_MS) this.showNumbers({});
     const age = this.part(".age");
     if (!this.captured) return;
