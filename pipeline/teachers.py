@@ -239,11 +239,9 @@ def _load_known(path: Path) -> tuple[nn.Module, int]:
         last = next(name for name in NETWORKS if name in stored)
         network = NETWORKS[last](len(stored[last]))
         network.load_state_dict(stored, strict=True)
-    except (RuntimeError, StopIteration) as error:
+    except (ConfigError, RuntimeError, StopIteration) as error:
         known = " or ".join(build.__name__ for build in NETWORKS.values())
         raise ConfigError(f"teacher {path}: not the weights of {known}; export other networks to ONNX") from error
-    except ConfigError as error:
-        raise ConfigError(f"teacher {path}: {error}; name the weights of a known network or an ONNX graph") from error
     return network.eval().requires_grad_(False), len(stored[last])
 
 

@@ -89,4 +89,4 @@ def test_without_onnxruntime_the_teachers_load_and_a_graph_says_what_is_missing(
         "except ConfigError as error: print(error)\n"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert said.stdout == "teacher some.onnx: needs onnxruntime; install it, or name a safetensors file\n"
+    assert said.stdout == "teacher some.onnx: needs onnxruntime; install it, or name a file of weights\n"
