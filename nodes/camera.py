@@ -28,10 +28,11 @@ from nodes.camera_setup import (
     room_for,
     with_source,
 )
-from nodes.control import Control, read_control
+from nodes.control import Control, InForce, read_control
+from nodes.presence import Presence, announced, tell
 from nodes.preview import Preview
 from nodes.rate_control import RateControl
-from nodes.service import Health, Lane, Presence, announced, health_page, tell, until_connected
+from nodes.service import Health, Lane, health_page, until_connected
 from nodes.uplink import Encoded, Uplink
 from nodes.uplinks import far_side_of, open_uplink, transport_of
 from nodes.window import Window
@@ -49,7 +50,8 @@ from pipeline.transport import Channel
 from pipeline.video import Video
 
 _CONNECT_S = 2.0
-_LOOK_S = 1.0  # from one look at the source to the next
+_LOOK_S = 0.25  # from one look at the source, and at what holds, to the next
+_REFUSAL_LIMIT = 200  # characters of the sentence that is said of a refused message
 _LAG_S = 1.0  # half of what a worker lets pass, unless it is told otherwise
 _KEYS_LAST_S = 30.0  # workers and the queue's server keep them for 60 s, and frames may be seconds apart
 
@@ -95,6 +97,18 @@ class Camera:
         )
         self._wanted = asyncio.Event()
         self._wanted.set()
+        self._unfit = _unfit(rated=rate is not None, fast=fast)
+        self.refused: str | None = None  # why it did not do what it was told last
+
+    @property
+    def in_force(self) -> InForce:
+        """What holds now of all that it can be told."""
+        return InForce(
+            quality=self._quality,
+            pause=not self._wanted.is_set(),
+            max_fps=self.video.max_fps,
+            max_kbit_s=None if self._rate is None else self._rate.max_kbit_s,
+        )
 
     async def run(self) -> None:
         """Send the source until it ends; SourceError where it is played as a recording and pictures are missing."""
@@ -226,11 +240,14 @@ class Camera:
     async def _obey(self) -> None:
         async for message in self._channel.subscribe(f"{self._name}/control"):
             try:
-                control = read_control(message.payload, levels=self._levels)
+                control = read_control(message.payload, levels=self._levels, unfit=self._unfit)
             except BitstreamError as error:
                 self.losses.add("control")
+                self.refused = str(error)[:_REFUSAL_LIMIT]
                 log.debug("control message ignored", camera=self._name, reason=str(error))
                 continue
+            if control.model_fields_set != {"key"}:  # which workers ask for too
+                self.refused = None
             await self._apply(control)
 
     async def _apply(self, control: Control) -> None:
@@ -247,10 +264,18 @@ class Camera:
         if "max_kbit_s" in control.model_fields_set and self._rate is not None:
             self._rate.limit(control.max_kbit_s)
             log.info("rate limited", camera=self._name, max_kbit_s=control.max_kbit_s)
+        if "max_fps" in control.model_fields_set:
+            self._limit_frames(control.max_fps)
         if control.pause:
             self._wanted.clear()
         elif control.pause is not None:
             self._wanted.set()
+
+    def _limit_frames(self, max_fps: float | None) -> None:
+        self.video.max_fps = max_fps
+        if self._rate is not None:
+            self._rate.source_changed()
+        log.info("frame rate limited", camera=self._name, max_fps=max_fps)
 
     async def _set_quality(self, quality: int) -> None:
         self._quality = quality
@@ -261,31 +286,52 @@ class Camera:
         log.info("quality set", camera=self._name, quality=quality)
 
 
+def _unfit(*, rated: bool, fast: bool) -> dict[str, str]:
+    """What a camera cannot be told, and why."""
+    reasons = {} if rated else {"max_kbit_s": "max_kbit_s is for a camera that is set to control its rate (rate.*)"}
+    return reasons | ({"max_fps": "max_fps is not for a recording, of which every frame is sent"} if fast else {})
+
+
 async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: Presence, lag_frames: int = 0) -> None:
     """Run a camera, with its state and its bundle's manifest on their topics; it is said where masks come very late."""
     manifest = bundle.manifest
     with suppress(TransportError):  # later it is waited for as long as it takes
         await channel.wait_connected(_CONNECT_S)
-    async with announced(channel, presence) as renew, asyncio.TaskGroup() as tasks:
+    async with announced(channel, _with_facts(presence, camera)) as renew, asyncio.TaskGroup() as tasks:
         # Where cameras have logins only workers may say it; where they have none the page need not wait for one.
         await tell(channel, f"bundle/{manifest.hash}", manifest.model_dump_json().encode())
         log.info("camera started", camera=presence.topic.partition("/")[0], bundle=manifest.name)
-        learning = tasks.create_task(_tell_source(camera.video, presence, renew, lag_frames))
+        beside = [
+            tasks.create_task(_tell_state(camera, presence, renew)),
+            tasks.create_task(_warn_of_lag(camera, presence, lag_frames)),
+        ]
         await camera.run()
-        learning.cancel()
+        for task in beside:
+            task.cancel()
         log.info("the source has ended", camera=presence.topic.partition("/")[0])
 
 
-async def _tell_source(
-    video: Video, presence: Presence, renew: Callable[[Presence], Awaitable[None]], lag_frames: int
-) -> None:
-    """Complete the state as soon as a source that was waited for is known, and say what its rate makes of a lag.
+async def _tell_state(camera: Camera, presence: Presence, renew: Callable[[Presence], Awaitable[None]]) -> None:
+    """Say again what the camera is where it changed: its source, and what it was told."""
+    said = _with_facts(presence, camera)
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        if (now := _with_facts(presence, camera)) != said:
+            said = now
+            await renew(now)
 
-    After that, whether anything comes from it.
-    """
-    if (origin := await video.opened()) is None:
-        return
-    if lag_frames > _LAG_S * origin.fps:
+
+def _with_facts(presence: Presence, camera: Camera) -> Presence:
+    """The same, with what holds in the camera now."""
+    told = replace(presence, control=camera.in_force, refused=camera.refused)
+    origin, lost = camera.video.origin, camera.video.lost is not None
+    return told if origin is None else with_source(told, origin, lost=lost)
+
+
+async def _warn_of_lag(camera: Camera, presence: Presence, lag_frames: int) -> None:
+    """Say what the source's rate makes of the frames that wait for others, once it is known."""
+    origin = await camera.video.opened()
+    if origin is not None and lag_frames > _LAG_S * origin.fps:
         log.warning(
             "masks come late: frames wait for those after them, and workers drop what is older than their deadline_ms",
             camera=presence.topic.partition("/")[0],
@@ -293,12 +339,6 @@ async def _tell_source(
             lookahead=lag_frames,
             fps=origin.fps,
         )
-    while True:
-        now = with_source(presence, video.origin or origin, lost=video.lost is not None)
-        if now != presence:
-            presence = now
-            await renew(presence)
-        await asyncio.sleep(_LOOK_S)
 
 
 async def main(settings: CameraSettings) -> None:

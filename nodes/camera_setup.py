@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from nodes.presence import Presence
 from nodes.preview import Preview
 from nodes.rate_control import RateControl
-from nodes.service import Presence, now_ms
 from nodes.uplinks import goes_over_webrtc
 from nodes.window import Window
 from pipeline.bandit import Bandit
@@ -101,16 +101,7 @@ def open_preview(preview: PreviewSection) -> Preview | None:
 
 def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> Presence:
     """What the camera says of itself, as far as it is known now."""
-    manifest = bundle.manifest
-    presence = Presence(
-        topic=f"{name}/state",
-        bundle=manifest.hash,
-        width=manifest.width,
-        height=manifest.height,
-        transport=transport,
-        since=now_ms(),
-        source="waiting",
-    )
+    presence = replace(Presence.begun(f"{name}/state", bundle=bundle, transport=transport), source="waiting")
     return presence if video.origin is None else with_source(presence, video.origin)
 
 

@@ -72,9 +72,19 @@ class RateControl:
         """Level, threshold and frame rate for the next frame."""
         return self._chooser.point
 
+    @property
+    def max_kbit_s(self) -> float | None:
+        """The rate that is pinned, headers counted in, if one is."""
+        return self._max_kbit_s
+
     def limit(self, max_kbit_s: float | None) -> None:
         """Pin the rate, headers counted in, from now on; None lets go."""
         self._max_kbit_s = max_kbit_s
+
+    def source_changed(self) -> None:
+        """Choose anew among the frame rates that the source has now; what was learned of scene and link is kept."""
+        if self._chosen is not None:
+            self._chosen.choose_from(self._choose(self._quality, self._source_fps()).points)
 
     def cap(self, quality: int) -> None:
         """Choose no level above this one from now on, at once; what was learned of scene and link is kept."""

@@ -19,6 +19,7 @@ def _printable(text: str) -> str:
 
 
 Name = Annotated[str, Field(max_length=128), AfterValidator(_printable)]
+Sentence = Annotated[str, Field(max_length=256), AfterValidator(_printable)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 Shade = Annotated[int, Field(ge=0, le=255)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]  # as JavaScript counts exactly; Python would not print any number
@@ -48,8 +49,20 @@ class Stats(_Report):
     kinds: Annotated[dict[Name, KindRate], Field(max_length=8)] = {}
 
 
+class InForce(_Report):
+    """What holds in a camera of all that it can be told on its control topic."""
+
+    quality: Count | None = None
+    pause: bool | None = None
+    max_fps: NotNegative | None = None
+    max_kbit_s: NotNegative | None = None
+
+
 class State(_Report):
-    """What `<camera>/state` says; `since` is when the camera started (ms), whatever its state is now."""
+    """What `<camera>/state` says; `since` is when the camera started (ms), whatever its state is now.
+
+    `refused`: why it did not do what its control topic told it last.
+    """
 
     state: Literal["online", "stopped", "offline"]
     bundle: Name | None = None
@@ -62,6 +75,8 @@ class State(_Report):
     transport: Name | None = None
     path: Name | None = None
     since: Count | None = None
+    control: InForce | None = None
+    refused: Sentence | None = None
 
 
 class Label(_Report):

@@ -1,9 +1,8 @@
-"""What every process needs: orderly stop, logging, health page, lanes to compute on, state topic."""
+"""What every process needs: orderly stop, logging, health page, lanes to compute on."""
 
 import asyncio
 import errno
 import faulthandler
-import json
 import logging
 import os
 import signal
@@ -11,10 +10,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -25,7 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pipeline import metrics
 from pipeline.config import NodeSettings
 from pipeline.errors import BundleMismatch, ConfigError, PipelineError, SourceError, TransportError
-from pipeline.transport import STATE, Channel
+from pipeline.transport import Channel
 
 STOP_TIMEOUT_S = 8.0  # container engines kill after 10
 _LEAVE_S = 1.0
@@ -137,62 +135,6 @@ async def health_page(health: Health, *, host: str, port: int) -> AsyncIterator[
 def health_routes(health: Health) -> list[web.RouteDef]:
     """What every node answers about itself: /healthz, /readyz and /metrics."""
     return [web.get("/healthz", _alive), web.get("/readyz", _ready(health)), web.get("/metrics", _metrics)]
-
-
-@dataclass(frozen=True, slots=True)
-class Presence:
-    """What a node says of itself on its state topic; `since` is when it started, in ms since 1970."""
-
-    topic: str
-    bundle: str
-    width: int
-    height: int
-    transport: str
-    since: int
-    fps: float | None = None
-    source_width: int | None = None
-    source_height: int | None = None
-    source: Literal["waiting", "ok", "lost"] | None = None  # of a camera: whether anything comes from it
-
-    def payload(self, state: Literal["online", "stopped", "offline"]) -> bytes:
-        """The JSON of docs/wire.md, section 2."""
-        facts = asdict(self)
-        del facts["topic"]
-        return json.dumps({"state": state, **facts}).encode()
-
-    def client_id(self, root: str) -> str:
-        """Who the node is to the broker: its next session takes over, and ends, one that a dead link left behind."""
-        return f"{root}/{self.topic.removesuffix('/state')}".replace("/", ".")
-
-    @property
-    def will(self) -> tuple[str, bytes]:
-        """What the broker says for the node when it dies."""
-        return self.topic, self.payload("offline")
-
-
-@asynccontextmanager
-async def announced(channel: Channel, presence: Presence) -> AsyncIterator[Callable[[Presence], Awaitable[None]]]:
-    """Say `online` now, and `stopped` when the context is left; the channel says it again on each connect.
-
-    Gives a function that says `online` anew, with facts that were not known before.
-    """
-
-    async def renew(changed: Presence) -> None:
-        nonlocal presence
-        presence = changed
-        await tell(channel, presence.topic, presence.payload("online"))
-
-    await renew(presence)
-    try:
-        yield renew
-    finally:
-        await tell(channel, presence.topic, presence.payload("stopped"))
-
-
-async def tell(channel: Channel, topic: str, payload: bytes) -> None:
-    """Publish a retained message; while the broker is away the channel keeps it for the next connection."""
-    with suppress(TransportError):
-        await channel.publish(topic, payload, STATE)
 
 
 async def until_connected(channel: Channel) -> None:

@@ -4,7 +4,7 @@ from functools import partial
 
 import structlog
 
-from nodes.service import Presence
+from nodes.presence import Presence
 from pipeline.config import CameraSettings, WebRtcSection
 from pipeline.transport import Channel, open_channel
 from pipeline.transport.address import is_loopback

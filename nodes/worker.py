@@ -23,9 +23,10 @@ from nodes.answers import Answers
 from nodes.buffer import Losses
 from nodes.intake import Intake
 from nodes.key_fetching import FetchingDecoder, KeyRequests
+from nodes.presence import Presence, announced, tell
 from nodes.publisher import Due, FramePublisher, Looks, StatsPublisher, always
 from nodes.recordings import REPEATED, Recordings, Ticket
-from nodes.service import Health, Lane, Presence, announced, health_page, now_ms, tell
+from nodes.service import Health, Lane, health_page, now_ms
 from nodes.stats import Cameras, MaskFacts
 from pipeline import metrics
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -353,24 +354,12 @@ def opening(bundle: Bundle, settings: WorkerSection, decoder: DecoderSection) ->
     return partial(open_decoder, bundle, batch=settings.batch, labels=labels, **decoder.model_dump())
 
 
-def presence_of(name: str, *, bundle: Bundle, transport: str) -> Presence:
-    """What the worker says of itself."""
-    manifest = bundle.manifest
-    return Presence(
-        topic=f"worker/{name}/state",
-        bundle=manifest.hash,
-        width=manifest.width,
-        height=manifest.height,
-        transport=transport,
-        since=now_ms(),
-    )
-
-
 async def main(settings: WorkerSettings) -> None:
     """Run one worker until it is cancelled; raises PipelineError."""
     bundle, root = load_bundle(settings.bundle or default_bundle()), settings.mqtt.root
     manifest, name, health = bundle.manifest, worker_name(settings.worker.id), Health()
-    presence = presence_of(name, bundle=bundle, transport=settings.mqtt_url.partition(":")[0])
+    transport = settings.mqtt_url.partition(":")[0]
+    presence = Presence.begun(f"worker/{name}/state", bundle=bundle, transport=transport)
     async with (
         health_page(health, host=settings.health.host, port=settings.health.port),
         Lane("decoder") as lane,

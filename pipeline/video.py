@@ -147,18 +147,25 @@ class Video:
         clock: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self.origin: Origin | None = None  # known once the source was opened
+        self.max_fps = None if fast else max_fps  # may be set anew at any time, where it is not fast
         self.lost: str | None = None  # why nothing comes from a live source that was open before, until it comes again
         self.damage: str | None = None  # of a file, once it was read to its end: what to say of what is missing
         self._url, self._width, self._height = url, width, height
         self._loop, self._fast, self._start_s, self._mirror = loop, fast, start_s, mirror
         self._noise_reduction = noise_reduction
         self._fps, self._timeout_s, self._threads = fps, timeout_s, decode_threads
-        self._max_fps = None if fast else max_fps
         self._retry_max_s = retry_max_s
         self._rng, self._clock, self._now_ms = rng or random.SystemRandom(), clock, now_ms
+        self._origin: Origin | None = None
         self._last = FrameId(-1, -1)
         self._epoch = -1  # of the pictures being read; the reader's thread alone writes it
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the source gives, as far as it is taken; known once the source was opened."""
+        if self._origin is None or self.max_fps is None:
+            return self._origin
+        return replace(self._origin, fps=min(self._origin.fps, self.max_fps))
 
     @property
     def skipped(self) -> int:
@@ -246,10 +253,9 @@ class Video:
 
     def _read_file(self, opened: Callable[[], object]) -> None:
         """Play a file or directory once, or again and again; runs on the reader's thread."""
-        slowest = min(self._fps, self._max_fps or self._fps)
-        ahead_s = max(_AHEAD_S, 2 / slowest)  # of a slow directory each picture is due long after the one before it
+        ahead_s = max(_AHEAD_S, 2 / self._fps)  # of a slow directory each picture is due long after the one before it
         pace, begin_s, skip_s = Pace(self._clock, ahead_s=ahead_s), 0.0, self._start_s
-        thinning = Thinning(self._max_fps)
+        thinning = Thinning()
         self._begin_epoch()
         while True:
             end_s = 0.0
@@ -260,11 +266,12 @@ class Video:
                     end_s = picture.time_s + 1 / source.origin.fps
                     if picture.time_s < skip_s:
                         continue
-                    taken = thinning.takes(begin_s + picture.time_s)
-                    if taken and self._fast:
+                    time_s = begin_s + picture.time_s
+                    if self._fast:
                         self._mailbox.wait_empty()
-                    elif taken:
-                        self._mailbox.wait_closed(pace.delay_s(begin_s + picture.time_s))
+                    else:
+                        self._mailbox.wait_closed(pace.delay_s(time_s))
+                    taken = thinning.takes(time_s, self.max_fps)
                     if self._mailbox.closed or (taken and not self._show(picture)):
                         return
                 if self.damage is None and (found := damage_of(self._url, source)) is not None:
@@ -284,19 +291,19 @@ class Video:
                 with self._open() as source:
                     opened()
                     self._begin_epoch()
-                    thinning = Thinning(self._max_fps)
+                    thinning = Thinning()
                     for picture in source.pictures:
                         retry_s = _RETRY_FIRST_S
                         self._found()
-                        taken = thinning.takes(self._clock())
+                        taken = thinning.takes(self._clock(), self.max_fps)
                         if self._mailbox.closed or (taken and not self._show(picture)):
                             return
                 reason = "it ended"
             except SourceError as error:
-                if self.origin is None and kind_of(self._url) == "device":
+                if self._origin is None and kind_of(self._url) == "device":
                     raise
                 reason = str(error)
-            if self.origin is not None:
+            if self._origin is not None:
                 self.lost = reason
             wait_s = retry_s * self._rng.uniform(0.5, 1.0)
             log.warning("source lost", source=shown(self._url), reason=reason, again_in_s=round(wait_s, 1))
@@ -313,8 +320,7 @@ class Video:
     def _open(self) -> Iterator[Opened]:
         address = str(sample_path()) if self._url == SAMPLE else self._url
         with open_source(address, fps=self._fps, timeout_s=self._timeout_s, decode_threads=self._threads) as source:
-            most_fps = self._max_fps or source.origin.fps
-            self.origin = replace(source.origin, fps=min(source.origin.fps, most_fps))
+            self._origin = source.origin
             self._filter = picture_filter(noise_reduction=self._noise_reduction)  # the reader's thread alone has it
             yield source
 

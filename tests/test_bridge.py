@@ -14,7 +14,7 @@ from nodes import bridge as module
 from nodes.bridge import Bridge
 from nodes.buffer import Losses
 from nodes.offers import taking_offers
-from nodes.service import Presence
+from nodes.presence import Presence
 from pipeline.config import WebRtcGatewaySection
 from pipeline.errors import TransportError
 from pipeline.transport import CONTROL, LIVE, STATE, Channel, Delivery, Message, open_channel

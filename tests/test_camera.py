@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from itertools import dropwhile
 from pathlib import Path
@@ -263,6 +263,8 @@ async def test_state_and_manifest_are_published_and_the_end_is_told(tmp_path: Pa
         "source_width": 64,
         "source_height": 48,
         "source": "ok",
+        "control": {"quality": 0, "pause": False, "max_fps": None, "max_kbit_s": None},
+        "refused": None,
     }
 
 
@@ -317,7 +319,7 @@ async def test_a_source_from_which_nothing_comes_any_more_is_said_to_be_lost(lan
             running = asyncio.create_task(stream(camera, bundle=BUNDLE, channel=channel, presence=presence))
             await until(lambda: source() == "ok", LIMIT_S)
         await until(lambda: source() == "lost", LIMIT_S)
-        assert video.lost is not None and "rtsp://127.0.0.1" in video.lost
+        await until(lambda: video.lost is not None and "rtsp://127.0.0.1" in video.lost, LIMIT_S)
         running.cancel()
         await asyncio.wait({running}, timeout=LIMIT_S)
 
@@ -412,6 +414,77 @@ async def test_commands_are_obeyed_and_malformed_ones_counted(tmp_path: Path, la
         assert camera.losses.total["control"] == 2
         running.cancel()
         await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+async def test_what_a_camera_was_told_is_said_in_its_state_and_why_if_it_was_refused(
+    tmp_path: Path, lane: Lane
+) -> None:
+    broker = MemoryBroker()
+
+    def said() -> tuple[object, object, object]:
+        state = json.loads(broker.retained["maskcast/cam-1/state"])
+        return state["control"], state["refused"], state["fps"]
+
+    async def follows(payload: bytes, control: Mapping[str, object], refused: str | None, fps: float) -> None:
+        await other.publish("cam-1/control", payload, CONTROL)
+        await until(lambda: said() == (before | control, refused, fps), LIMIT_S)
+
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=100, fast=False, loop=True) as video,
+    ):
+        camera = camera_of(video, uplink, lane, fast=False)
+        presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
+        running = asyncio.create_task(stream(camera, bundle=BUNDLE, channel=uplink, presence=presence))
+        before = {"quality": 0, "pause": False, "max_fps": None, "max_kbit_s": None}
+        await until(lambda: "maskcast/cam-1/state" in broker.retained and said() == (before, None, 100.0), LIMIT_S)
+        await follows(b'{"quality": 1, "max_fps": 20}', {"quality": 1, "max_fps": 20.0}, None, 20.0)
+        level = "control: quality 9 is not a level of the bundle, which has 0, 1"
+        await follows(b'{"quality": 9}', {"quality": 1, "max_fps": 20.0}, level, 20.0)
+        await follows(b'{"key": [0]}', {"quality": 1, "max_fps": 20.0}, level, 20.0)
+        rate = "control: max_kbit_s is for a camera that is set to control its rate (rate.*)"
+        await follows(b'{"max_kbit_s": 50}', {"quality": 1, "max_fps": 20.0}, rate, 20.0)
+        await follows(b'{"pause": true, "max_fps": null}', {"quality": 1, "pause": True}, None, 100.0)
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+async def test_fewer_frames_are_taken_as_soon_as_a_camera_is_told(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=50, fast=False, loop=True) as video,
+    ):
+        arriving = other.subscribe("cam-1/latent")
+        camera = camera_of(video, uplink, lane, fast=False)
+        running = asyncio.create_task(camera.run())
+        await packets_of(arriving, 5)
+        await other.publish("cam-1/control", b'{"max_fps": 5}', CONTROL)
+        await until(lambda: video.max_fps == 5, LIMIT_S)
+        packets = (await packets_of(arriving, 7))[2:]
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    assert packets[-1].captured_ms - packets[0].captured_ms == pytest.approx(800, abs=120)
+    assert [packet.id.sequence - packets[0].id.sequence for packet in packets] == list(range(5))
+    assert not camera.losses.total
+
+
+async def test_a_recording_is_not_told_to_leave_frames_out(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as uplink, MemoryChannel(broker) as other, open_clip(tmp_path) as video:
+        arriving = other.subscribe("cam-1/latent")
+        window = Window("cam-1", uplink, packets=3)
+        camera = camera_of(video, uplink, lane, window=window)
+        running = asyncio.create_task(camera.run())
+        await packets_of(arriving, 3)
+        await other.publish("cam-1/control", b'{"max_fps": 5}', CONTROL)
+        await until(lambda: camera.refused is not None, LIMIT_S)
+        running.cancel()
+        await asyncio.wait({running}, timeout=LIMIT_S)
+    assert camera.refused == "control: max_fps is not for a recording, of which every frame is sent"
+    assert video.max_fps is None
 
 
 async def test_between_keys_the_packets_are_warps(tmp_path: Path, lane: Lane) -> None:

@@ -107,6 +107,26 @@ def test_frames_are_let_through_evenly_at_the_points_rate(fps: float, every: int
     assert passed == list(range(0, 50, every))
 
 
+def test_a_source_of_another_rate_is_chosen_for_anew() -> None:
+    clock, asked = Time(), list[float]()
+    source_fps = 25.0
+
+    def choose(quality: int, fps: float) -> Chooser:
+        asked.append(fps)
+        return Fixed(OperatingPoint(3, 96, fps))
+
+    controlled = RateControl(
+        choose, quality=7, rule=None, max_kbit_s=1e5, source_fps=lambda: source_fps, header_bytes=HEADERS, clock=clock
+    )
+    controlled.source_changed()
+    assert not asked  # the first frame tells
+    assert controlled.point.fps == 25
+    source_fps = 5.0
+    controlled.source_changed()
+    assert (controlled.point.fps, asked) == (5, [25, 5])
+    assert controlled.max_kbit_s == 1e5
+
+
 def test_a_frame_that_was_not_sent_after_all_costs_no_turn() -> None:
     clock = Time()
     here = control(Fixed(OperatingPoint(3, 96, 5)), clock, kbit_s=1e5)

@@ -1,4 +1,4 @@
-"""What every node shares: exit codes and sentences, the orderly stop, lanes, the health page, the state topic."""
+"""What every node shares: exit codes and sentences, the orderly stop, lanes, the health page."""
 
 import asyncio
 import json
@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 import structlog
 from servers import free_port
 
-from nodes.service import Health, Lane, Presence, announced, health_page, run, set_up_logging, until_connected
+from nodes.service import Health, Lane, health_page, run, set_up_logging, until_connected
 from pipeline import metrics
 from pipeline.config import LogSection, NodeSettings
 from pipeline.errors import (
@@ -31,7 +30,6 @@ from pipeline.errors import (
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
 ROOT = Path(__file__).parent.parent
-PRESENCE = Presence(topic="cam-1/state", bundle="ab", width=64, height=48, transport="memory", since=5, fps=25.0)
 
 
 @pytest.fixture(autouse=True)
@@ -284,54 +282,6 @@ async def test_an_address_that_is_not_this_hosts_is_one_sentence_that_names_the_
 async def test_port_0_is_no_page() -> None:
     async with health_page(Health(), host="127.0.0.1", port=0) as port:
         assert port == 0
-
-
-async def test_a_node_says_online_and_then_stopped() -> None:
-    broker = MemoryBroker()
-    async with MemoryChannel(broker, will=PRESENCE.will) as channel:
-        async with announced(channel, PRESENCE):
-            state = json.loads(broker.retained["maskcast/cam-1/state"])
-            assert state["state"] == "online"
-        assert json.loads(broker.retained["maskcast/cam-1/state"])["state"] == "stopped"
-    assert state == {
-        "state": "online",
-        "bundle": "ab",
-        "width": 64,
-        "height": 48,
-        "fps": 25.0,
-        "transport": "memory",
-        "since": 5,
-        "source_width": None,
-        "source_height": None,
-        "source": None,
-    }
-
-
-async def test_what_was_learned_later_is_said_too_and_once_more_at_the_end() -> None:
-    broker = MemoryBroker()
-
-    def said() -> tuple[str, int | None]:
-        facts = json.loads(broker.retained["maskcast/cam-1/state"])
-        return facts["state"], facts["source_width"]
-
-    async with MemoryChannel(broker) as channel:
-        async with announced(channel, PRESENCE) as renew:
-            assert said() == ("online", None)
-            await renew(replace(PRESENCE, source_width=640))
-            assert said() == ("online", 640)
-        assert said() == ("stopped", 640)
-
-
-def test_a_nodes_client_id_is_its_own_and_the_same_at_each_start() -> None:
-    assert PRESENCE.client_id("maskcast") == "maskcast.cam-1"
-    assert replace(PRESENCE, topic="worker/a.b/state").client_id("site/hall") == "site.hall.worker.a.b"
-
-
-async def test_a_node_that_dies_is_said_to_be_offline() -> None:
-    broker = MemoryBroker()
-    async with MemoryChannel(broker, will=PRESENCE.will) as channel, announced(channel, PRESENCE):
-        channel.abort()
-        assert json.loads(broker.retained["maskcast/cam-1/state"])["state"] == "offline"
 
 
 async def test_waiting_for_a_broker_that_is_there_takes_no_time() -> None:

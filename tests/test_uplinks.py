@@ -10,7 +10,7 @@ from servers import free_port
 
 from nodes import uplinks
 from nodes.offers import taking_offers
-from nodes.service import Presence
+from nodes.presence import Presence
 from nodes.uplinks import far_side_of, open_uplink, transport_of, webrtc_options
 from pipeline.config import CameraSettings, WebRtcGatewaySection, load_settings
 from pipeline.errors import ConfigError
