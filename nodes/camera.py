@@ -273,8 +273,6 @@ class Camera:
 
     def _limit_frames(self, max_fps: float | None) -> None:
         self.video.max_fps = max_fps
-        if self._rate is not None:
-            self._rate.source_changed()
         log.info("frame rate limited", camera=self._name, max_fps=max_fps)
 
     async def _set_quality(self, quality: int) -> None:
@@ -321,6 +319,13 @@ async def _tell_state(camera: Camera, presence: Presence, renew: Callable[[Prese
             await renew(now)
 
 
+def source_missing(video: Video) -> str | None:
+    """Why there are no pictures now, if there are none."""
+    if video.lost is not None:
+        return f"waiting for the source: {video.lost}"
+    return "waiting for the source" if video.origin is None else None
+
+
 def _with_facts(presence: Presence, camera: Camera) -> Presence:
     """The same, with what holds in the camera now."""
     told = replace(presence, control=camera.in_force, refused=camera.refused)
@@ -331,7 +336,7 @@ def _with_facts(presence: Presence, camera: Camera) -> Presence:
 async def _warn_of_lag(camera: Camera, presence: Presence, lag_frames: int) -> None:
     """Say what the source's rate makes of the frames that wait for others, once it is known."""
     origin = await camera.video.opened()
-    if origin is not None and lag_frames > _LAG_S * origin.fps:
+    if origin is not None and origin.fps is not None and lag_frames > _LAG_S * origin.fps:
         log.warning(
             "masks come late: frames wait for those after them, and workers drop what is older than their deadline_ms",
             camera=presence.topic.partition("/")[0],
@@ -365,7 +370,7 @@ async def _run(settings: CameraSettings) -> None:
         rate = open_rate(settings, bundle=bundle, video=video)
         async with open_uplink(settings, presence) as channel:
             health.need_broker(channel, far_side_of(settings))
-            health.need(lambda: "waiting for the source" if video.origin is None or video.lost else None)
+            health.need(lambda: source_missing(video))
             health.complete()
             camera = Camera(
                 name,

@@ -22,7 +22,7 @@ class Control(BaseModel):
     key: Annotated[tuple[RegionIndex, ...], Field(max_length=64)] | None = None
     quality: Annotated[StrictInt, Field(ge=0, le=255)] | None = None
     pause: StrictBool | None = None
-    max_fps: Annotated[float, Field(strict=True, gt=0, le=1000)] | None = None  # null: all that the source has
+    max_fps: Annotated[float, Field(strict=True, ge=0.01, le=1000)] | None = None  # null: all that the source has
     max_kbit_s: Annotated[float, Field(strict=True, ge=10, le=1e6)] | None = None  # null: no limit
 
 

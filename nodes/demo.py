@@ -13,6 +13,7 @@ from nodes.camera import Camera, stream
 from nodes.camera_setup import open_preview, open_video, open_window, presence_of, room_for
 from nodes.camera_setup import opening as opening_encoder
 from nodes.gateway import Gateway
+from nodes.presence import Presence, announced
 from nodes.service import Health, Lane
 from nodes.worker import opening, work
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -43,7 +44,9 @@ async def main(settings: DemoSettings) -> None:
             host=settings.viewer.host,
             port=settings.viewer.port,
             browser_limit=settings.viewer.browsers,
+            origins=settings.viewer.origins,
         ) as address,
+        announced(to_worker, Presence.begun(f"worker/{_WORKER}/state", bundle=bundle, transport="memory")),
         asyncio.TaskGroup() as tasks,
     ):
         decoder = await lane.run(opening(bundle, settings.worker, settings.decoder))

@@ -49,6 +49,7 @@ class RateControl:
     ) -> None:
         self._choose, self._quality, self._rule, self._max_kbit_s = choose, quality, rule, max_kbit_s
         self._chosen: Chooser | None = None
+        self._fps = 0.0  # of the source, when it was last chosen for
         self._source_fps, self._header_bytes, self._clock = source_fps, header_bytes, clock
         self._meter = LinkMeter(header_bytes=header_bytes)
         self._updated_s = clock()
@@ -64,7 +65,8 @@ class RateControl:
     @property
     def _chooser(self) -> Chooser:
         if self._chosen is None:
-            self._chosen = self._choose(self._quality, self._source_fps())
+            self._fps = self._source_fps()
+            self._chosen = self._choose(self._quality, self._fps)
         return self._chosen
 
     @property
@@ -80,11 +82,6 @@ class RateControl:
     def limit(self, max_kbit_s: float | None) -> None:
         """Pin the rate, headers counted in, from now on; None lets go."""
         self._max_kbit_s = max_kbit_s
-
-    def source_changed(self) -> None:
-        """Choose anew among the frame rates that the source has now; what was learned of scene and link is kept."""
-        if self._chosen is not None:
-            self._chosen.choose_from(self._choose(self._quality, self._source_fps()).points)
 
     def cap(self, quality: int) -> None:
         """Choose no level above this one from now on, at once; what was learned of scene and link is kept."""
@@ -108,6 +105,7 @@ class RateControl:
     def admits(self) -> bool:
         """Whether the frame that came may be sent; to be asked for each of the source."""
         now_s = self._clock()
+        self._follow_source(now_s)
         self._update(now_s)
         if (self._rule is not None and self._rule.held) or self._credit_bytes < 0:
             return False
@@ -146,6 +144,12 @@ class RateControl:
     def heard(self, payload: bytes) -> None:
         """Take note of a receipt; raises BitstreamError where it is none."""
         self._meter.receipt(unpack_receipt(payload), self._clock())
+
+    def _follow_source(self, now_s: float) -> None:
+        """Choose anew where the source has another frame rate now; what was learned of scene and link is kept."""
+        if self._chosen is not None and (fps := self._source_fps()) != self._fps:
+            self._chosen.choose_from(self._choose(self._quality, fps).points)
+            self._fps, self._due_s = fps, min(self._due_s, now_s)
 
     def _update(self, now_s: float) -> None:
         """Bring rule, point and credit up to now."""

@@ -26,6 +26,12 @@ IceServers = Annotated[
     Field(max_length=8),
 ]
 
+Origins = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^https?://[^/\s;,']+$")], ...],
+    NoDecode,
+    BeforeValidator(_split),
+    Field(max_length=16),
+]
 
 # YAML reads an off without quotes as false.
 Off = BeforeValidator(lambda value: "off" if value is False else value)
@@ -102,7 +108,7 @@ class SourceSection(Section):
     fps: float = Field(25.0, gt=0, le=1000, description="frames per second of a directory of images")
     max_fps: float | None = Field(
         None,
-        gt=0,
+        ge=0.01,
         le=1000,
         description="frames per second taken of the source at most, unless it is fast; null: all",
     )
@@ -260,6 +266,9 @@ class ViewerSection(Section):
     host: str = Field("127.0.0.1", description="address the page listens on; 0.0.0.0: all of this machine")
     port: Port = Field(8080, description="TCP port of the page; 0: any free port")
     browsers: int = Field(64, ge=1, le=10_000, description="browsers that may look on at the same time")
+    origins: Origins = Field(
+        (), description="other sites whose pages may show this one in a frame, or its feed: https://home.example"
+    )
 
 
 class DemoSection(Section):

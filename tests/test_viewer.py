@@ -95,7 +95,7 @@ class Viewer:
 
 
 @asynccontextmanager
-async def running_viewer(broker: MemoryBroker | None = None, **limits: int) -> AsyncIterator[Viewer]:
+async def running_viewer(broker: MemoryBroker | None = None, **limits: Any) -> AsyncIterator[Viewer]:
     broker = broker or MemoryBroker()
     async with (
         MemoryChannel(broker) as camera,
@@ -141,7 +141,45 @@ async def test_cameras_are_listed_by_name_with_their_newest_facts(viewer: Viewer
         "0a0b0c0d",
     )
     assert (first["width"], first["height"], first["age_ms"], first["stats"]) == (32, 24, 250, STATS)
+    assert first["stats_at_ms"] == 1_000_250
     assert (second["camera"], second["state"], second["since_ms"]) == ("cam-2", "online", 999_000)
+    assert (second["source"], second["control"], second["refused"], second["stats_at_ms"]) == (None, None, None, None)
+
+
+async def test_what_a_camera_says_of_its_source_and_of_what_it_was_told_is_in_the_list(viewer: Viewer) -> None:
+    control = {"quality": 4, "pause": True, "max_fps": 5.0, "max_kbit_s": None}
+    said = {"source": "lost", "control": control, "refused": "control: no"}
+    await viewer.publish("cam-1/state", {"state": "online", **said})
+    (camera,) = json.loads((await viewer.get("/api/cameras"))[1])
+    assert {name: camera[name] for name in said} == said
+
+
+async def test_workers_are_listed_while_they_are_online(viewer: Viewer) -> None:
+    facts = {"bundle": HASH, "transport": "mqtt", "since": 999_000}
+    async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
+        assert (await next_of(socket, "workers"))[0]["workers"] == []
+        await viewer.publish("worker/b/state", {"state": "online", **facts})
+        await viewer.publish("worker/a.1/state", {"state": "online", **facts})
+        await viewer.publish("worker/old/state", {"state": "offline", **facts})
+        assert (await next_of(socket, "workers"))[0]["workers"] == ["b"]
+        assert (await next_of(socket, "workers"))[0]["workers"] == ["a.1", "b"]
+        assert json.loads((await viewer.get("/api/workers"))[1]) == [
+            {"worker": name, "bundle": HASH, "transport": "mqtt", "since_ms": 999_000} for name in ("a.1", "b")
+        ]
+        before = dropped("state")
+        for name, payload in (("a.1", b'{"state": "stopped"}'), ("b", b""), ("c", b"[]")):
+            await viewer.publish(f"worker/{name}/state", payload)
+        assert (await next_of(socket, "workers"))[0]["workers"] == ["b"]
+        assert (await next_of(socket, "workers"))[0]["workers"] == []
+    assert dropped("state") == before + 1
+    assert json.loads((await viewer.get("/api/cameras"))[1]) == []
+
+
+def test_workers_are_bounded() -> None:
+    wall = Wall()
+    for number in range(300):
+        wall.take(Message(f"worker/{number}/state", b'{"state": "online"}'))
+    assert len(wall.workers) == 256
 
 
 async def test_mask_is_given_exactly_as_published(viewer: Viewer) -> None:
@@ -166,7 +204,7 @@ def test_a_preview_says_of_which_frame_it_is_where_it_does() -> None:
     assert made is not None
     assert read_preview(made).frame == FrameId(7, 4_000_000_000)
     assert read_preview(preview_jpeg()).frame is None
-    for other in (b"maskcast 7", b"maskcast 7 -1", b"maskcast 999999 1", b"of a camera"):
+    for other in (b"maskcast 7", b"maskcast 7 -1", b"maskcast 65536 1", b"maskcast 1 4294967296", b"of a camera"):
         comment = b"\xff\xfe" + (2 + len(other)).to_bytes(2) + other
         assert read_preview(preview_jpeg()[:2] + comment + preview_jpeg()[2:]).frame is None
 
@@ -175,7 +213,7 @@ async def test_stats_are_given_as_json(viewer: Viewer) -> None:
     await viewer.publish("cam-1/stats", {**STATS, "of a newer version": 1})
     answer, body = await viewer.get("/api/cameras/cam-1/stats")
     assert answer.content_type == "application/json"
-    assert json.loads(body) == STATS
+    assert json.loads(body) == {**STATS, "at_ms": 1_000_250}
 
 
 async def test_labels_are_given_as_json(viewer: Viewer) -> None:
@@ -249,7 +287,8 @@ async def test_browser_that_comes_late_is_told_everything(viewer: Viewer) -> Non
     await viewer.publish("cam-1/labels", labels_of(4))
     await viewer.publish("cam-1/mask", mask_png(sequence=4))
     async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
-        told = [parsed(await socket.receive()) for _ in range(8)]
+        told = [parsed(await socket.receive()) for _ in range(9)]
+    assert told.pop(1)[0] == {"type": "workers", "workers": []}
     kinds = ["viewer", "bundle", "state", "stats", "rates", "preview", "labels", "mask"]
     assert [header["type"] for header, _ in told] == kinds
     assert told[0][0] == {"type": "viewer", "now_ms": 1_000_250, "connected": True}
@@ -354,6 +393,19 @@ async def test_feed_is_refused_to_pages_of_other_sites(viewer: Viewer) -> None:
         assert refused.value.status == 403
     async with viewer.web.ws_connect(viewer.url + "/ws", origin=viewer.url) as socket:
         await next_of(socket, "viewer")
+
+
+async def test_sites_that_are_named_may_read_the_feed_and_show_the_page_in_a_frame() -> None:
+    async with running_viewer(origins=["https://home.example"]) as viewer:
+        answer, _ = await viewer.get("/")
+        assert answer.headers["Content-Security-Policy"].endswith("frame-ancestors 'self' https://home.example")
+        async with viewer.web.ws_connect(viewer.url + "/ws", origin="https://home.example") as socket:
+            await next_of(socket, "viewer")
+        for origin in ("https://home.example.evil", "http://home.example", "https://home.example:444"):
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await viewer.web.ws_connect(viewer.url + "/ws", origin=origin)
+    async with running_viewer() as viewer:
+        assert (await viewer.get("/"))[0].headers["Content-Security-Policy"].endswith("frame-ancestors 'none'")
 
 
 async def test_browsers_are_told_when_the_viewer_stops() -> None:
@@ -497,7 +549,7 @@ def test_statistics_without_a_data_rate_add_none() -> None:
     wall = Wall()
     wall.take(Message("cam-1/stats", b'{"fps": 25}'))
     assert not wall.cameras["cam-1"].rates
-    assert [update.slot.kind for update in wall.snapshot()] == ["state", "stats"]
+    assert [update.slot.kind for update in wall.snapshot()] == ["workers", "state", "stats"]
 
 
 @pytest.mark.parametrize("state", ["offline", "stopped"])

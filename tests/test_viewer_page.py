@@ -10,12 +10,18 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
+from aiohttp import web
 from browser import COLOURED, DESKTOP, PHONE, Page, chromium
 from viewing import CLASSES, HASH, NAMES, ROAD, SIZE, Clock, StreetCamera, now_ms, part, running, shown
 
 from nodes.preview import Preview
 from nodes.viewer import serve
+from nodes.viewer.access import Access
+from nodes.viewer.feed import Feed
+from nodes.viewer.server import Site
+from nodes.viewer.state import Wall
 from pipeline.messages import Frame, FrameId
+from pipeline.transport import STATE, Message
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
 PIXEL = """(() => {
@@ -208,6 +214,7 @@ async def test_a_preview_waits_for_the_mask_of_its_frame_but_not_for_ever(tmp_pa
         await page.open()
         await page.value("document.querySelector('[value=preview]').click()")
         await camera.state("online")
+        await page.until(canvas)
         await see(0, 40)
         await page.until(f"Math.abs({shade} - 40) < 8")  # no mask yet, nothing to wait for
         await camera.picture(preview=False)  # frame 1
@@ -218,9 +225,10 @@ async def test_a_preview_waits_for_the_mask_of_its_frame_but_not_for_ever(tmp_pa
         assert abs(await page.value(shade) - 80) < 8
         await camera.picture(preview=False)
         await page.until(f"Math.abs({shade} - 160) < 8")
-        for sequence in range(3, 11):
+        for sequence in range(3, 12):  # as many as a mask of a second's age has before it
             await see(sequence, 200)
             await asyncio.sleep(0.1)
+        assert abs(await page.value(shade) - 160) < 8
         await page.until(f"Math.abs({shade} - 200) < 8")  # no masks come any more
         assert page.complaints == []
 
@@ -274,6 +282,77 @@ async def test_lost_broker_is_said(tmp_path: Path) -> None:
         await page.until("document.getElementById('link').textContent === 'no broker'")
         await page.until("document.getElementById('banner').innerText.includes('has lost its broker')")
         assert page.complaints == []
+
+
+async def test_cameras_without_a_worker_are_said_to_have_none(tmp_path: Path, screenshots: Path) -> None:
+    banner = "document.getElementById('banner').innerText"
+    async with shown(tmp_path) as (page, channel):
+        await page.resize(DESKTOP)
+        await page.open()
+        await StreetCamera(channel, "high-street", 2).state("online", source="ok")
+        await page.until(f"{banner}.startsWith('No worker is online')")
+        await page.screenshot(screenshots / "no-worker.png")
+        await channel.publish("worker/hut-1/state", b'{"state": "online"}', STATE)
+        await page.until(f"{banner} === ''")
+        await page.until("document.getElementById('count').textContent === '1 camera · 1 worker'")
+        await channel.publish("worker/hut-1/state", b'{"state": "offline"}', STATE)
+        await page.until(f"{banner} !== ''")
+        await StreetCamera(channel, "high-street", 2).state("online", source="lost")
+        await page.until(f"{banner} === ''")
+        assert page.complaints == []
+
+
+async def test_a_camera_that_was_told_to_pause_is_said_to(tmp_path: Path) -> None:
+    async with shown(tmp_path) as (page, channel):
+        camera = StreetCamera(channel, "high-street", 2)
+        await page.open()
+        await camera.state("online", source="ok", control={"quality": 4, "pause": True})
+        await page.until(f"{part('high-street', '.badge')}?.textContent === 'paused'")
+        await camera.state("online", source="ok", control={"quality": 4, "pause": False})
+        await page.until(f"{part('high-street', '.badge')}.textContent === 'online'")
+        assert page.complaints == []
+
+
+async def test_the_page_may_lie_below_a_folder(tmp_path: Path) -> None:
+    async with MemoryChannel(MemoryBroker()) as channel:
+        wall, feed = Wall(), Feed(limit=4)
+        site = Site(wall, feed, channel=channel, access=Access(), now_ms=now_ms)
+        feed.send(wall.take(Message("high-street/state", b'{"state": "online"}')))
+        async with below_a_folder(site) as address, chromium(tmp_path / "profile", address) as page:
+            await page.open()
+            await page.until("document.getElementById('count').textContent === '1 camera'")
+            assert await page.value("getComputedStyle(document.querySelector('.bar')).position") == "sticky"
+            assert page.complaints == []
+
+
+@asynccontextmanager
+async def below_a_folder(site: Site) -> AsyncIterator[str]:
+    """The site at /masks/ of a server, as behind a proxy."""
+    app = web.Application()
+    app.add_subapp("/masks", site.application())
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/masks"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_feed_that_a_proxy_does_not_pass_is_said(tmp_path: Path) -> None:
+    async with MemoryChannel(MemoryBroker()) as channel:
+        site = Site(Wall(), Feed(limit=4), channel=channel, access=Refusing(), now_ms=now_ms)
+        async with below_a_folder(site) as address, chromium(tmp_path / "profile", address) as page:
+            await page.open()
+            await page.until("document.getElementById('link').textContent === 'refused'")
+            assert "a proxy in front" in await page.value("document.getElementById('banner').innerText")
+
+
+class Refusing(Access):
+    """As where a proxy puts its own name into each request."""
+
+    def admits(self, request: web.Request) -> bool:
+        return request.headers.get("Upgrade") is None
 
 
 @pytest.mark.parametrize(

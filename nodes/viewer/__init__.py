@@ -1,7 +1,7 @@
 """The viewer node: masks, stats and states from the broker, on a page."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 
 from nodes.service import now_ms
+from nodes.viewer.access import Access
 from nodes.viewer.feed import Feed
 from nodes.viewer.server import Site
 from nodes.viewer.state import FILTERS, Wall
@@ -30,6 +31,7 @@ async def main(settings: ViewerSettings) -> None:
         host=settings.viewer.host,
         port=settings.viewer.port,
         browser_limit=settings.viewer.browsers,
+        origins=settings.viewer.origins,
     )
     async with channel, page as address:
         _log.info("the page is up", address=address)
@@ -44,6 +46,7 @@ async def serve(
     port: int,
     browser_limit: int = 32,
     camera_limit: int = 256,
+    origins: Sequence[str] = (),
     now_ms: Callable[[], int] = now_ms,
 ) -> AsyncIterator[str]:
     """Serve what the channel brings, until the context is left; gives the page's address.
@@ -51,7 +54,7 @@ async def serve(
     Port 0 takes a free one. Raises ConfigError when the address cannot be listened on.
     """
     wall, feed = Wall(camera_limit=camera_limit, now_ms=now_ms), Feed(limit=browser_limit)
-    site = Site(wall, feed, channel=channel, now_ms=now_ms)
+    site = Site(wall, feed, channel=channel, access=Access(origins), now_ms=now_ms)
     runner = web.AppRunner(site.application(), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:

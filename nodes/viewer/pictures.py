@@ -90,9 +90,14 @@ def read_preview(jpeg: bytes) -> PreviewPicture:
             _check_size("preview", width, height)
             return PreviewPicture(frame, jpeg)
         if marker == _JPEG_COMMENT and (said := _PREVIEW_FRAME.fullmatch(jpeg, at + _JPEG_MARKER.size, at + 2 + size)):
-            frame = FrameId(int(said[1]), int(said[2]))
+            frame = _frame_of(int(said[1]), int(said[2]))
         at, segments = at + 2 + size, segments + 1
     raise BitstreamError("preview: a JPEG without a frame")
+
+
+def _frame_of(epoch: int, sequence: int) -> FrameId | None:
+    fits = epoch < _NUMBER_LIMITS["epoch"] and sequence < _NUMBER_LIMITS["sequence"]
+    return FrameId(epoch, sequence) if fits else None
 
 
 def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:

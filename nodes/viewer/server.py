@@ -4,11 +4,12 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, web
 
+from nodes.reports import State
 from nodes.service import Health, health_routes
+from nodes.viewer.access import Access
 from nodes.viewer.feed import Feed, Outbox
 from nodes.viewer.state import CameraView, Update, Wall, viewer_update
 from pipeline.transport import Channel
@@ -24,16 +25,6 @@ _PAGES = {
     "/regions.js": ("regions.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-_SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 _PING_S = 15.0
 _SEND_TIMEOUT_S = 10.0
 _INCOMING_LIMIT_BYTES = 1024
@@ -45,8 +36,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """What is answered on each route."""
 
-    def __init__(self, wall: Wall, feed: Feed, *, channel: Channel, now_ms: Callable[[], int]) -> None:
-        self._wall, self._feed = wall, feed
+    def __init__(self, wall: Wall, feed: Feed, *, channel: Channel, access: Access, now_ms: Callable[[], int]) -> None:
+        self._wall, self._feed, self._access = wall, feed, access
         self._channel, self._now_ms = channel, now_ms
         self._health = Health()
         self._health.need_broker(channel)
@@ -56,12 +47,13 @@ class Site:
     def application(self) -> web.Application:
         """The application with all its routes; it closes the live feeds when it is shut down."""
         app = web.Application(client_max_size=_INCOMING_LIMIT_BYTES)
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(self._add_headers)
         app.on_shutdown.append(self._say_goodbye)
         app.add_routes(
             [
                 *(web.get(path, _static_file(*file)) for path, file in _PAGES.items()),
                 web.get("/ws", self.live),
+                web.get("/api/workers", self.workers),
                 web.get("/api/cameras", self.cameras),
                 web.get("/api/cameras/{camera}/mask.png", self.mask),
                 web.get("/api/cameras/{camera}/preview.jpg", self.preview),
@@ -75,6 +67,10 @@ class Site:
     def about_viewer(self) -> Update:
         """What browsers are told of the viewer itself."""
         return viewer_update(now_ms=self._now_ms(), connected=self._channel.connected)
+
+    async def workers(self, request: web.Request) -> web.Response:
+        """The workers that are online, by name."""
+        return web.json_response([_worker_facts(name, state) for name, state in sorted(self._wall.workers.items())])
 
     async def cameras(self, request: web.Request) -> web.Response:
         """Every camera that was heard of, by name, with its newest facts."""
@@ -103,15 +99,15 @@ class Site:
         return web.json_response(text=labels.model_dump_json())
 
     async def stats(self, request: web.Request) -> web.Response:
-        """The newest stats of a camera."""
-        stats = self._camera(request).stats
-        if stats is None:
+        """The newest stats of a camera, and when they came."""
+        view = self._camera(request)
+        if view.stats is None:
             raise web.HTTPNotFound(text="this camera has sent no stats yet\n")
-        return web.json_response(text=stats.model_dump_json())
+        return web.json_response({**view.stats.model_dump(), "at_ms": view.counted_ms})
 
     async def live(self, request: web.Request) -> web.WebSocketResponse:
         """The live feed of one browser, until either side goes away."""
-        if not _same_origin(request):
+        if not self._access.admits(request):
             raise web.HTTPForbidden(text="the live feed is for this viewer's own page\n")
         if self._feed.full:
             raise web.HTTPServiceUnavailable(text="as many browsers as allowed are looking on; close one\n")
@@ -132,6 +128,11 @@ class Site:
             finally:
                 self._browsers.discard(browser)
         return browser
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        for name, text in self._access.headers.items():
+            response.headers[name] = text
+        response.headers.setdefault("Cache-Control", "no-store")
 
     async def _say_goodbye(self, app: web.Application) -> None:
         for browser in list(self._browsers):
@@ -168,21 +169,6 @@ def _static_file(name: str, content_type: str) -> Handler:
     return answer
 
 
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    for name, text in _SECURITY_HEADERS.items():
-        response.headers[name] = text
-    response.headers.setdefault("Cache-Control", "no-store")
-
-
-def _same_origin(request: web.Request) -> bool:
-    """Browsers say which page opens a feed; one of another site could otherwise read along."""
-    origin = request.headers.get("Origin")
-    try:
-        return origin is None or urlsplit(origin).netloc == request.host
-    except ValueError:  # it is no address at all
-        return False
-
-
 def _keep_backlog_here(request: web.Request) -> None:
     if request.transport is None:
         return
@@ -190,12 +176,19 @@ def _keep_backlog_here(request: web.Request) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
 
 
+def _worker_facts(name: str, state: State) -> dict[str, object]:
+    return {"worker": name, "bundle": state.bundle, "transport": state.transport, "since_ms": state.since}
+
+
 def _facts(view: CameraView, *, now_ms: int) -> dict[str, object]:
-    mask = view.mask
+    mask, state = view.mask, view.state
     return {
         "camera": view.name,
-        "state": view.state.state if view.state else None,
+        "state": state.state if state else None,
         "since_ms": view.since_ms,
+        "source": state.source if state else None,
+        "control": state.control.model_dump() if state and state.control else None,
+        "refused": state.refused if state else None,
         "bundle": mask.bundle if mask else None,
         "width": mask.width if mask else None,
         "height": mask.height if mask else None,
@@ -205,4 +198,5 @@ def _facts(view: CameraView, *, now_ms: int) -> dict[str, object]:
         "regions": (mask.regions or None) if mask else None,
         "age_ms": max(0, now_ms - mask.captured_ms) if mask else None,
         "stats": view.stats.model_dump() if view.stats else None,
+        "stats_at_ms": view.counted_ms,
     }

@@ -7,7 +7,7 @@ import { RegionGrid } from "./regions.js";
 const STALE_MS = { late: 1500, old: 5000 };
 const SILENT_MS = 5000; // statistics come once a second; those of a camera that sends no more say nothing of now
 const LEGEND_ROWS = 6;
-const MOST_WAITING = 6; // previews that wait for their masks, and for how long: some masks never come
+const MOST_WAITING = 32; // previews that wait for their masks, and for how long: some masks never come
 const WAITING_MS = 1500;
 const SILENT = new Map([["waiting", "no source yet"], ["lost", "source lost"]]);
 const LEAST_SCORE = 0.5; // of a class that is said to be in the picture
@@ -105,6 +105,12 @@ export class Card {
     else this.showState(message.state, message.since_ms);
   }
 
+  // Whether its frames should have become masks by now: it has sent for so long, and no mask has come since.
+  sends(idleMs) {
+    const since = Math.max(this.began ?? Infinity, this.captured ?? 0);
+    return this.state === "online" && this.sending && this.page.now() - since > idleMs;
+  }
+
   takeMask(message) {
     if (this.page.regions) this.grid.note(message.regions);
     this.masks.take(message);
@@ -196,17 +202,20 @@ export class Card {
   }
 
   showState(state, since) {
+    this.sending = state?.source !== "waiting" && state?.source !== "lost" && !state?.control?.pause;
+    this.began = since;
     this.state = state?.state ?? (this.captured ? "online" : "waiting");
     this.bundle ??= state?.bundle;
     this.root.dataset.state = this.state;
     this.root.dataset.source = state?.source ?? "ok";
+    this.root.dataset.paused = Boolean(state?.control?.pause);
     if (state?.source_width && state.source_height) {
       this.source = { width: state.source_width, height: state.source_height };
       this.shape();
     }
     const started = this.state !== "online" && since == null && state?.since;
     const when = since ? ` since ${clockTime(since)}` : "";
-    const silent = this.state === "online" && SILENT.get(state?.source);
+    const silent = this.state === "online" && (SILENT.get(state?.source) ?? (state?.control?.pause && "paused"));
     this.part(".badge").textContent = silent || (this.state === "waiting" ? "no word yet" : this.state);
     this.part(".badge").title = since ? `${this.state} since ${new Date(since).toLocaleString()}` : "";
     const note = { offline: "Offline", stopped: "Stopped" }[this.state];

@@ -5,6 +5,7 @@ import { readPicture } from "./picture.js";
 
 const VIEWS = ["both", "mask", "preview"];
 const SILENCE_MS = 6000; // the viewer speaks once a second
+const IDLE_MS = 5000; // cameras that are online have no mask for so long: is there a worker?
 const RETRY_MS = { first: 500, most: 10_000 };
 const at = (id) => document.getElementById(id);
 
@@ -18,6 +19,8 @@ const page = {
   regions: false, // whether the pictures say how each region was coded
   clockOffset: 0, // viewer's clock minus this browser's
   greeted: false, // whether this connection has told the viewer's clock
+  workers: [], // the names of those that are online
+  problem: "", // with the connection
   now: () => Date.now() + page.clockOffset,
   // A mask names its bundle by the beginning of the hash.
   classesOf(bundle) {
@@ -36,10 +39,15 @@ function cardOf(name) {
   return card;
 }
 
+const several = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
+
 function count() {
   const online = [...cards.values()].filter((card) => card.state === "online").length;
-  const all = `${cards.size} ${cards.size === 1 ? "camera" : "cameras"}`;
-  at("count").textContent = online < cards.size ? `${all}, ${online} online` : all;
+  const all = several(cards.size, "camera");
+  const cameras = online < cards.size ? `${all}, ${online} online` : all;
+  const workers = page.workers.length ? ` · ${several(page.workers.length, "worker")}` : "";
+  at("count").textContent = cameras + workers;
+  at("count").title = page.workers.join("\n");
   at("empty").hidden = cards.size > 0 || !page.greeted;
 }
 
@@ -48,6 +56,10 @@ function take(message) {
   if (message.type === "bundle") {
     bundles.set(message.bundle.hash, message.bundle.classes);
     return cards.forEach((card) => card.showLegend());
+  }
+  if (message.type === "workers") {
+    page.workers = message.workers;
+    return count();
   }
   if (message.type === "gone") forget(message.camera);
   else cardOf(message.camera).take(message);
@@ -76,16 +88,25 @@ function takeViewer(message) {
   count();
 }
 
-function showLink(link, text, banner = "") {
+function showLink(link, text, problem = "") {
   at("link").dataset.link = link;
   at("link").textContent = text;
-  if (at("banner").textContent !== banner) at("banner").textContent = banner;
-  at("banner").hidden = !banner;
+  page.problem = problem;
+  showBanner();
   document.body.classList.toggle("cut", link === "lost");
 }
 
+function showBanner() {
+  const idle = page.greeted && !page.workers.length && [...cards.values()].some((card) => card.sends(IDLE_MS));
+  const banner = page.problem || (idle ? "No worker is online, so no masks are made. Start one: maskcast worker" : "");
+  if (at("banner").textContent !== banner) at("banner").textContent = banner;
+  at("banner").hidden = !banner;
+}
+
 function connect(wait = RETRY_MS.first) {
-  const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
+  const address = new URL("ws", location.href); // a proxy may have put the page below a folder
+  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+  const socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
   let watch = setTimeout(() => socket.close(), SILENCE_MS);
   let taken = false;
@@ -104,17 +125,21 @@ function connect(wait = RETRY_MS.first) {
     socket.close();
     page.greeted = false;
     showLink("lost", "not connected", "Connection lost, trying again.");
-    if (!taken) sayIfFull();
+    if (!taken) sayWhy();
     cards.forEach((card) => (card.heard = false));
     setTimeout(connect, wait * (0.5 + Math.random()), Math.min(wait * 2, RETRY_MS.most));
   }
 }
 
 // A browser does not tell a page why a socket was refused; the same address answers a plain request.
-async function sayIfFull() {
-  const answer = await fetch("/ws").catch(() => null);
-  if (answer?.status !== 503 || page.greeted) return;
-  showLink("lost", "too many", "As many browsers as this viewer allows are looking on; trying again.");
+async function sayWhy() {
+  const answer = await fetch("ws").catch(() => null);
+  if (!answer || page.greeted) return;
+  if (answer.status === 503) {
+    showLink("lost", "too many", "As many browsers as this viewer allows are looking on; trying again.");
+  } else if (answer.status === 400) {
+    showLink("lost", "refused", "The viewer answers, but not its live feed: a proxy in front of it has to pass WebSockets and the Host header on.");
+  }
 }
 
 // Storage may be forbidden, and what is in it may be anything.
@@ -155,4 +180,7 @@ form.elements.regions.checked = kept.regions === true;
 form.addEventListener("input", choose);
 choose();
 connect();
-setInterval(() => cards.forEach((card) => card.tick()), 200);
+setInterval(() => {
+  cards.forEach((card) => card.tick());
+  showBanner();
+}, 200);
