@@ -146,10 +146,10 @@ class CameraSettings(NodeSettings):
                 "webrtc.fallback is for an uplink over WebRTC: give uplink a webrtc+http:// or webrtc+https:// "
                 "address, or leave webrtc.fallback out"
             )
-        if self.source.fast and (self.rate_controlled or self.source.max_fps):
-            raise ValueError("source.fast sends every frame of a recording: leave out rate.* and source.max_fps")
         if not self.rate_controlled:
             return self
+        if self.source.fast:
+            raise ValueError("source.fast sends every frame of a recording: leave out rate.mode and rate.max_kbit_s")
         if self.encoder.price is not None:
             raise ValueError(
                 "encoder.price weighs bits itself: leave rate.mode off and rate.max_kbit_s unset, or the price"

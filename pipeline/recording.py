@@ -5,6 +5,7 @@ an epoch of its own, so that several may lie in one folder.
 Where a bundle makes no masks but says which classes are in the picture, JSON takes the place of the PNGs.
 """
 
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.noise_reduction import picture_filter
-from pipeline.sources import STREAMS, damage_of, fit, image_files, open_source
+from pipeline.sources import STREAMS, damage_of, fit, image_files, open_source, shown
 from pipeline.stream_encoder import StreamEncoder
 
 SUFFIX, _MASK = ".mcp", ".png"
@@ -135,7 +136,8 @@ def _recorded(source: Path) -> str:
     """The address of a clip or a directory; ConfigError for what is live, and would never end."""
     name = str(source)
     if name.startswith(("/dev/video", *(f"{scheme}:" for scheme in STREAMS))):
-        raise ConfigError(f"input {name}: encode takes a clip or a directory of images; for this use maskcast camera")
+        told = shown(re.sub(":/+", "://", name, count=1))  # of two slashes a path keeps one
+        raise ConfigError(f"input {told}: encode takes a clip or a directory of images; for this use maskcast camera")
     return f"./{name}" if name.isdecimal() else name  # a number alone would be a device
 
 

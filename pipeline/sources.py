@@ -19,10 +19,12 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 
-_EXPECTED = "expected a video file, a directory of images, rtsp:// or another stream's address, or a device"
 STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp")  # what comes at its own pace
+_EXPECTED = f"expected a video file, a directory of images, a device, or {', '.join(STREAMS[:-1])} or {STREAMS[-1]}://"
+_UNTIMED = frozenset({"h264", "hevc", "m4v", "mjpeg", "mpjpeg"})  # formats in which the library guesses a stream's rate
+_HOST = re.compile(r"(\[[^\]]*\]|[^:/]+)(:\d+)?(/|$)")  # as an address has it where no user is named
 _JPEG = b"\xff\xd8\xff"
 # Markers with a length behind them, and the end: not those within a scan, its stuffed bytes, or what fills up.
 _MARKER, _END = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])"), b"\xd9"
@@ -38,11 +40,11 @@ Kind = Literal["file", "directory", "server", "device"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a source gives: its size in pixels, a file's as its pictures are turned, and its rate."""
+    """What a source gives: its size in pixels, a file's as its pictures are turned, and its rate, where it is known."""
 
     width: int
     height: int
-    fps: float
+    fps: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +75,7 @@ class Opened:
 def kind_of(url: str) -> Kind:
     """Raises SourceError for an address whose scheme is none of a stream's."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
-    if scheme and scheme[1] in STREAMS:
+    if scheme and scheme[1].lower() in STREAMS:
         return "server"
     if url.isdecimal() or url.startswith("/dev/video"):
         return "device"
@@ -84,11 +86,16 @@ def kind_of(url: str) -> Kind:
 
 def shown(url: str) -> str:
     """The address without what may be secret in it, for logs and errors: user, password, queries, RTMP's keys."""
-    if "://" not in url:
+    scheme, parts, rest = url.partition("://")
+    if not parts:
         return url
-    plain = re.sub(r"://.*@", "://", url)  # to the last @: a password may hold a slash
-    plain = re.sub(r"\?.*", "", plain, flags=re.DOTALL)
-    return re.sub(r"^(rtmps?://.*/)[^/]+$", r"\1...", plain)
+    before, _, after = re.sub("#", "?", rest, count=1).partition("?")
+    if "@" in after and "@" not in before and not _HOST.match(before):
+        return f"{scheme}://..."  # a password with a question mark, or what else: who knows where it ends
+    plain = before.rpartition("@")[2]  # to the last @: a password may hold a slash
+    if scheme.lower().startswith("rtmp"):
+        plain = re.sub(r"/[^/]+/*$", "/...", plain)
+    return f"{scheme}://{plain}"
 
 
 def image_files(path: Path) -> list[Path]:
@@ -115,7 +122,10 @@ def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) -> Iterator[Opened]:
-    """Open a source until the context is left; `fps` is for directories. It and reading raise SourceError."""
+    """Open a source until the context is left; `fps` is for directories.
+
+    It and reading raise SourceError; ConfigError where it is a recording on a web server, which is none for a camera.
+    """
     kind = kind_of(url)
     if kind == "directory":
         yield _directory(Path(url), fps=fps)
@@ -123,14 +133,16 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
     with _container(url, kind, timeout_s=timeout_s) as container:
         if not container.streams.video:
             raise _cannot_open(url, "it has no video")
-        if kind == "server" and url.startswith("http") and container.duration:  # it would come as fast as the line is
-            raise SourceError(f"cannot open {shown(url)}: it is a recording; download it, and name the file")
+        if kind == "server" and url.lower().startswith("http") and container.duration:  # as fast as the line is
+            raise ConfigError(f"cannot open {shown(url)}: it is a recording; download it, and name the file")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO" if kind == "file" else "SLICE"  # frame threads would delay what is live
         stream.thread_count = decode_threads
-        origin = Origin(stream.width, stream.height, float(stream.average_rate or fps))
+        rate = float(stream.average_rate or fps)
+        guessed = kind == "server" and container.format.name in _UNTIMED
+        origin = Origin(stream.width, stream.height, None if guessed else rate)
         damage = Damage()
-        pictures = _pictures(url, container, stream, origin.fps, damage)
+        pictures = _pictures(url, container, stream, rate, damage)
         if kind == "file" and (first := next(pictures, None)) is not None:  # it alone tells whether pictures are turned
             height, width, _ = first.image.shape
             origin, pictures = replace(origin, width=width, height=height), itertools.chain([first], pictures)
@@ -141,8 +153,9 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
     began_s = time.monotonic()
     try:
         if kind == "server":
-            tcp = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
-            return av.open(url, options={**tcp, "fflags": "nobuffer"}, timeout=timeout_s)
+            scheme, _, rest = url.partition("://")  # the library knows schemes in small letters only
+            tcp = {"rtsp_transport": "tcp"} if scheme.lower().startswith("rtsp") else {}
+            return av.open(f"{scheme.lower()}://{rest}", options={**tcp, "fflags": "nobuffer"}, timeout=timeout_s)
         if kind == "device":
             return av.open(f"/dev/video{url}" if url.isdecimal() else url, format="v4l2")
         return av.open(url)

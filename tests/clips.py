@@ -92,16 +92,17 @@ def _encoded(pictures: Sequence[NDArray[np.uint8]], *, fps: int, format: str) ->
 class RtspServer:
     """Plays an MPEG transport stream over RTSP, once per connection, then hangs up; counts what was asked."""
 
-    def __init__(self, *, frames: int = 10, fps: int = 25) -> None:
+    def __init__(self, *, frames: int = 10, fps: int = 25, port: int = 0) -> None:
+        self.port = port  # 0: any that is free
         self.plays = 0
         self.transports: list[str] = []
         self._stream = _encoded([picture(number) for number in range(frames)], fps=fps, format="mpegts")
         self._length_s = frames / fps
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        self.url = f"rtsp://user:secret@127.0.0.1:{port}/live"
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"rtsp://user:secret@127.0.0.1:{self.port}/live"
         return self
 
     async def __aexit__(
@@ -147,6 +148,56 @@ class RtspServer:
             writer.write(struct.pack("!cBH", b"$", 0, len(packet)) + packet)
             await writer.drain()
             await asyncio.sleep(self._length_s / len(chunks))
+
+
+class MjpegServer:
+    """A network camera's MJPEG over HTTP: `frames` a connection, at a rate that is not said, then silence."""
+
+    def __init__(self, *, fps: float, frames: int = 100_000, recording: bool = False) -> None:
+        self.fps, self.frames = fps, frames
+        self._clip = _encoded([picture(number) for number in range(10)], fps=25, format="mp4") if recording else None
+        self._handlers: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/live"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for handler in self._handlers:
+            handler.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            if self._clip is not None:
+                writer.write(f"HTTP/1.0 200 OK\r\nContent-Length: {len(self._clip)}\r\n\r\n".encode() + self._clip)
+                await writer.drain()
+            else:
+                await self._play(writer)
+                await reader.read()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _play(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n")
+        loop = asyncio.get_running_loop()
+        began_s, number = loop.time(), 0
+        while number < self.frames:
+            jpeg = cv2.imencode(".jpg", picture(number % 10))[1].tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            writer.write(head.encode() + jpeg + b"\r\n")
+            await writer.drain()
+            number += 1
+            await asyncio.sleep(max(0.0, began_s + number / self.fps - loop.time()))
 
 
 def write_late_stream(path: Path, *, frames: int, key_interval: int) -> Path:

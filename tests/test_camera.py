@@ -22,7 +22,7 @@ from servers import accepts, free_port
 from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
 
 from nodes import camera as node
-from nodes.camera import Camera, stream
+from nodes.camera import Camera, source_missing, stream
 from nodes.camera_setup import presence_of, room_for
 from nodes.preview import Preview
 from nodes.service import Lane
@@ -320,6 +320,10 @@ async def test_a_source_from_which_nothing_comes_any_more_is_said_to_be_lost(lan
             await until(lambda: source() == "ok", LIMIT_S)
         await until(lambda: source() == "lost", LIMIT_S)
         await until(lambda: video.lost is not None and "rtsp://127.0.0.1" in video.lost, LIMIT_S)
+        assert source_missing(video) == f"waiting for the source: {video.lost}"
+        async with RtspServer(frames=400, port=server.port):
+            await until(lambda: source() == "ok", LIMIT_S)
+            assert source_missing(video) is None
         running.cancel()
         await asyncio.wait({running}, timeout=LIMIT_S)
 

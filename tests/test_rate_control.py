@@ -107,7 +107,7 @@ def test_frames_are_let_through_evenly_at_the_points_rate(fps: float, every: int
     assert passed == list(range(0, 50, every))
 
 
-def test_a_source_of_another_rate_is_chosen_for_anew() -> None:
+def test_a_source_of_another_rate_is_chosen_for_anew_at_once() -> None:
     clock, asked = Time(), list[float]()
     source_fps = 25.0
 
@@ -118,12 +118,12 @@ def test_a_source_of_another_rate_is_chosen_for_anew() -> None:
     controlled = RateControl(
         choose, quality=7, rule=None, max_kbit_s=1e5, source_fps=lambda: source_fps, header_bytes=HEADERS, clock=clock
     )
-    controlled.source_changed()
-    assert not asked  # the first frame tells
-    assert controlled.point.fps == 25
-    source_fps = 5.0
-    controlled.source_changed()
-    assert (controlled.point.fps, asked) == (5, [25, 5])
+    assert sent_of(controlled, clock, frames=10) == list(range(10))
+    source_fps = 0.01
+    assert sent_of(controlled, clock, frames=10) == [0]
+    source_fps = 25.0
+    assert sent_of(controlled, clock, frames=10) == list(range(10))
+    assert asked == [25, 0.01, 25]
     assert controlled.max_kbit_s == 1e5
 
 

@@ -44,6 +44,15 @@ def test_a_source_that_comes_unevenly_gives_as_many(source_fps: float) -> None:
     assert taken == pytest.approx(1000, rel=0.03)
 
 
+@pytest.mark.parametrize(("source_fps", "max_fps"), [(25, 25), (25, 20), (30, 25), (15, 15)])
+def test_what_comes_late_and_in_bursts_is_taken_all_the_same(source_fps: float, max_fps: float) -> None:
+    rng, thinning, count = np.random.default_rng(1), Thinning(), int(200 * source_fps)
+    delayed_s = np.arange(count) / source_fps + rng.exponential(0.05, count)
+    times_s = np.maximum.accumulate(delayed_s)  # what is behind a late one waits for it
+    taken = sum(thinning.takes(time_s, max_fps) for time_s in times_s.tolist())
+    assert taken == pytest.approx(200 * max_fps, rel=0.01)
+
+
 def test_another_limit_holds_from_the_next_picture_on() -> None:
     thinning, times_s = Thinning(), [0.04 * number for number in range(75)]
     limits = [None] * 25 + [5.0] * 25 + [12.5] * 25

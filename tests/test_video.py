@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import structlog
-from clips import RtspServer, number_of, picture, write_clip, write_images, write_scratched_clip
+from clips import RtspServer, number_of, write_clip, write_images, write_scratched_clip
 
 from pipeline.errors import SourceError
 from pipeline.messages import Frame, FrameId
 from pipeline.sources import Origin
-from pipeline.video import Mailbox, Pace, Shot, Video, sample_path
+from pipeline.video import Video, sample_path
 
 SIZE = {"width": 32, "height": 16}
 
@@ -33,57 +33,6 @@ async def play(video: Video, count: int | None = None) -> list[Frame]:
             if len(frames) == count:
                 break
     return frames
-
-
-def shot(number: int) -> Shot:
-    return Shot(1, number, picture(number))
-
-
-def test_a_new_shot_replaces_the_one_not_taken_and_is_counted() -> None:
-    woken: list[int] = []
-    mailbox = Mailbox(lambda: woken.append(1))
-    for number in range(3):
-        mailbox.put(shot(number))
-    taken = mailbox.take()
-    assert taken is not None
-    assert taken.captured_ms == 2
-    assert mailbox.take() is None
-    assert (mailbox.skipped, len(woken)) == (2, 3)
-
-
-def test_a_closed_mailbox_ends_every_wait() -> None:
-    mailbox = Mailbox(lambda: None)
-    mailbox.put(shot(0))
-    mailbox.close()
-    mailbox.wait_empty()
-    mailbox.wait_wanted()
-    assert mailbox.wait_closed(60)
-
-
-def test_the_pace_does_not_drift_when_each_wait_is_a_little_long() -> None:
-    now_s = 100.0
-    pace = Pace(lambda: now_s)
-    for number in range(1000):
-        now_s += pace.delay_s(number * 0.04) + 0.003
-    assert now_s == pytest.approx(100.0 + 999 * 0.04 + 0.003)
-
-
-@pytest.mark.parametrize("jump_s", [5.0, -60.0])
-def test_after_a_jump_the_pace_goes_on_from_there(jump_s: float) -> None:
-    now_s = 100.0
-    pace = Pace(lambda: now_s)
-    assert pace.delay_s(0.0) == 0.0
-    now_s += jump_s
-    assert pace.delay_s(0.04) == 0.0
-    assert pace.delay_s(0.08) == pytest.approx(0.04)
-
-
-def test_pictures_far_apart_are_no_jump_where_they_are_to_be() -> None:
-    now_s = 100.0
-    pace = Pace(lambda: now_s, ahead_s=40.0)
-    assert [pace.delay_s(20.0 * number) for number in range(2)] == [0.0, 20.0]
-    now_s = 120.0
-    assert pace.delay_s(40.0) == 20.0
 
 
 async def test_of_a_file_every_so_many_frames_are_taken_in_a_loop_too(tmp_path: Path) -> None:
@@ -335,15 +284,6 @@ async def test_an_rtsp_server_is_read_over_tcp_and_opened_again_in_a_new_epoch()
     assert [frame.id.sequence for frame in first] == list(range(len(first)))
     assert video.origin is not None
     assert video.origin.width == 64
-
-
-async def test_of_a_live_source_no_more_frames_are_taken_than_are_wanted() -> None:
-    async with RtspServer(frames=40) as server:
-        every = await play(Video(server.url, **SIZE), 12)
-        fewer = await play(Video(server.url, **SIZE, max_fps=4), 4)
-    gaps_ms = [later.captured_ms - frame.captured_ms for frame, later in pairwise(fewer) if later.id.sequence]
-    assert min(gaps_ms) > 130
-    assert every[-1].captured_ms - every[0].captured_ms < 2 * (fewer[-1].captured_ms - fewer[0].captured_ms)
 
 
 async def test_an_rtsp_server_that_is_not_there_is_waited_for() -> None:

@@ -1,0 +1,141 @@
+"""The reader's thread: a mailbox of one place, a pace that does not drift, live sources that stall and return."""
+
+import asyncio
+
+import pytest
+import structlog
+from clips import MjpegServer, RtspServer, picture
+
+from pipeline.errors import ConfigError
+from pipeline.sources import Origin
+from pipeline.video import Video
+from pipeline.video_reader import Mailbox, Pace, Shot
+
+SIZE = {"width": 32, "height": 16}
+LIMIT_S = 20
+
+
+def shot(number: int) -> Shot:
+    return Shot(1, number, picture(number))
+
+
+def test_a_new_shot_replaces_the_one_not_taken_and_is_counted() -> None:
+    woken: list[int] = []
+    mailbox = Mailbox(lambda: woken.append(1))
+    for number in range(3):
+        mailbox.put(shot(number))
+    taken = mailbox.take()
+    assert taken is not None
+    assert taken.captured_ms == 2
+    assert mailbox.take() is None
+    assert (mailbox.skipped, len(woken)) == (2, 3)
+
+
+def test_a_closed_mailbox_ends_every_wait() -> None:
+    mailbox = Mailbox(lambda: None)
+    mailbox.put(shot(0))
+    mailbox.close()
+    mailbox.wait_empty()
+    mailbox.wait_wanted()
+    assert mailbox.wait_closed(60)
+
+
+def test_the_pace_does_not_drift_when_each_wait_is_a_little_long() -> None:
+    now_s = 100.0
+    pace = Pace(lambda: now_s)
+    for number in range(1000):
+        now_s += pace.delay_s(number * 0.04) + 0.003
+    assert now_s == pytest.approx(100.0 + 999 * 0.04 + 0.003)
+
+
+@pytest.mark.parametrize("jump_s", [5.0, -60.0])
+def test_after_a_jump_the_pace_goes_on_from_there(jump_s: float) -> None:
+    now_s = 100.0
+    pace = Pace(lambda: now_s)
+    assert pace.delay_s(0.0) == 0.0
+    now_s += jump_s
+    assert pace.delay_s(0.04) == 0.0
+    assert pace.delay_s(0.08) == pytest.approx(0.04)
+
+
+def test_pictures_far_apart_are_no_jump_where_they_are_to_be() -> None:
+    now_s = 100.0
+    pace = Pace(lambda: now_s, ahead_s=40.0)
+    assert [pace.delay_s(20.0 * number) for number in range(2)] == [0.0, 20.0]
+    now_s = 120.0
+    assert pace.delay_s(40.0) == 20.0
+
+
+async def frames_in(video: Video, seconds: float) -> int:
+    """How many frames come in so many seconds after the first one."""
+    count = 0
+    async with asyncio.timeout(LIMIT_S):
+        await anext(video)
+    try:
+        async with asyncio.timeout(seconds):
+            async for _ in video:
+                count += 1
+    except TimeoutError:
+        return count
+    raise AssertionError("the source ended")
+
+
+@pytest.mark.parametrize(("max_fps", "counts"), [(None, (44, 51)), (5, (9, 11)), (25, (44, 51))])
+async def test_of_a_live_source_so_many_frames_are_taken_as_are_wanted(
+    max_fps: float | None, counts: tuple[int, int]
+) -> None:
+    async with MjpegServer(fps=25) as server, Video(server.url, **SIZE, max_fps=max_fps) as video:
+        least, most = counts
+        assert least <= await frames_in(video, 2.0) + video.skipped <= most
+
+
+async def test_the_rate_of_a_stream_that_does_not_say_it_is_counted() -> None:
+    async with MjpegServer(fps=8) as server, Video(server.url, **SIZE) as video:
+        assert await video.opened() == Origin(64, 48, None)
+        await frames_in(video, 2.6)
+        assert video.origin is not None and video.origin.fps == pytest.approx(8, rel=0.1)
+        video.max_fps = 5
+        assert video.origin.fps == 5
+
+
+async def test_a_stream_that_says_its_rate_is_believed() -> None:
+    async with RtspServer(frames=40) as server, Video(server.url, **SIZE) as video:
+        async with asyncio.timeout(LIMIT_S):
+            await anext(video)
+        assert video.origin == Origin(64, 48, 25)
+
+
+async def test_a_stream_that_stalls_is_said_to_and_opened_again() -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with (
+            MjpegServer(fps=25, frames=5) as server,
+            Video(server.url, **SIZE, timeout_s=0.5, retry_max_s=0.1) as video,
+            asyncio.timeout(LIMIT_S),
+        ):
+            epochs = {(await anext(video)).id.epoch}
+            while video.lost is None:  # noqa: ASYNC110 - the reader's thread sets it
+                await asyncio.sleep(0.02)
+            assert video.lost == f"{server.url} cannot be read any further: nothing came any more"
+            server.frames = 1000
+            async for frame in video:
+                epochs.add(frame.id.epoch)
+                if len(epochs) == 2 and frame.id.sequence:
+                    break
+            assert video.lost is None
+    assert [line["event"] for line in lines][-1] == "source found"
+
+
+async def test_why_a_stream_was_never_there_is_said_before_it_comes() -> None:
+    async with Video("rtsp://user:secret@127.0.0.1:9/live", **SIZE) as video:
+        async with asyncio.timeout(LIMIT_S):
+            while video.lost is None:  # noqa: ASYNC110 - the reader's thread sets it
+                await asyncio.sleep(0.02)
+    assert video.lost.startswith("cannot open rtsp://127.0.0.1:9/live: ")
+    assert video.origin is None
+
+
+async def test_a_recording_on_a_web_server_ends_a_live_source() -> None:
+    async with MjpegServer(fps=25, recording=True) as server, Video(server.url, **SIZE) as video:
+        with pytest.raises(ConfigError, match="it is a recording; download it, and name the file"):
+            async with asyncio.timeout(LIMIT_S):
+                await anext(video)
