@@ -5,11 +5,13 @@ Message -> Watch.take -> Seen, per camera -> a table that is drawn again and aga
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import structlog
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleDimensions
 from rich.live import Live
@@ -29,6 +31,7 @@ from pipeline.transport import Channel, Message, open_channel
 
 _CONNECT_TIMEOUT_S = 10.0
 _REFRESH_S = 0.25
+_SILENT_S = 5.0  # without a word of any camera, before it is said
 _CAMERA_LIMIT = 64
 _SHARES_SHOWN = 5
 _PICTURE_COLUMNS = 36
@@ -40,6 +43,8 @@ _LABELS_COLUMNS = 26
 _STALE_MS = 5000
 _FRAMES_REMEMBERED = 4096  # of each camera, to tell masks that come again
 _STYLES = {"online": "green", "stopped": "yellow", "offline": "bold red"}
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +93,11 @@ class Watch:
         """What must be subscribed to."""
         name = self._camera or "+"
         return (f"{name}/mask", f"{name}/labels", f"{name}/stats", f"{name}/state", "bundle/+")
+
+    @property
+    def silence(self) -> str:
+        """What to say while no camera has been heard of."""
+        return f"nothing has been heard of {self._camera or 'any camera'} yet; waiting"
 
     async def take(self, message: Message) -> str | None:
         """Note one message; gives a line where there is something to say of it. What is wrong is counted."""
@@ -183,7 +193,8 @@ async def follow(
 ) -> None:
     """Show what the channel brings: a live table on a terminal, lines elsewhere."""
     if not console.is_terminal:
-        await _take_all(channel, watch, count=count, say=partial(console.print, markup=False, soft_wrap=True))
+        with suppress(SystemExit):  # so the console says that nobody reads the lines any more, such as after `head`
+            await _take_lines(channel, watch, count=count, console=console)
         return
 
     def draw() -> Table:
@@ -195,6 +206,19 @@ async def follow(
             await _take_all(channel, watch, count=count, say=None)
             drawing.cancel()
         live.update(draw(), refresh=True)
+
+
+async def _take_lines(channel: Channel, watch: Watch, *, count: int | None, console: Console) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(_warn_of_silence(watch))
+        await _take_all(channel, watch, count=count, say=partial(console.print, markup=False, soft_wrap=True))
+        waiting.cancel()
+
+
+async def _warn_of_silence(watch: Watch) -> None:
+    await asyncio.sleep(_SILENT_S)
+    if not watch.cameras:
+        log.warning(watch.silence)
 
 
 async def _take_all(channel: Channel, watch: Watch, *, count: int | None, say: Callable[[str], None] | None) -> None:
@@ -244,7 +268,7 @@ def table(watch: Watch, *, now_ms: int, size: ConsoleDimensions) -> Table:
         facts = [*row(seen, now_ms=now_ms), *keys, shares(seen, watch.colours(seen))]
         shown.add_row(*facts, *labels, *([small] if fits else []))
     if not cameras:
-        shown.caption = "no camera has been heard of yet; waiting"
+        shown.caption = watch.silence
     return shown
 
 

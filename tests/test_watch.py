@@ -3,6 +3,10 @@
 import asyncio
 import io
 import json
+import os
+import shlex
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,15 +16,16 @@ import pytest
 from prometheus_client import REGISTRY
 from rich.console import Console
 from servers import free_port
+from structlog.testing import capture_logs
 
 from nodes.service import Lane
-from nodes.watch import Watch, main, picture, table
+from nodes.watch import Watch, follow, main, picture, table
 from pipeline.config import ViewerSettings
 from pipeline.errors import ConfigError, TransportError
 from pipeline.mask_image import pack_mask
 from pipeline.messages import FrameId, Mask
 from pipeline.transport import STATE, Channel, Message, open_channel
-from pipeline.transport.memory import MemoryChannel, process_broker
+from pipeline.transport.memory import MemoryBroker, MemoryChannel, process_broker
 
 PALETTE = np.array([[128, 128, 128], [128, 64, 128]], np.uint8)
 HASH = "0a0b0c0d" + "0" * 56
@@ -303,3 +308,31 @@ async def test_empty_table_says_that_it_waits(watch: Watch) -> None:
     console = terminal()
     console.print(table(watch, now_ms=0, size=console.size))
     assert "waiting" in written(console)
+
+
+async def test_a_camera_that_says_nothing_is_told_of_where_there_is_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodes.watch._SILENT_S", 0.1)
+    async with MemoryChannel(MemoryBroker()) as channel, Lane("watch") as lane:
+        watch = Watch(lane=lane, camera="hall")
+        with capture_logs() as lines:
+            watching = asyncio.create_task(follow(channel, watch, count=None, console=pipe()))
+            await asyncio.sleep(0.3)
+            watching.cancel()
+            await asyncio.wait({watching}, timeout=5)
+    assert [line["event"] for line in lines] == ["nothing has been heard of hall yet; waiting"]
+
+
+async def test_a_reader_that_has_enough_ends_the_watch(mqtt_url: str) -> None:
+    command = shlex.join([sys.executable, "-m", "pipeline.cli", "watch"])
+    environment = {**os.environ, "MASKCAST_MQTT_URL": mqtt_url, "MASKCAST_MQTT__ROOT": "watch-head"}
+    async with open_channel(mqtt_url, root="watch-head") as channel, asyncio.TaskGroup() as tasks:
+        await channel.wait_connected(5)
+        sending = tasks.create_task(publish(channel, "cam-1"))
+        shell = await asyncio.create_subprocess_exec(
+            "bash", "-o", "pipefail", "-c", f"{command} | head -n 1", stdout=PIPE, stderr=PIPE, env=environment
+        )
+        async with asyncio.timeout(30):
+            out, err = await shell.communicate()
+        sending.cancel()
+    assert (shell.returncode, out) == (0, b"cam-1  online\n")
+    assert b"Traceback" not in err
