@@ -45,6 +45,7 @@ def open_video(source: SourceSection, *, width: int, height: int) -> Video:
         fps=source.fps,
         max_fps=source.max_fps,
         start_s=source.start_s,
+        rotate=source.rotate,
         mirror=source.mirror,
         noise_reduction=source.noise_reduction,
         timeout_s=source.timeout_s,

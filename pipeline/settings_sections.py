@@ -33,6 +33,12 @@ Origins = Annotated[
     Field(max_length=16),
 ]
 
+# In the environment a number is a text, which a choice of numbers does not take.
+Turn = Annotated[
+    Literal[0, 90, 180, 270],
+    BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value),
+]
+
 # YAML reads an off without quotes as false.
 Off = BeforeValidator(lambda value: "off" if value is False else value)
 
@@ -113,7 +119,8 @@ class SourceSection(Section):
         description="frames per second taken of the source at most, unless it is fast; null: all",
     )
     start_s: float = Field(0.0, ge=0, description="seconds of a file or directory to pass over at the start")
-    mirror: bool = Field(False, description="swap left and right")
+    rotate: Turn = Field(0, description="degrees clockwise that pictures are turned by")
+    mirror: bool = Field(False, description="swap left and right, after turning")
     noise_reduction: bool = Field(
         False, description="average over time what is at rest: masks flicker less, what is fainter than noise fades"
     )

@@ -18,7 +18,7 @@ from pipeline.errors import SourceError
 from pipeline.messages import SEQUENCES, Frame, FrameId
 from pipeline.noise_reduction import compile_loops
 from pipeline.sources import Origin, kind_of, shown
-from pipeline.video_reader import Mailbox, Reader, Reading
+from pipeline.video_reader import Mailbox, Reader, Reading, Rotation
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
 _LEAVE_S = 2.0  # for the reader's thread to end; one that hangs in a source does not hold up the node
@@ -53,6 +53,7 @@ class Video:
         fps: float = 25.0,
         max_fps: float | None = None,
         start_s: float = 0.0,
+        rotate: Rotation = 0,
         mirror: bool = False,
         noise_reduction: bool = False,
         timeout_s: float = 5.0,
@@ -70,6 +71,7 @@ class Video:
             fast=fast,
             fps=fps,
             start_s=start_s,
+            rotate=rotate,
             mirror=mirror,
             noise_reduction=noise_reduction,
             timeout_s=timeout_s,

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
+import cv2
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ _COUNTED, _COUNTED_S = (
     10,
     2.0,
 )  # pictures, over so long at least, by which the rate of a source that does not say it goes
+
+Rotation = Literal[0, 90, 180, 270]  # degrees clockwise
+_TURNS = {0: None, 90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 log = structlog.get_logger()
 
@@ -115,6 +120,7 @@ class Reading:
     fast: bool = False
     fps: float = 25.0
     start_s: float = 0.0
+    rotate: Rotation = 0
     mirror: bool = False
     noise_reduction: bool = False
     timeout_s: float = 5.0
@@ -232,6 +238,7 @@ class Reader:
     def _open(self) -> Iterator[Opened]:
         how = self._how
         with open_source(self._url, fps=how.fps, timeout_s=how.timeout_s, decode_threads=how.decode_threads) as source:
+            source = replace(source, origin=self._turned(source.origin))
             self.origin = source.origin
             self._filter = picture_filter(noise_reduction=how.noise_reduction)
             yield source
@@ -246,7 +253,15 @@ class Reader:
         mailbox.put(Shot(self._epoch, captured_ms, self._filter(self._resized(picture.image))))
         return not mailbox.closed
 
+    def _turned(self, origin: Origin) -> Origin:
+        """What the source gives once its pictures are turned."""
+        upright = self._how.rotate in (0, 180)
+        return origin if upright else replace(origin, width=origin.height, height=origin.width)
+
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) at the source's size -> (height, width, 3)."""
-        image = fit(image, (self._how.width, self._how.height))
+        """(H, W, 3) at the source's size -> (height, width, 3), turned and mirrored."""
+        size, turn = (self._how.width, self._how.height), _TURNS[self._how.rotate]
+        image = fit(image, size if self._how.rotate in (0, 180) else size[::-1])
+        if turn is not None:
+            image = cv2.rotate(image, turn).astype(np.uint8, copy=False)
         return np.ascontiguousarray(image[:, ::-1]) if self._how.mirror else image

@@ -240,3 +240,19 @@ def test_opening_the_broker_to_the_network_opens_nothing_else() -> None:
     }
     assert text.count("ports:") == len(ports)
     assert "MQTT_BIND_ADDRESS=0.0.0.0" in (BROKER / "password.conf").read_text()
+
+
+def test_all_that_compose_can_be_told_is_in_the_example_with_what_holds_without_it() -> None:
+    deploy = ROOT / "configs" / "deploy"
+    files = [ROOT / "docker-compose.yml", deploy / "host-network.yml", deploy / "device.yml"]
+    asked = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", "\n".join(file.read_text() for file in files)))
+    told = dict(re.findall(r"^#(\w+)=(.*)$", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
+    assert told == asked
+    assert not re.findall(r"^[^#\n]", (ROOT / ".env.example").read_text(), flags=re.MULTILINE)
+
+
+def test_a_device_is_what_the_camera_is_given_and_plays() -> None:
+    camera = yaml.safe_load((ROOT / "configs" / "deploy" / "device.yml").read_text())["services"]["camera"]
+    (device,) = camera["devices"]
+    assert device.endswith(f":{camera['environment']['MASKCAST_SOURCE__URL']}")
+    assert set(camera["environment"]) <= {*variables(CameraSettings)}

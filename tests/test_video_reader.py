@@ -1,15 +1,16 @@
 """The reader's thread: a mailbox of one place, a pace that does not drift, live sources that stall and return."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import structlog
-from clips import MjpegServer, RtspServer, picture
+from clips import MjpegServer, RtspServer, picture, write_clip
 
 from pipeline.errors import ConfigError
 from pipeline.sources import Origin
 from pipeline.video import Video
-from pipeline.video_reader import Mailbox, Pace, Shot
+from pipeline.video_reader import Mailbox, Pace, Rotation, Shot
 
 SIZE = {"width": 32, "height": 16}
 LIMIT_S = 20
@@ -139,3 +140,30 @@ async def test_a_recording_on_a_web_server_ends_a_live_source() -> None:
         with pytest.raises(ConfigError, match="it is a recording; download it, and name the file"):
             async with asyncio.timeout(LIMIT_S):
                 await anext(video)
+
+
+@pytest.mark.parametrize(
+    ("rotate", "mirror", "edge"),
+    [(0, False, "left"), (90, False, "top"), (180, False, "right"), (270, False, "bottom"), (90, True, "top"),
+     (0, True, "right"), (180, True, "left")],
+)  # fmt: skip
+async def test_pictures_are_turned_and_then_mirrored(rotate: Rotation, mirror: bool, edge: str, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")  # white at its left edge
+    across = rotate in (0, 180)
+    size = {"width": 64, "height": 48} if across else {"width": 48, "height": 64}
+    async with Video(str(clip), **size, rotate=rotate, mirror=mirror) as video:
+        image = (await anext(video)).image
+    assert video.origin == Origin(**size, fps=25)
+    sides = {"left": image[:, :4], "right": image[:, -4:], "top": image[:4], "bottom": image[-4:]}
+    opposite = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+    assert sides[edge].mean() > 240
+    assert sides[opposite[edge]].mean() < 20
+
+
+async def test_a_picture_of_another_shape_is_turned_before_it_is_stretched(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")  # 64x48
+    async with Video(str(clip), **SIZE, rotate=90) as video:
+        image = (await anext(video)).image
+    assert image.shape == (16, 32, 3)
+    assert image[0].mean() > 240
+    assert image[4:].mean() < 20
