@@ -28,7 +28,7 @@ from benchmarks.links_watch import View
 from benchmarks.netlab import Way
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.options import JsonFile
+from pipeline.options import FigureFile, JsonFile
 
 RATES = (1000.0, 100.0, 40.0, 400.0)
 SETTLED_MS, SETTLE_S, LEAST_USE, LEAST_FPS = 300.0, 3.0, 0.7, 5.0
@@ -201,7 +201,7 @@ def main(
     loss: Annotated[float, typer.Option(min=0, max=100, help="percent, on each way")] = 0.0,
     queue_kib: Annotated[float, typer.Option(min=1, help="that wait for the link at most")] = 64.0,
     json_file: JsonFile = None,
-    figure: Annotated[Path | None, typer.Option(help="PNG")] = None,
+    figure: FigureFile = None,
 ) -> None:
     way = Way(delay_ms=rtt_ms / 2, loss=loss / 100, queue_kib=queue_kib)
     try:

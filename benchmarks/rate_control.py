@@ -32,7 +32,7 @@ from pipeline.choosing import Chooser, Ruled
 from pipeline.datasets import camvid
 from pipeline.errors import PipelineError
 from pipeline.operating_points import CostModel, Ladder, OperatingPoint, points_of
-from pipeline.options import JsonFile
+from pipeline.options import FigureFile, JsonFile
 from pipeline.sources import fit, open_source
 from pipeline.video import sample_path
 
@@ -198,7 +198,7 @@ def main(
     frames: Annotated[int, typer.Option(min=2, help="of each video, at most")] = 400,
     fit_weights: Annotated[bool, typer.Option("--fit", help="print the bandit's first weights instead")] = False,
     json_file: JsonFile = None,
-    figure: Annotated[Path | None, typer.Option()] = None,
+    figure: FigureFile = None,
 ) -> None:
     console = Console(width=160)
     try:

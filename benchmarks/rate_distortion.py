@@ -47,7 +47,7 @@ from pipeline.datasets import Labelled, camvid, classes_at
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.messages import Frame, FrameId
-from pipeline.options import JsonFile, can_be_written
+from pipeline.options import FigureFile, JsonFile
 from pipeline.runtime import Precision, Session, open_session
 from pipeline.sources import fit
 
@@ -291,7 +291,7 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="of the sessions that are timed")] = 2,
     timed_frames: Annotated[int, typer.Option(min=2)] = 40,
     json_file: JsonFile = None,
-    figure: Annotated[Path | None, typer.Option(help="draw the curves here", callback=can_be_written)] = None,
+    figure: FigureFile = None,
 ) -> None:
     av.logging.set_level(av.logging.PANIC)
     console = Console(width=150)

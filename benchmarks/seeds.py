@@ -23,7 +23,7 @@ from rich.table import Table
 from pipeline.checkpoint import schedule_of
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import load_experiment
-from pipeline.layouts import LAYOUTS
+from pipeline.layouts import LAYOUTS, network_size
 from pipeline.measuring import Measured, measure
 from pipeline.models.assembly import IMAGE
 from pipeline.options import JsonFile
@@ -88,8 +88,9 @@ def measured(one: Variant, data: Path, split: str) -> list[list[Measured]]:
     check_seeds(one)
     layout = LAYOUTS[experiment.data.dataset]
     frames, classes = layout.frames(data, split), len(layout.classes(data).classes)
+    size = network_size(experiment.data, frames)
     networks = (load_trained(experiment, run, classes) for run in one.runs)
-    return [measure(network, frames, split, classes=classes, size=experiment.data.size) for network in networks]
+    return [measure(network, frames, split, classes=classes, size=size) for network in networks]
 
 
 def by_level(found: dict[str, list[list[Measured]]]) -> list[Level]:

@@ -38,7 +38,7 @@ from benchmarks.workers_load import Costs, Round, costs_of, play
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.errors import PipelineError
 from pipeline.messages import Kind
-from pipeline.options import JsonFile
+from pipeline.options import FigureFile, JsonFile
 from pipeline.regions import LOGIT_PX
 
 LOCAL, FEWER_BYTES = 0.85, 50  # what is to be reached with affinity
@@ -241,7 +241,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="for each row, after 1.5 s of the workers' time")] = 6.0,
     quick: Annotated[bool, typer.Option(help="1, 2, 4 and 8 workers, half the time")] = False,
     json_file: JsonFile = None,
-    figure: Annotated[Path | None, typer.Option(help="PNG")] = None,
+    figure: FigureFile = None,
 ) -> None:
     cores = len(os.sched_getaffinity(0))
     counts = sorted({1, *(workers or ((1, 2, 4, 8) if quick else COUNTS))})

@@ -33,7 +33,7 @@ class Trainee:
 def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: int, learned: str = "") -> None:
     """Replace the run's checkpoint; a process that dies meanwhile leaves the old one.
 
-    `learned` tells its frames and teachers from others (Material.learned).
+    `learned` tells its frames, labels and teachers from others (Material.learned).
     """
     state: Mapping[str, object] = {
         "network": trainee.network.state_dict(),
@@ -50,14 +50,14 @@ def save(run: Path, trainee: Trainee, experiment: Experiment, *, epochs_done: in
 
 
 def check_continued(run: Path, experiment: Experiment, learned: str) -> None:
-    """ConfigError where there is a checkpoint in the run that is of another experiment, other frames or teachers."""
+    """ConfigError where the run's checkpoint is of another experiment, or of other frames, labels or teachers."""
     if not (run / FILE).is_file():
         return
     state = _read(run, torch.device("cpu"))
     _check_experiment(run, state, experiment)
     if state.get("learned", "") not in ("", learned):  # runs of before do not say
         raise ConfigError(
-            f"run {run}: it learned from other frames or teachers; name those it had, or an empty folder for the run"
+            f"run {run}: it learned from other frames, labels or teachers; name those it had, or an empty folder"
         )
 
 

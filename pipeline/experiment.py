@@ -58,7 +58,8 @@ class DataSettings(_Section):
     without_drives: tuple[str, ...] = Field(description="drives taken out of the split, to choose by")
     choose_by: tuple[str, ...] = Field(description="splits or drives measured during training")
     size: tuple[_Side, _Side] | None = Field(
-        default=None, description="height and width that frames are brought to for the network; without it, as they are"
+        default=None,
+        description="height and width of the network's frames; without it, their own, on disk those of the layout",
     )
     crop: tuple[_Side, _Side] = Field(description="height and width of a training view, divisible by 16")
     scale: _Scales = Field(description="smallest and largest scale of a view; at 1 frames have the size above")

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.accuracy import LabelAccuracy, label_accuracy
-from pipeline.datasets import Frames, at_size
+from pipeline.datasets import Frames
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import Experiment, LabelExperiment
 from pipeline.losses import class_shares, label_loss, presence
-from pipeline.material import Folders, prepare
+from pipeline.material import Folders, Material, prepare
 from pipeline.models.label_decoder import LabelDecoder
 from pipeline.models.layers import short_floats
 from pipeline.models.split_segmenter import SplitSegmenter
@@ -110,8 +110,7 @@ def train_labels(settings: LabelExperiment, base: Experiment, folders: Folders) 
         measured: tuple[LabelMeasured, ...] = ()
         if epoch + 1 == schedule.epochs:
             save_file(labeller.decoder.state_dict(), folders.run / FILE)
-            held = material.held.items()
-            measured = tuple(one for split, data in held for one in measure_labels(labeller, data, split, settings))
+            measured = _measure(labeller, material, settings.least_share)
         yield LabelProgress(epoch + 1, schedule.epochs, float(total) / per_epoch, measured)
 
 
@@ -129,21 +128,30 @@ def _step(labeller: Labeller, optimiser: torch.optim.Optimizer, batch: Batch, se
     return labels.detach()
 
 
+def _measure(labeller: Labeller, material: Material, least_share: float) -> tuple[LabelMeasured, ...]:
+    size, held = material.size, material.held.items()
+    return tuple(
+        one for name, part in held for one in measure_labels(labeller, part, name, size=size, least_share=least_share)
+    )
+
+
 @torch.no_grad()
-def measure_labels(labeller: Labeller, data: Frames, split: str, settings: LabelExperiment) -> list[LabelMeasured]:
-    """Accuracy on whole frames, one entry per quality level."""
+def measure_labels(
+    labeller: Labeller, data: Frames, split: str, *, size: tuple[int, int], least_share: float
+) -> list[LabelMeasured]:
+    """Accuracy on whole frames, brought to the network's `size` (height, width); one entry per quality level."""
     device = next(labeller.parameters()).device
     labeller.eval()
     levels = torch.arange(labeller.network.levels, device=device)
     scores, truth = [], []
     for index in range(len(data)):
         frame = data.read(index)
-        shown = at_size(frame.image, settings.data.size)
+        shown = data.placed(frame.image, size).image
         image = torch.from_numpy(shown).permute(2, 0, 1)[None].float().to(device)
         y = labeller.encode(image)
         evidence = labeller.evidence(y.expand(len(levels), -1, -1, -1), levels)  # (L, K, h, w)
         scores.append(labeller.decoder.pool(evidence).sigmoid().cpu().numpy())
-        targets = presence(torch.from_numpy(frame.labels)[None], evidence.shape[1], least_share=settings.least_share)
+        targets = presence(torch.from_numpy(frame.labels)[None], evidence.shape[1], least_share=least_share)
         truth.append(targets[0].bool().numpy())
     by_level = np.stack(scores, 1)  # (L, N, K)
     return [LabelMeasured(split, level, label_accuracy(np.stack(truth), s)) for level, s in enumerate(by_level)]

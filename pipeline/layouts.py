@@ -8,6 +8,7 @@ from typing import Protocol
 from pipeline import cityscapes, coco, datasets
 from pipeline.datasets import Classes, Labelled, Stored
 from pipeline.errors import ConfigError
+from pipeline.experiment import DataSettings
 
 
 class OpenFrames(Protocol):
@@ -31,6 +32,16 @@ LAYOUTS: dict[str, Layout] = {
     "cityscapes": Layout(lambda _: cityscapes.CLASSES, cityscapes.cityscapes, (1024, 2048), "leftImg8bit"),
     "coco": Layout(lambda _: coco.CLASSES, coco.coco, (640, 640), "annotations"),
 }
+
+
+def network_size(settings: DataSettings, data: Labelled | Stored) -> tuple[int, int]:
+    """Height and width that the network takes frames at: without data.size their own, of those on disk the layout's."""
+    if settings.size is not None:
+        return settings.size
+    if isinstance(data, Stored):
+        return LAYOUTS[settings.dataset].size
+    height, width = data.labels[0].shape
+    return height, width
 
 
 def layout_of(root: Path, name: str | None = None) -> Layout:

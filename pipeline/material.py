@@ -14,10 +14,10 @@ from torch import Tensor
 from pipeline import datasets, distillation, translation
 from pipeline.accuracy import VOID
 from pipeline.batches import Batches, ClassPixels, Pool, Resident, Streamed, class_pixels
-from pipeline.datasets import Labelled, Stored
+from pipeline.datasets import Labelled, LabelledFrame, Stored
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
-from pipeline.layouts import LAYOUTS
+from pipeline.layouts import LAYOUTS, network_size
 from pipeline.views import Augmentation
 
 _COUNTED = 300  # frames of a data set on disk whose pixels are counted by class
@@ -42,10 +42,11 @@ class Material:
     """Batches to learn from, frames to measure on by name, and how much each class counts (K,)."""
 
     batches: Batches
+    size: tuple[int, int]  # height and width that the network takes frames at
     held: Mapping[str, datasets.Frames]
     class_weights: Tensor
     calibration: Tensor  # (N, 3, h, w) in 0..255: a few frames to take statistics from
-    learned: str  # tells the frames and teachers from others
+    learned: str  # tells frames, labels and teachers from others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +63,7 @@ def prepare(
 ) -> Material:
     """Read everything; ConfigError names the folder or the setting that is wrong.
 
-    `before` is given what tells the frames and teachers from others, before anything is written: it may refuse them.
+    `before` is given what tells frames, labels and teachers from others before anything is written; it may refuse them.
     """
     settings, schedule = experiment.data, experiment.schedule
     _check_taught(experiment)
@@ -75,20 +76,22 @@ def prepare(
         raise ConfigError(f"data.unlabelled {settings.unlabelled}: no frame of the data set is left; lower it")
     if len(data) < schedule.batch - unlabelled:
         raise ConfigError(f"schedule.batch {schedule.batch}: only {len(data)} frames; lower it")
+    size = network_size(settings, data)
     if isinstance(data, Labelled):
+        some = _spread(data)
         extra = _extra_frames(experiment, folders, _one_size(folders.data, data))
         learned = _told_apart(experiment, folders, data, [*data.images, *extra, *data.labels])
         before(learned)
         drawn = _resident(experiment, folders, data, extra, described, device)
     else:
-        size = settings.size or layout.size
         data = datasets.fitted(data, *size)
-        learned = _told_apart(experiment, folders, data, list(_calibration_images(data).byte().numpy()))
+        some = _spread(data)
+        learned = _told_apart(experiment, folders, data, [*(one.image for one in some), *(one.labels for one in some)])
         before(learned)
         drawn = _streamed(experiment, data, classes, size, device)
-    batches = _batches(experiment, drawn, labelled=len(data), unlabelled=unlabelled, classes=classes)
+    batches = _batches(experiment, drawn, size, labelled=len(data), unlabelled=unlabelled, classes=classes)
     weights = datasets.class_weights(drawn.share, strength=settings.class_weighting)
-    return Material(batches, held, torch.from_numpy(weights).to(device), _calibration_images(data), learned)
+    return Material(batches, size, held, torch.from_numpy(weights).to(device), _calibration(some), learned)
 
 
 def _check_taught(experiment: Experiment) -> None:
@@ -100,7 +103,9 @@ def _check_taught(experiment: Experiment) -> None:
         raise ConfigError("teacher.translated learns from labels, but loss.labels and lovasz are 0; set it to false")
 
 
-def _batches(experiment: Experiment, drawn: _Drawn, *, labelled: int, unlabelled: int, classes: int) -> Batches:
+def _batches(
+    experiment: Experiment, drawn: _Drawn, size: tuple[int, int], *, labelled: int, unlabelled: int, classes: int
+) -> Batches:
     settings = experiment.data
     return Batches(
         pool=drawn.pool,
@@ -113,7 +118,7 @@ def _batches(experiment: Experiment, drawn: _Drawn, *, labelled: int, unlabelled
         mixed=settings.mixed,
         texture=settings.texture,
         classes=classes,
-        frame_size=settings.size or drawn.pool.size,
+        frame_size=size,
         crop=settings.crop,
         augmentation=Augmentation(*settings.scale, settings.jitter),
         seed=experiment.schedule.seed,
@@ -131,7 +136,10 @@ def _one_size(root: Path, data: Labelled) -> tuple[int, ...]:
 def _told_apart(
     experiment: Experiment, folders: Folders, data: datasets.Frames, shown: Sequence[NDArray[np.uint8]]
 ) -> str:
-    """What tells a run's frames and teachers from others: names, some or all of the pixels, the teachers' files."""
+    """What tells a run's frames, labels and teachers from others: names, what is shown of them, the teachers' files.
+
+    `shown` has pixels and labels: of frames in memory all, of those on disk of some.
+    """
     told = hashlib.sha256("\n".join((*data.names, distillation.digest(shown))).encode())
     for path in folders.teachers if experiment.teacher.weight > 0 else ():
         told.update(path.read_bytes() if path.is_file() else b"")
@@ -262,9 +270,13 @@ def _soft_share(soft: NDArray[np.uint8]) -> NDArray[np.float64]:
     return share
 
 
-def _calibration_images(data: datasets.Frames, count: int = 16) -> Tensor:
-    """A few frames spread over the data set, cropped to a size divisible by 16: (N, 3, h, w)."""
-    chosen = [data.read(i).image for i in range(0, len(data), max(1, len(data) // count))][:count]
-    height, width = (size // 16 * 16 for size in chosen[0].shape[:2])
-    stacked = np.stack([image[:height, :width] for image in chosen])
+def _spread(data: datasets.Frames, count: int = 16) -> list[LabelledFrame]:
+    """A few frames spread over the data set."""
+    return [data.read(i) for i in range(0, len(data), max(1, len(data) // count))[:count]]
+
+
+def _calibration(frames: Sequence[LabelledFrame]) -> Tensor:
+    """Their pictures, cropped to a size divisible by 16: (N, 3, h, w)."""
+    height, width = (side // 16 * 16 for side in frames[0].labels.shape)
+    stacked = np.stack([frame.image[:height, :width] for frame in frames])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float()

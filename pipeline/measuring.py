@@ -60,12 +60,21 @@ class Rebuilt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """Frames of one size (B, 3, H, W) at one quality level, with their labels (B, h, w), and what was coded of them."""
+class _Group:
+    """Frames of one size as bytes (B, 3, H, W), and their labels (B, h, w)."""
 
     images: Tensor
     labels: Tensor
     shown: tuple[int, int]  # rows and columns of the images, from the upper left, that the labels are of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """Frames of a group in 0..255 (B, 3, H, W) at one quality level, their labels (B, h, w), what was coded of them."""
+
+    images: Tensor
+    labels: Tensor
+    shown: tuple[int, int]  # as of their group
     level: int
     coded: Coded
 
@@ -131,41 +140,43 @@ class _Rates:
 
 
 def _through(network: SplitSegmenter, data: Frames, size: tuple[int, int] | None) -> Iterator[_Seen]:
-    """All frames at all levels, each analysed once."""
-    for images, labels, shown in _groups(data, size, next(network.parameters()).device):
+    """All frames at all levels, each analysed once; several together on a GPU, one by one on a CPU."""
+    device = next(network.parameters()).device
+    for group in _groups(data, size, most=_TOGETHER if device.type == "cuda" else 1):
+        images, labels = group.images.to(device).float(), group.labels.to(device)
         with short_floats(images.device):
             y = network.encode(images.contiguous(memory_format=torch.channels_last))
         for level in range(network.levels):
             with short_floats(images.device):
                 coded = network.prior(y, levels_like(images, level))
-            yield _Seen(images, labels, shown, level, coded)
+            yield _Seen(images, labels, group.shown, level, coded)
 
 
-def _groups(
-    data: Frames, size: tuple[int, int] | None, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
-    """Images (B, 3, H, W) in 0..255, labels (B, h, w) and what of the images they are of, frames of one size together;
-    one by one on a CPU."""
-    waiting: list[tuple[Tensor, Tensor]] = []
-    shown = (0, 0)
-    most = _TOGETHER if device.type == "cuda" else 1
+def _groups(data: Frames, size: tuple[int, int] | None, *, most: int) -> Iterator[_Group]:
+    """All frames in their order, those of one size that follow one another together, but no more than `most`."""
+    waiting: list[_Group] = []
     for index in range(len(data)):
-        frame = data.read(index)
-        height, width = frame.labels.shape
-        placed = data.placed(frame.image, size) if size else Placed(frame.image, height, width)
-        one = torch.from_numpy(placed.image).permute(2, 0, 1), torch.from_numpy(frame.labels)
-        if waiting and (len(waiting) == most or waiting[0][1].shape != one[1].shape):
-            yield *_stacked(waiting, device), shown
+        one = _alone(data, index, size)
+        if waiting and (len(waiting) == most or waiting[0].labels.shape != one.labels.shape):
+            yield _joined(waiting)
             waiting = []
         waiting.append(one)
-        shown = placed.rows, placed.columns
     if waiting:
-        yield *_stacked(waiting, device), shown
+        yield _joined(waiting)
 
 
-def _stacked(frames: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
-    images, labels = (torch.stack(parts).to(device) for parts in zip(*frames, strict=True))
-    return images.float(), labels
+def _alone(data: Frames, index: int, size: tuple[int, int] | None) -> _Group:
+    """One frame at the size that the network takes it at; without one, as it is."""
+    frame = data.read(index)
+    height, width = frame.labels.shape
+    placed = data.placed(frame.image, size) if size else Placed(frame.image, height, width)
+    image, labels = torch.from_numpy(placed.image).permute(2, 0, 1), torch.from_numpy(frame.labels)
+    return _Group(image[None], labels[None], (placed.rows, placed.columns))
+
+
+def _joined(groups: Sequence[_Group]) -> _Group:
+    images, labels = torch.cat([one.images for one in groups]), torch.cat([one.labels for one in groups])
+    return _Group(images, labels, groups[0].shown)
 
 
 def _check(labels: Tensor, split: str, classes: int) -> None:

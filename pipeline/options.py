@@ -28,6 +28,7 @@ def show_version(wanted: bool) -> None:
 
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures here too", callback=can_be_written)]
+FigureFile = Annotated[Path | None, typer.Option("--figure", help="draw them here, as PNG", callback=can_be_written)]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the node's settings")]
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="folder of the trained model")]
 Engine = Annotated[str, typer.Option(help="auto, openvino or onnxruntime")]

@@ -16,7 +16,7 @@ from pipeline.distillation import learned_soft_labels
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
 from pipeline.export import Description, export, export_whole
-from pipeline.layouts import LAYOUTS
+from pipeline.layouts import LAYOUTS, network_size
 from pipeline.models.assembly import IMAGE
 from pipeline.models.split_segmenter import SplitSegmenter
 from pipeline.refining import refine
@@ -124,10 +124,7 @@ def _learned(origin: Origin) -> Labelled:
     """The frames that were trained on, at the size that the network takes them; of those on disk some."""
     settings = origin.experiment.data
     data = _frames(origin, settings.split)
-    if isinstance(data, Stored):
-        return in_memory(data, settings.size or LAYOUTS[settings.dataset].size)
-    height, width = data.labels[0].shape
-    return in_memory(data, settings.size or (height, width))
+    return in_memory(data, network_size(settings, data))
 
 
 def _frames(origin: Origin, split: str) -> Labelled | Stored:

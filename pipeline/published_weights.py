@@ -18,6 +18,14 @@ _PREFIX = "module."  # of networks that learned on several GPUs
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU; ConfigError, which does not say what the file is for, where it has none."""
+    found = _stored(path)
+    if not isinstance(found, Mapping) or not found or not all(isinstance(one, Tensor) for one in found.values()):
+        raise ConfigError("it holds no tensors by name; save its state dict alone")
+    return {str(name).removeprefix(_PREFIX): one for name, one in found.items()}
+
+
+def _stored(path: Path) -> object:
+    """What a file holds; of a checkpoint that holds more than weights, what stands where its weights should."""
     try:
         if not _is_torchs(path):
             return load(path.read_bytes())  # load_file would look at the file's name
@@ -26,10 +34,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ConfigError(str(error)) from error
     except Exception as error:  # damaged files raise all kinds
         raise ConfigError("it holds more than weights, or is damaged; save its state dict alone") from error
-    found = next((stored[name] for name in _INSIDE if isinstance(stored, Mapping) and name in stored), stored)
-    if not isinstance(found, Mapping) or not all(isinstance(one, Tensor) for one in found.values()):
-        raise ConfigError("it holds no tensors by name; save its state dict alone")
-    return {str(name).removeprefix(_PREFIX): one for name, one in found.items()}
+    return next((stored[name] for name in _INSIDE if isinstance(stored, Mapping) and name in stored), stored)
 
 
 def _is_torchs(path: Path) -> bool:

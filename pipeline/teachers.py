@@ -234,13 +234,16 @@ def _load(path: Path, size: tuple[int, int], described: Classes, device: torch.d
 
 def _load_known(path: Path) -> tuple[nn.Module, int]:
     """The network of NETWORKS whose tensors the file holds, in eval mode, and how many classes it has."""
+    known = " or ".join(build.__name__ for build in NETWORKS.values())
     try:
         stored = read_weights(path)
-        last = next(name for name in NETWORKS if name in stored)
+    except ConfigError as error:
+        raise ConfigError(f"teacher {path}: {error}; name the weights of {known}, or an ONNX graph") from error
+    try:
+        last = next(name for name in NETWORKS if name in stored and stored[name].ndim == 1)
         network = NETWORKS[last](len(stored[last]))
         network.load_state_dict(stored, strict=True)
-    except (ConfigError, RuntimeError, StopIteration) as error:
-        known = " or ".join(build.__name__ for build in NETWORKS.values())
+    except (RuntimeError, StopIteration) as error:
         raise ConfigError(f"teacher {path}: not the weights of {known}; export other networks to ONNX") from error
     return network.eval().requires_grad_(False), len(stored[last])
 

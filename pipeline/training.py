@@ -200,7 +200,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
 def _measure(
     network: SplitSegmenter, material: Material, experiment: Experiment
 ) -> tuple[Measured, ...] | tuple[Rebuilt, ...]:
-    size, held = experiment.data.size, material.held.items()
+    size, held = material.size, material.held.items()
     if experiment.model.decoder == IMAGE:
         return tuple(one for name, part in held for one in measure_pictures(network, part, name, size=size))
     classes = len(material.class_weights)

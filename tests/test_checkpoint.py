@@ -74,7 +74,7 @@ def test_a_run_from_before_a_part_that_learned_nothing_was_left_out_still_loads(
 def test_a_run_goes_on_with_the_frames_it_had(tmp_path: Path) -> None:
     save(tmp_path, trainee(), tiny.experiment(), epochs_done=1, learned="these")
     check_continued(tmp_path, tiny.experiment(), "these")
-    with pytest.raises(ConfigError, match="it learned from other frames or teachers; name those it had"):
+    with pytest.raises(ConfigError, match="it learned from other frames, labels or teachers; name those it had"):
         check_continued(tmp_path, tiny.experiment(), "others")
     with pytest.raises(ConfigError, match="of another experiment"):
         check_continued(tmp_path, tiny.experiment(loss={"lovasz": 0.1}), "these")

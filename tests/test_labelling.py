@@ -1,15 +1,21 @@
 """Training of a label decoder: it learns, and the network before it does not."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import test_layouts
 import tiny
 import torch
+from torch import Tensor
 
+from pipeline.datasets import Labelled, Stored, at_size
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.experiment import LabelExperiment, LabelSchedule
-from pipeline.labelling import Labeller, describe_labels, load_labels, train_labels, trained_network
+from pipeline.labelling import Labeller, describe_labels, load_labels, measure_labels, train_labels, trained_network
+from pipeline.layouts import LAYOUTS
 from pipeline.material import Folders
 from pipeline.models.label_decoder import LabelDecoder
 from pipeline.models.split_segmenter import SplitSegmenter
@@ -116,3 +122,54 @@ def test_a_network_that_sends_nothing_cannot_be_labelled(folders: Folders) -> No
         trained_network(silent, folders.start, tiny.CLASSES)
     with pytest.raises(ConfigError, match="add --network"):
         trained_network(base, None, tiny.CLASSES)
+
+
+class Looking(Labeller):
+    """Keeps the pictures that it is shown (1, 3, H, W)."""
+
+    def __init__(self, network: SplitSegmenter) -> None:
+        super().__init__(deepcopy(network), decoder())
+        self.shown: list[Tensor] = []
+
+    def encode(self, image: Tensor) -> Tensor:
+        self.shown.append(image)
+        return super().encode(image)
+
+
+def test_frames_on_disk_are_measured_whole_and_those_in_memory_as_a_camera_brings_them(
+    tiny_network: SplitSegmenter,
+) -> None:
+    size, rng = (tiny.HEIGHT, tiny.WIDTH), np.random.default_rng(0)
+    names, images = ("wide", "tall"), tuple(rng.integers(0, 256, (*s, 3), np.uint8) for s in ((32, 80), (96, 64)))
+    held = Labelled(names, images, tuple(np.zeros(image.shape[:2], np.uint8) for image in images))
+    stored = Stored(names, held.read)
+    for data, expected in (
+        (stored, [stored.placed(image, size).image for image in images]),
+        (held, [at_size(image, size) for image in images]),
+    ):
+        labeller = Looking(tiny_network)
+        found = measure_labels(labeller, data, "val", size=size, least_share=0.01)
+        assert [(one.split, one.quality) for one in found] == [("val", level) for level in range(tiny.LEVELS)]
+        assert [one.numpy().tolist() for one in labeller.shown] == [
+            image.transpose(2, 0, 1)[None].astype(float).tolist() for image in expected
+        ]
+
+
+def test_without_a_size_frames_on_disk_are_measured_at_that_of_their_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LAYOUTS, "coco", replace(LAYOUTS["coco"], size=(64, 96)))
+    root = test_layouts.coco(tmp_path / "coco")
+    base = tiny.experiment(data={"dataset": "coco", "choose_by": ("train",)}, schedule={"epochs": 1, "batch": 2})
+    behind = tiny.folders(root, tmp_path / "home")
+    list(train(base, behind))
+    looked, encode = set(), Labeller.encode
+
+    def looking(self: Labeller, image: Tensor) -> Tensor:
+        looked.add(tuple(image.shape))
+        return encode(self, image)
+
+    monkeypatch.setattr(Labeller, "encode", looking)
+    on_disk = settings(epochs=1, batch=2).model_copy(update={"data": base.data})
+    list(train_labels(on_disk, base, Folders(data=root, backbone=None, run=tmp_path / "labels", start=behind.run)))
+    assert looked == {(2, 3, 32, 48), (1, 3, 64, 96)}, "views of training, and whole frames"

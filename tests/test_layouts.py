@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import test_cityscapes
 import test_coco
+import tiny
 
 from pipeline import datasets
 from pipeline.accuracy import VOID
 from pipeline.errors import ConfigError
-from pipeline.layouts import LAYOUTS, layout_of
+from pipeline.layouts import LAYOUTS, layout_of, network_size
 
 
 def cityscapes(root: Path) -> Path:
@@ -86,3 +87,13 @@ def test_every_cityscapes_class_counts_as_one_of_the_data_set(dataset: tuple[str
 def test_classes_differ_in_name_and_colour(dataset: tuple[str, Path]) -> None:
     classes = LAYOUTS[dataset[0]].classes(dataset[1]).classes
     assert len({one.name for one in classes}) == len({one.colour for one in classes}) == len(classes)
+
+
+def test_a_network_takes_frames_at_their_own_size_or_their_layouts_unless_told(
+    dataset: tuple[str, Path],
+) -> None:
+    name, root = dataset
+    data, own = LAYOUTS[name].frames(root, "train"), {"camvid": (tiny.HEIGHT, tiny.WIDTH)}
+    without = tiny.experiment(data={"dataset": name}).data
+    assert network_size(without, data) == own.get(name, LAYOUTS[name].size)
+    assert network_size(without.model_copy(update={"size": (32, 48)}), data) == (32, 48)

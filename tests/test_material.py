@@ -1,6 +1,7 @@
 """What is learned from: frames with labels and without, soft labels; and what an experiment must not ask for."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from graphs import light_meter
 from torch import Tensor
 
-from pipeline import datasets, distillation, material
+from pipeline import coco, datasets, distillation, material
 from pipeline.accuracy import VOID
 from pipeline.batches import Resident, Streamed
 from pipeline.errors import ConfigError
@@ -267,10 +268,10 @@ def test_label_free_views_are_balanced_by_what_the_teacher_sees(
     assert len(made.batches.pixels.rows) == len(soft[:FRAMES].argmax(1).unique())
 
 
-def streaming(tmp_path: Path, **changed: dict[str, object]) -> Material:
+def streaming(tmp_path: Path, *, images: int = 3, columns: int = 30, **changed: dict[str, object]) -> Material:
     """Of a small COCO, whose frames stay on disk."""
-    crowds = (test_coco.crowd(i, test_coco.CAR, columns=30) for i in (1, 2, 3))
-    root = test_coco.write(tmp_path / "coco", "train", *crowds, images=3)
+    crowds = (test_coco.crowd(i + 1, test_coco.CAR, columns) for i in range(images))
+    root = test_coco.write(tmp_path / "coco", "train", *crowds, images=images)
     data = {"dataset": "coco", "choose_by": (), **changed.pop("data", {})}
     return prepare(root, tmp_path / "run", tiny.experiment(data=data, schedule={"batch": 2}, **changed))
 
@@ -292,7 +293,7 @@ def test_frames_on_disk_are_brought_to_one_size_and_read_again_and_again(tmp_pat
 
 def test_frames_on_disk_may_be_brought_to_another_size_than_that_of_their_layout(tmp_path: Path) -> None:
     made = streaming(tmp_path, data={"size": (64, 96), "choose_by": ("train",)})
-    assert made.batches.pool.size == made.batches.frame_size == (64, 96)
+    assert made.size == made.batches.pool.size == made.batches.frame_size == (64, 96)
     assert made.held["train"].read(0).labels.shape == (60, 80)  # measured on as they are
 
 
@@ -328,6 +329,30 @@ def test_other_frames_without_labels_and_other_teachers_are_told_too(
     ]
     assert len(set(told)) == 3
     assert told[0] == told[3]
+
+
+def test_other_labels_are_told_too_also_of_frames_on_disk(tiny_camvid: Path, tmp_path: Path) -> None:
+    other_data = tiny.with_other_labels(tiny_camvid, tmp_path / "data")
+    one, other = (prepare(data, tmp_path / "run").learned for data in (tiny_camvid, other_data))
+    assert one != other
+    told = [streaming(tmp_path / str(i), columns=columns).learned for i, columns in enumerate((30, 31, 30))]
+    assert told[0] != told[1]
+    assert told[0] == told[2]
+
+
+def test_of_frames_on_disk_sixteen_are_read_beside_those_whose_classes_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Counter[str] = Counter()
+
+    def counted(path: Path) -> np.ndarray:
+        read[path.name] += 1
+        return datasets.read_image(path)
+
+    monkeypatch.setattr(coco, "read_image", counted)
+    made = streaming(tmp_path, images=31)
+    assert len(made.calibration) == 16
+    assert sorted(read.values()) == [1] * 15 + [2] * 16
 
 
 def test_labels_that_are_no_class_are_named(tiny_camvid: Path, tmp_path: Path) -> None:

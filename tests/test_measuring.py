@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import measuring
 from pipeline.accuracy import confusion, mean_iou
 from pipeline.datasets import Labelled, Stored
 from pipeline.errors import ConfigError
@@ -64,6 +65,17 @@ def test_frames_on_disk_are_seen_whole_and_rated_by_their_own_pixels(size: tuple
     (right,), (wrong,) = (measure(network(shift), stored, "p", classes=tiny.CLASSES, size=size) for shift in (0, 1))
     assert right.miou > 0.8
     assert wrong.miou < 0.1
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, [1, 1, 1, 1, 1]), (2, [2, 1, 1, 1]), (16, [3, 1, 1])])
+def test_frames_of_one_size_are_seen_together_and_each_group_knows_what_it_covers(most: int, counts: list[int]) -> None:
+    data = painted((96, 128), (96, 128), (96, 128), (128, 96), (96, 96))
+    groups = list(measuring._groups(Stored(data.names, data.read), (96, 160), most=most))
+    assert [len(group.images) for group in groups] == counts
+    assert [len(group.labels) for group in groups] == counts
+    frames = [frame for group in groups for frame in group.labels]
+    assert all(torch.equal(one, torch.from_numpy(labels)) for one, labels in zip(frames, data.labels, strict=True))
+    assert [group.shown for group in groups][-3:] == [(96, 128), (96, 72), (96, 96)]
 
 
 def test_a_network_that_knows_everything_is_right_on_frames_of_any_size() -> None:

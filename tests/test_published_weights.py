@@ -55,11 +55,24 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), {"lr": 0.1}, {"state_dict": 3}], ids=["tensor", "none", "number"])
+NO_TENSORS = "^it holds no tensors by name; save its state dict alone$"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), {"lr": 0.1}, {"state_dict": 3}, {"state_dict": {}, "epoch": 3}, {}],
+    ids=["tensor", "none", "number", "empty", "nothing"],
+)
 def test_a_file_without_tensors_by_name_says_so(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(ConfigError, match="no tensors by name"):
+    with pytest.raises(ConfigError, match=NO_TENSORS):
         read_weights(tmp_path / "a.pth")
+
+
+def test_safetensors_without_tensors_say_so(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match=NO_TENSORS):
+        read_weights(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 40, -30])

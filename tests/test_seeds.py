@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+import test_layouts
 import tiny
 import yaml
 from test_checkpoint import trainee
 
+from benchmarks import seeds
 from benchmarks.seeds import Difference, Level, Variant, as_table, by_level, check_seeds, difference, measured, variant
 from pipeline.checkpoint import save
 from pipeline.errors import ConfigError
+from pipeline.layouts import LAYOUTS
 from pipeline.measuring import Measured
 
 
@@ -83,3 +86,16 @@ def test_runs_that_differ_in_their_seeds_alone_are_compared(tmp_path: Path) -> N
     for run, said in wrong:
         with pytest.raises(ConfigError, match=said):
             check_seeds(Variant("tiny", config, (first, run)))
+
+
+def test_runs_are_measured_at_the_size_that_their_network_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, config, sizes = test_layouts.coco(tmp_path / "coco"), tmp_path / "coco.yaml", []
+    monkeypatch.setattr(seeds, "load_trained", lambda *_: None)
+    monkeypatch.setattr(seeds, "measure", lambda *_, size, **__: sizes.append(size) or [])
+    on_disk = tiny.experiment(data={"dataset": "coco"}, schedule={"epochs": 1})
+    config.write_text(yaml.safe_dump(on_disk.model_dump(mode="json")))
+    runs = (run_of(tmp_path / "a", seed=1), run_of(tmp_path / "b", seed=2))
+    measured(Variant("coco", config, runs), root, "train")
+    assert sizes == [LAYOUTS["coco"].size] * 2

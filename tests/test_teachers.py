@@ -16,7 +16,7 @@ from pipeline.datasets import Classes, LabelledClass
 from pipeline.errors import ConfigError
 from pipeline.models.mininetv2 import MiniNetV2
 from pipeline.models.teacher import FDDWNet, group_classes, normalise
-from pipeline.teachers import NetworkTeacher, Teacher, load_teachers, stacked
+from pipeline.teachers import NETWORKS, NetworkTeacher, Teacher, load_teachers, stacked
 
 OURS = Classes(tuple(LabelledClass(n, c) for n, c in COLOURS.items()), FROM_CITYSCAPES)
 SIZE = (2 * WIDTH, 2 * HEIGHT)
@@ -202,6 +202,21 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"other\.safetensors: .* FDDWNet or MiniNetV2") as caught:
             load(path)
         assert "\n" not in str(caught.value)
+
+
+def test_weights_whose_last_tensor_has_no_classes_are_those_of_another_network(tmp_path: Path) -> None:
+    last = next(iter(NETWORKS))
+    for shape in ((), (19, 1)):
+        save_file({**FDDWNet().state_dict(), last: torch.zeros(shape)}, tmp_path / "odd.safetensors")
+        with pytest.raises(ConfigError, match=r"odd\.safetensors: not the weights of FDDWNet or MiniNetV2"):
+            load(tmp_path / "odd.safetensors")
+
+
+def test_what_is_wrong_with_a_file_is_passed_on(tmp_path: Path) -> None:
+    torch.save({"weights": MiniNetV2().state_dict(), "more": Path("a")}, tmp_path / "more.pth")
+    said = r"more\.pth: it holds more than weights, or is damaged; save its state dict alone; name the weights of"
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path / "more.pth")
 
 
 def test_file_that_holds_no_weights_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import test_layouts
 import tiny
 import torch
 from graphs import light_meter
@@ -18,6 +19,7 @@ from pipeline import checkpoint, training
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.errors import ConfigError
 from pipeline.experiment import Experiment
+from pipeline.layouts import LAYOUTS
 from pipeline.material import Folders
 from pipeline.measuring import Measured
 from pipeline.models.split_segmenter import SplitSegmenter
@@ -95,6 +97,20 @@ def test_the_gains_of_a_level_fall_where_its_rate_weighs_more(tiny_camvid: Path,
 def test_measured_when_due_and_after_the_last_epoch(tiny_camvid: Path, tmp_path: Path, every: int) -> None:
     found = epochs(tiny.experiment(schedule={"epochs": 3, "measure_every": every}), tiny.folders(tiny_camvid, tmp_path))
     assert [bool(p.measured) for p in found] == [every == 1, every <= 2, True]
+
+
+def test_without_a_size_frames_on_disk_are_measured_at_that_of_their_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LAYOUTS, "coco", replace(LAYOUTS["coco"], size=(64, 96)))
+    root, found = test_layouts.coco(tmp_path / "coco"), []
+    for number, size in enumerate((None, (64, 96))):
+        data = {"dataset": "coco", "choose_by": ("train",), "size": size}
+        experiment = tiny.experiment(data=data, schedule={"epochs": 1, "batch": 2})
+        found += epochs(experiment, tiny.folders(root, tmp_path / str(number)))
+    without, told = (one.measured for one in found)
+    assert without == told
+    assert len(told) == tiny.LEVELS
 
 
 def interrupted(experiment: Experiment, folders: Folders) -> int:
@@ -357,7 +373,7 @@ def test_run_of_other_frames_is_refused_before_anything_of_it_is_touched(tiny_ca
     epochs(blind, folders)
     before = {path: path.read_bytes() for path in folders.run.iterdir()}
     for changed in ({"data": others}, {"teachers": (other_teacher,)}):
-        with pytest.raises(ConfigError, match="it learned from other frames or teachers"):
+        with pytest.raises(ConfigError, match="it learned from other frames, labels or teachers"):
             epochs(blind, replace(folders, **changed))
         assert {path: path.read_bytes() for path in folders.run.iterdir()} == before
     epochs(blind, folders)
