@@ -3,16 +3,14 @@
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from pipeline import config, training_commands
@@ -37,8 +35,8 @@ from pipeline.options import (
     Quality,
     Source,
     Threshold,
-    Version,
 )
+from pipeline.progress import counting, progress
 
 app = typer.Typer(
     name="maskcast",
@@ -50,10 +48,13 @@ app = typer.Typer(
 config_app = typer.Typer(help="Check settings files, print their schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
-_LINE_EVERY_S = 5.0
-
-T = TypeVar("T")
 S = TypeVar("S", bound=config.NodeSettings)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"maskcast {metadata.version('maskcast')}")
+        raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -83,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
-    version: Version = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version and end", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     """Many cameras to live semantic masks over thin links."""
 
@@ -211,7 +214,7 @@ def encode(
         loaded, engine=engine, quality=quality, policy=policy, grid=grid, lookahead=lookahead or 0
     )
     packets = encode_files(encoder, loaded, source, output, noise_reduction=noise_reduction)
-    written = list(_progress(packets, "encoding"))
+    written = list(progress(packets, "encoding"))
     total = sum(one.bytes for one in written)
     print(f"{len(written)} packets, {total} bytes, {total / max(1, len(written)):.0f} a frame, in {output}")
 
@@ -232,7 +235,7 @@ def decode(
     loaded = _bundle(bundle)
     # No key grows old: decoding may be paused for any time.
     decoder = open_decoder(loaded, engine=engine, keys=KeyBuffers(idle_s=math.inf), hysteresis=hysteresis)
-    written = list(_progress(decode_files(decoder, loaded, source, output), "decoding"))
+    written = list(progress(decode_files(decoder, loaded, source, output), "decoding"))
     print(f"{len(written)} masks in {output}")
 
 
@@ -263,7 +266,7 @@ def evaluate(
     levels = [one.index for one in loaded.manifest.quality_levels] if all_levels else [quality]
     measured = []
     for level in levels:
-        with _counting(split if level is None else f"{split} at level {level}", len(frames)) as told:
+        with counting(split if level is None else f"{split} at level {level}", len(frames)) as told:
             measured.append(
                 evaluation.measure(loaded, frames, split=split, engine=engine, quality=level, progress=told)
             )
@@ -360,34 +363,6 @@ def _run(node: Any, settings: config.NodeSettings) -> NoReturn:
 
 def _bundle(folder: Path | None) -> Bundle:
     return load_bundle(folder or default_bundle())
-
-
-def _progress(items: Iterable[T], what: str) -> Iterable[T]:
-    """Pass items on; shows how many there were, as a bar on a terminal and as a line now and then elsewhere."""
-    with _counting(what, None) as count:
-        for number, item in enumerate(items, start=1):
-            count(number)
-            yield item
-
-
-@contextmanager
-def _counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Gives the function that is told how much is done."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with ProgressBar(console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    said_s = time.monotonic()
-
-    def say(done: int) -> None:
-        nonlocal said_s
-        if time.monotonic() - said_s >= _LINE_EVERY_S:
-            said_s = time.monotonic()
-            print(f"{what}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True)
-
-    yield say
 
 
 training_commands.add_to(app)

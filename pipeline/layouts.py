@@ -46,6 +46,8 @@ def network_size(settings: DataSettings, data: Labelled | Stored) -> tuple[int, 
 
 def layout_of(root: Path, name: str | None = None) -> Layout:
     """The layout of this name, or that of the folder; ConfigError where there is none."""
+    if not root.is_dir():
+        raise ConfigError(f"data set {root}: there is no such folder; name that of a data set")
     if name is not None and name not in LAYOUTS:
         raise ConfigError(f"dataset {name!r} is unknown; use {', '.join(LAYOUTS)}")
     if name is None:

@@ -1,15 +1,14 @@
-"""Options that several commands share."""
+"""Options of the commands: those that several share, and long ones."""
 
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-def can_be_written(path: Path | None) -> Path | None:
-    """What takes hours should not end with a file that cannot be written: so it is told before."""
+def checked_writable(path: Path | None) -> Path | None:
+    """The same path; BadParameter where no file can be written there, so that this is known before hours of work."""
     if path is not None:
         if path.is_dir():
             raise typer.BadParameter(f"{path} is a folder; name a file in it")
@@ -20,15 +19,8 @@ def can_be_written(path: Path | None) -> Path | None:
     return path
 
 
-def show_version(wanted: bool) -> None:
-    """Print the version of the package, as installed, and end."""
-    if wanted:
-        print(f"maskcast {metadata.version('maskcast')}")
-        raise typer.Exit
-
-
-JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures here too", callback=can_be_written)]
-FigureFile = Annotated[Path | None, typer.Option("--figure", help="draw them here, as PNG", callback=can_be_written)]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures here too", callback=checked_writable)]
+FigureFile = Annotated[Path | None, typer.Option("--figure", help="draw them here, as PNG", callback=checked_writable)]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the node's settings")]
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="folder of the trained model")]
 Engine = Annotated[str, typer.Option(help="auto, openvino or onnxruntime")]
@@ -55,10 +47,7 @@ Source = Annotated[str | None, typer.Option(help="video file, directory, rtsp://
 Fast = Annotated[
     bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
 ]
-Version = Annotated[
-    bool, typer.Option("--version", help="show the version and end", is_eager=True, callback=show_version)
-]
-DataSet = Annotated[str | None, typer.Option(help="camvid, cityscapes or coco; without it, as the folder looks")]
+DataSet = Annotated[str | None, typer.Option(help="camvid, cityscapes or coco; without it, by what is in the folder")]
 MaxFps = Annotated[
     float | None, typer.Option(help="frames per second taken of the source at most; not of recordings (--fast)")
 ]
