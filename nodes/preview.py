@@ -6,6 +6,7 @@ from collections.abc import Callable
 import cv2
 
 from pipeline.messages import Frame, FrameId
+from pipeline.thinning import Thinning
 
 
 class Preview:
@@ -19,16 +20,13 @@ class Preview:
         jpeg_quality: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._interval_s, self._max_width, self._quality = 1 / max_fps, max_width, jpeg_quality
-        self._clock = clock
-        self._due_s = float("-inf")
+        self._max_fps, self._max_width, self._quality = max_fps, max_width, jpeg_quality
+        self._thinning, self._clock = Thinning(), clock
 
     def picture(self, frame: Frame) -> bytes | None:
         """The frame as JPEG when the next picture is due, else None."""
-        now_s = self._clock()
-        if now_s < self._due_s:
+        if not self._thinning.takes(self._clock(), self._max_fps):
             return None
-        self._due_s = max(self._due_s + self._interval_s, now_s)  # keeps the mean rate between frames' times
         image = frame.image
         height, width, _ = image.shape
         if width > self._max_width:

@@ -1,4 +1,4 @@
-"""Which pictures of a source are taken, where fewer are wanted than it has."""
+"""Which pictures of a source, or of a camera for people, are taken, where fewer are wanted than there are."""
 
 _EARLY, _EARLY_S = 0.1, 0.02  # of the time to the next picture, and at most: so much sooner one may come and be taken
 _LATE_S = 0.5  # what is late by so much is made up for: over a network pictures come in bursts
