@@ -1,6 +1,7 @@
 """What is deployed: the broker's logins and access rules as the nodes need them, and ports that stay closed."""
 
 import asyncio
+import configparser
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ from clips import write_clip
 from servers import Server, accepts, find_program, free_port
 
 from nodes import camera, gateway, worker
+from nodes.service import STOP_TIMEOUT_S
 from nodes.tokens import read_tokens
 from pipeline import metrics
 from pipeline.bundle import default_bundle, load_bundle
@@ -256,3 +258,16 @@ def test_a_device_is_what_the_camera_is_given_and_plays() -> None:
     (device,) = camera["devices"]
     assert device.endswith(f":{camera['environment']['MASKCAST_SOURCE__URL']}")
     assert set(camera["environment"]) <= {*variables(CameraSettings)}
+
+
+def test_the_systemd_unit_runs_a_camera_as_nobody_and_not_again_where_its_settings_are_wrong() -> None:
+    text = (ROOT / "configs" / "deploy" / "systemd" / "maskcast-camera@.service").read_text()
+    unit = configparser.RawConfigParser(strict=False, delimiters="=")
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(text)
+    service = unit["Service"]
+    assert service["ExecStart"] == "/opt/maskcast/bin/maskcast camera --name %i"
+    assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "2")
+    assert (service["DynamicUser"], service["NoNewPrivileges"]) == ("yes", "yes")
+    assert float(service["TimeoutStopSec"]) > STOP_TIMEOUT_S
+    assert set(re.findall(r"MASKCAST_\w+", text)) <= {*variables(CameraSettings)}
