@@ -7,6 +7,7 @@ from functools import partial
 from nodes.presence import Presence
 from nodes.preview import Preview
 from nodes.rate_control import RateControl
+from nodes.service import now_ms
 from nodes.uplinks import goes_over_webrtc
 from nodes.window import Window
 from pipeline.bandit import Bandit
@@ -102,7 +103,16 @@ def open_preview(preview: PreviewSection) -> Preview | None:
 
 def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> Presence:
     """What the camera says of itself, as far as it is known now."""
-    presence = replace(Presence.begun(f"{name}/state", bundle=bundle, transport=transport), source="waiting")
+    manifest = bundle.manifest
+    presence = Presence(
+        topic=f"{name}/state",
+        transport=transport,
+        since=now_ms(),
+        bundle=manifest.hash,
+        width=manifest.width,
+        height=manifest.height,
+        source="waiting",
+    )
     return presence if video.origin is None else with_source(presence, video.origin)
 
 

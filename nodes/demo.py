@@ -13,16 +13,18 @@ from nodes.camera import Camera, stream
 from nodes.camera_setup import open_preview, open_video, open_window, presence_of, room_for
 from nodes.camera_setup import opening as opening_encoder
 from nodes.gateway import Gateway
-from nodes.presence import Presence, announced
+from nodes.gateway import presence_of as gateway_presence
+from nodes.presence import announced
 from nodes.service import Health, Lane
 from nodes.worker import opening, work
+from nodes.worker import presence_of as worker_presence
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.config import CameraSection, DemoSettings, SourceSection
 from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.sources import kind_of
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
-_WORKER = "demo"
+_NAME = "demo"
 _SHIFT_S = 0.7
 
 log = structlog.get_logger()
@@ -34,24 +36,19 @@ async def main(settings: DemoSettings) -> None:
     broker, queued = MemoryBroker(), MemoryQueueState()
     async with (
         MemoryWorkQueue(queued) as putting,
-        MemoryWorkQueue(queued, _WORKER) as claiming,
+        MemoryWorkQueue(queued, _NAME) as claiming,
         MemoryChannel(broker) as to_gateway,
         MemoryChannel(broker) as to_worker,
         MemoryChannel(broker) as to_viewer,
         Lane("decoder") as lane,
-        viewer.serve(
-            to_viewer,
-            host=settings.viewer.host,
-            port=settings.viewer.port,
-            browser_limit=settings.viewer.browsers,
-            origins=settings.viewer.origins,
-        ) as address,
-        announced(to_worker, Presence.begun(f"worker/{_WORKER}/state", bundle=bundle, transport="memory")),
+        viewer.page_of(settings.viewer, to_viewer) as address,
+        announced(to_gateway, gateway_presence(_NAME, transport="memory")),
+        announced(to_worker, worker_presence(_NAME, bundle=bundle, transport="memory")),
         asyncio.TaskGroup() as tasks,
     ):
         decoder = await lane.run(opening(bundle, settings.worker, settings.decoder))
         working = work(
-            _WORKER,
+            _NAME,
             settings.worker,
             bundle=bundle,
             decoder=decoder,

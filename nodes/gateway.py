@@ -19,7 +19,9 @@ from nodes.arrivals import Receipts
 from nodes.bridge import Bridge
 from nodes.buffer import Losses, PacketBuffer
 from nodes.offers import taking_offers
-from nodes.service import Health, health_page
+from nodes.presence import Presence, announced, node_name
+from nodes.reports import State, read_report
+from nodes.service import Health, health_page, now_ms
 from pipeline import metrics
 from pipeline.bitstream import MAX_PACKET_BYTES, is_bidirectional, pack, unpack
 from pipeline.config import GatewaySettings
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _PROBE_S = 2.0
+_OTHERS = 32  # gateways that are told of
 
 log = structlog.get_logger()
 
@@ -187,16 +190,41 @@ class Gateway:
         self._away = None
 
 
+def presence_of(name: str, *, transport: str) -> Presence:
+    """What the gateway says of itself."""
+    return Presence(topic=f"gateway/{name}/state", transport=transport, since=now_ms())
+
+
+async def warn_of_others(messages: AsyncIterator[Message], own: str) -> None:
+    """Say it when another gateway is at the broker than that of topic `own`: each packet is queued by both."""
+    others: set[str] = set()
+    async for message in messages:
+        try:
+            online = bool(message.payload) and read_report(State, message.payload).state == "online"
+        except BitstreamError:
+            online = False
+        if not online or message.topic == own:
+            others.discard(message.topic)
+        elif message.topic not in others and len(others) < _OTHERS:
+            others.add(message.topic)
+            log.warning("another gateway serves this broker: every packet is queued twice", other=message.topic)
+
+
 async def main(settings: GatewaySettings) -> None:
     """Run one gateway until it is cancelled; raises ConfigError."""
-    health, changed = Health(), asyncio.Event()
+    health, changed, root = Health(), asyncio.Event(), settings.mqtt.root
+    presence = presence_of(node_name(), transport=settings.mqtt_url.partition(":")[0])
     async with (
         health_page(health, host=settings.health.host, port=settings.health.port),
         RedisWorkQueue(
             settings.redis_url, shards=settings.queue.shards, shard_limit=settings.queue.shard_packets
         ) as queue,
         open_channel(
-            settings.mqtt_url, root=settings.mqtt.root, on_drop=partial(metrics.drop, "gateway", "behind")
+            settings.mqtt_url,
+            root=root,
+            will=presence.will,
+            client_id=presence.client_id(root),
+            on_drop=partial(metrics.drop, "gateway", "behind"),
         ) as channel,
         AsyncExitStack() as stack,
     ):
@@ -213,12 +241,14 @@ async def main(settings: GatewaySettings) -> None:
         health.need(gateway.reason)
         health.complete()
         log.info("gateway started")
-        async with asyncio.TaskGroup() as tasks:
+        async with announced(channel, presence), asyncio.TaskGroup() as tasks:
+            others = tasks.create_task(warn_of_others(channel.subscribe("gateway/+/state"), presence.topic))
             if server is not None:
                 tokens = settings.webrtc.tokens_file is not None
                 bridge = Bridge(server, channel, changed=changed, losses=gateway.losses, manifests=not tokens)
                 tasks.create_task(bridge.run())
             await gateway.run()
+            others.cancel()
 
 
 def _offers(settings: GatewaySettings, changed: asyncio.Event) -> AbstractAsyncContextManager["WebRtcServer"]:

@@ -1,14 +1,15 @@
 """What a node says of itself on its state topic (docs/wire.md, section 2): that it is there, and with what."""
 
 import json
+import os
+import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from nodes.control import InForce
-from nodes.service import now_ms
-from pipeline.bundle import Bundle
 from pipeline.errors import TransportError
 from pipeline.transport import STATE, Channel
 
@@ -18,23 +19,17 @@ class Presence:
     """What a node says of itself on its state topic; `since` is when it started, in ms since 1970."""
 
     topic: str
-    bundle: str
-    width: int
-    height: int
     transport: str
     since: int
+    bundle: str | None = None
+    width: int | None = None  # of the bundle, as the next
+    height: int | None = None
     fps: float | None = None
     source_width: int | None = None
     source_height: int | None = None
     source: Literal["waiting", "ok", "lost"] | None = None  # of a camera: whether anything comes from it
     control: InForce | None = None  # of a camera: what holds of all that it can be told
     refused: str | None = None  # why it did not do what it was told last
-
-    @classmethod
-    def begun(cls, topic: str, *, bundle: Bundle, transport: str) -> Self:
-        """What a node of this bundle says that starts now."""
-        manifest = bundle.manifest
-        return cls(topic, manifest.hash, manifest.width, manifest.height, transport, since=now_ms())
 
     def payload(self, state: Literal["online", "stopped", "offline"]) -> bytes:
         """The JSON of docs/wire.md, section 2."""
@@ -50,6 +45,11 @@ class Presence:
     def will(self) -> tuple[str, bytes]:
         """What the broker says for the node when it dies."""
         return self.topic, self.payload("offline")
+
+
+def node_name(given: str = "") -> str:
+    """The name of a gateway or worker: as given, else one of its own from host and process."""
+    return given or re.sub(r"[^a-z0-9_.-]", "-", f"{socket.gethostname()}-{os.getpid()}".lower())
 
 
 @asynccontextmanager

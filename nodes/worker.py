@@ -7,10 +7,7 @@ Frames of a recording take no turns: they come here in order already, and each i
 """
 
 import asyncio
-import os
 import random
-import re
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +20,7 @@ from nodes.answers import Answers
 from nodes.buffer import Losses
 from nodes.intake import Intake
 from nodes.key_fetching import FetchingDecoder, KeyRequests
-from nodes.presence import Presence, announced, tell
+from nodes.presence import Presence, announced, node_name, tell
 from nodes.publisher import Due, FramePublisher, Looks, StatsPublisher, always
 from nodes.recordings import REPEATED, Recordings, Ticket
 from nodes.service import Health, Lane, health_page, now_ms
@@ -308,11 +305,6 @@ class Worker:
         return error
 
 
-def worker_name(given: str) -> str:
-    """The name of this worker: as given, else one of its own from host and process."""
-    return given or re.sub(r"[^a-z0-9_.-]", "-", f"{socket.gethostname()}-{os.getpid()}".lower())
-
-
 async def work(
     name: str,
     settings: WorkerSection,
@@ -354,12 +346,25 @@ def opening(bundle: Bundle, settings: WorkerSection, decoder: DecoderSection) ->
     return partial(open_decoder, bundle, batch=settings.batch, labels=labels, **decoder.model_dump())
 
 
+def presence_of(name: str, *, bundle: Bundle, transport: str) -> Presence:
+    """What the worker says of itself."""
+    manifest = bundle.manifest
+    return Presence(
+        topic=f"worker/{name}/state",
+        transport=transport,
+        since=now_ms(),
+        bundle=manifest.hash,
+        width=manifest.width,
+        height=manifest.height,
+    )
+
+
 async def main(settings: WorkerSettings) -> None:
     """Run one worker until it is cancelled; raises PipelineError."""
     bundle, root = load_bundle(settings.bundle or default_bundle()), settings.mqtt.root
-    manifest, name, health = bundle.manifest, worker_name(settings.worker.id), Health()
+    manifest, name, health = bundle.manifest, node_name(settings.worker.id), Health()
     transport = settings.mqtt_url.partition(":")[0]
-    presence = Presence.begun(f"worker/{name}/state", bundle=bundle, transport=transport)
+    presence = presence_of(name, bundle=bundle, transport=transport)
     async with (
         health_page(health, host=settings.health.host, port=settings.health.port),
         Lane("decoder") as lane,

@@ -16,9 +16,11 @@ import redis.asyncio
 from channels import quiet
 from servers import Server, free_port
 from standins import packet_of
+from structlog.testing import capture_logs
 
 from nodes import gateway as node
-from nodes.gateway import Gateway, admit
+from nodes.gateway import Gateway, admit, presence_of, warn_of_others
+from nodes.presence import announced, node_name
 from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
 from pipeline.config import GatewaySettings, load_settings
 from pipeline.errors import BitstreamError, ConfigError
@@ -27,7 +29,7 @@ from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
 from pipeline.messages import FrameId, Kind, Region
 from pipeline.receipts import unpack_receipt
 from pipeline.redis_queue import RedisWorkQueue
-from pipeline.transport import Message, open_channel
+from pipeline.transport import STATE, Message, open_channel
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 from pipeline.work_queue import WorkQueue
 
@@ -297,6 +299,39 @@ async def test_the_node_carries_packets_from_mqtt_to_redis(mqtt_url: str, own_re
         task.cancel()
         await asyncio.wait({task}, timeout=LIMIT_S)
     assert task.cancelled()
+
+
+async def test_two_gateways_at_a_broker_warn_of_each_other_once() -> None:
+    broker = MemoryBroker()
+    async with MemoryChannel(broker) as one, MemoryChannel(broker) as two:
+        mine, theirs = (presence_of(name, transport="memory") for name in ("mine", "theirs"))
+        with capture_logs() as lines:
+            warning = asyncio.create_task(warn_of_others(one.subscribe("gateway/+/state"), mine.topic))
+            async with announced(one, mine):
+                await two.publish("gateway/odd/state", b"{", STATE)
+                async with announced(two, theirs) as renew:
+                    await renew(theirs)
+                    await asyncio.sleep(0.05)
+                async with announced(two, theirs):
+                    await asyncio.sleep(0.05)
+            warning.cancel()
+            await asyncio.wait({warning}, timeout=LIMIT_S)
+    told = {"other": "gateway/theirs/state", "log_level": "warning"}
+    assert [{name: line[name] for name in told} for line in lines] == [told, told]  # it went and came back
+    assert json.loads(broker.retained["maskcast/gateway/mine/state"])["state"] == "stopped"
+
+
+async def test_the_node_says_that_it_is_there_and_when_it_goes(mqtt_url: str, own_redis: Server) -> None:
+    given = {"mqtt_url": mqtt_url, "redis_url": f"redis://127.0.0.1:{own_redis.port}", "mqtt.root": "gateway-state"}
+    async with open_channel(mqtt_url, root="gateway-state") as channel, asyncio.timeout(LIMIT_S):
+        await channel.wait_connected(LIMIT_S)
+        states = channel.subscribe("gateway/+/state")
+        task = asyncio.create_task(node.main(load_settings(GatewaySettings, None, given)))
+        first = await anext(states)
+        assert (first.topic, json.loads(first.payload)["state"]) == (f"gateway/{node_name()}/state", "online")
+        task.cancel()
+        await asyncio.wait({task}, timeout=LIMIT_S)
+        assert json.loads((await anext(states)).payload)["state"] == "stopped"
 
 
 async def test_the_node_takes_packets_over_webrtc_and_answers_them(mqtt_url: str, own_redis: Server) -> None:

@@ -154,32 +154,44 @@ async def test_what_a_camera_says_of_its_source_and_of_what_it_was_told_is_in_th
     assert {name: camera[name] for name in said} == said
 
 
-async def test_workers_are_listed_while_they_are_online(viewer: Viewer) -> None:
+async def test_gateways_and_workers_are_listed_while_they_are_online(viewer: Viewer) -> None:
     facts = {"bundle": HASH, "transport": "mqtt", "since": 999_000}
+
+    async def told(socket: aiohttp.ClientWebSocketResponse) -> tuple[list[str], list[str]]:
+        header, _ = await next_of(socket, "nodes")
+        return header["gateway"], header["worker"]
+
     async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
-        assert (await next_of(socket, "workers"))[0]["workers"] == []
+        assert await told(socket) == ([], [])
         await viewer.publish("worker/b/state", {"state": "online", **facts})
         await viewer.publish("worker/a.1/state", {"state": "online", **facts})
         await viewer.publish("worker/old/state", {"state": "offline", **facts})
-        assert (await next_of(socket, "workers"))[0]["workers"] == ["b"]
-        assert (await next_of(socket, "workers"))[0]["workers"] == ["a.1", "b"]
+        await viewer.publish("gateway/g/state", {"state": "online", "transport": "mqtt", "since": 999_000})
+        assert [await told(socket) for _ in range(3)] == [([], ["b"]), ([], ["a.1", "b"]), (["g"], ["a.1", "b"])]
         assert json.loads((await viewer.get("/api/workers"))[1]) == [
             {"worker": name, "bundle": HASH, "transport": "mqtt", "since_ms": 999_000} for name in ("a.1", "b")
+        ]
+        assert json.loads((await viewer.get("/api/gateways"))[1]) == [
+            {"gateway": "g", "bundle": None, "transport": "mqtt", "since_ms": 999_000}
         ]
         before = dropped("state")
         for name, payload in (("a.1", b'{"state": "stopped"}'), ("b", b""), ("c", b"[]")):
             await viewer.publish(f"worker/{name}/state", payload)
-        assert (await next_of(socket, "workers"))[0]["workers"] == ["b"]
-        assert (await next_of(socket, "workers"))[0]["workers"] == []
+        assert [await told(socket) for _ in range(2)] == [(["g"], ["b"]), (["g"], [])]
     assert dropped("state") == before + 1
     assert json.loads((await viewer.get("/api/cameras"))[1]) == []
 
 
-def test_workers_are_bounded() -> None:
+async def test_a_camera_may_be_called_gateway(viewer: Viewer) -> None:
+    await viewer.publish("gateway/state", {"state": "online"})
+    assert [camera["camera"] for camera in json.loads((await viewer.get("/api/cameras"))[1])] == ["gateway"]
+
+
+def test_nodes_are_bounded() -> None:
     wall = Wall()
     for number in range(300):
         wall.take(Message(f"worker/{number}/state", b'{"state": "online"}'))
-    assert len(wall.workers) == 256
+    assert len(wall.nodes["worker"]) == 256
 
 
 async def test_mask_is_given_exactly_as_published(viewer: Viewer) -> None:
@@ -288,7 +300,7 @@ async def test_browser_that_comes_late_is_told_everything(viewer: Viewer) -> Non
     await viewer.publish("cam-1/mask", mask_png(sequence=4))
     async with viewer.web.ws_connect(viewer.url + "/ws") as socket:
         told = [parsed(await socket.receive()) for _ in range(9)]
-    assert told.pop(1)[0] == {"type": "workers", "workers": []}
+    assert told.pop(1)[0] == {"type": "nodes", "gateway": [], "worker": []}
     kinds = ["viewer", "bundle", "state", "stats", "rates", "preview", "labels", "mask"]
     assert [header["type"] for header, _ in told] == kinds
     assert told[0][0] == {"type": "viewer", "now_ms": 1_000_250, "connected": True}
@@ -549,7 +561,7 @@ def test_statistics_without_a_data_rate_add_none() -> None:
     wall = Wall()
     wall.take(Message("cam-1/stats", b'{"fps": 25}'))
     assert not wall.cameras["cam-1"].rates
-    assert [update.slot.kind for update in wall.snapshot()] == ["workers", "state", "stats"]
+    assert [update.slot.kind for update in wall.snapshot()] == ["nodes", "state", "stats"]
 
 
 @pytest.mark.parametrize("state", ["offline", "stopped"])

@@ -284,12 +284,14 @@ async def test_lost_broker_is_said(tmp_path: Path) -> None:
         assert page.complaints == []
 
 
-async def test_cameras_without_a_worker_are_said_to_have_none(tmp_path: Path, screenshots: Path) -> None:
+async def test_cameras_without_a_gateway_or_worker_are_said_to_have_none(tmp_path: Path, screenshots: Path) -> None:
     banner = "document.getElementById('banner').innerText"
     async with shown(tmp_path) as (page, channel):
         await page.resize(DESKTOP)
         await page.open()
         await StreetCamera(channel, "high-street", 2).state("online", source="ok")
+        await page.until(f"{banner}.startsWith('No gateway is online')")
+        await channel.publish("gateway/hut-1/state", b'{"state": "online"}', STATE)
         await page.until(f"{banner}.startsWith('No worker is online')")
         await page.screenshot(screenshots / "no-worker.png")
         await channel.publish("worker/hut-1/state", b'{"state": "online"}', STATE)

@@ -19,11 +19,12 @@ from standins import BUNDLE, NAMES, PALETTE, StandinDecoder, packet_of
 
 from nodes import worker as node
 from nodes.key_fetching import KeyRequests
+from nodes.presence import node_name
 from nodes.publisher import Due, FramePublisher, Looks, Rendered, always
 from nodes.reports import Labels, read_report
 from nodes.service import Health, Lane
 from nodes.stats import Cameras
-from nodes.worker import Worker, opening, work, worker_name
+from nodes.worker import Worker, opening, work
 from pipeline.bitstream import pack
 from pipeline.config import DecoderSection, WorkerSection, WorkerSettings, load_settings
 from pipeline.errors import ConfigError, PipelineError, TransportError
@@ -769,9 +770,9 @@ def test_hysteresis_is_what_the_settings_say_and_none_by_default() -> None:
 
 
 def test_a_worker_without_a_given_name_makes_one_of_its_own() -> None:
-    assert worker_name("left") == "left"
-    assert str(os.getpid()) in worker_name("")
-    assert WorkerSection(id=worker_name("")).id == worker_name("")
+    assert node_name("left") == "left"
+    assert str(os.getpid()) in node_name("")
+    assert WorkerSection(id=node_name("")).id == node_name("")
 
 
 async def test_a_bundle_that_is_not_there_is_named() -> None:

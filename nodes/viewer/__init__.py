@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 import structlog
@@ -13,7 +13,7 @@ from nodes.viewer.access import Access
 from nodes.viewer.feed import Feed
 from nodes.viewer.server import Site
 from nodes.viewer.state import FILTERS, Wall
-from pipeline.config import ViewerSettings
+from pipeline.config import ViewerSection, ViewerSettings
 from pipeline.errors import ConfigError
 from pipeline.metrics import drop
 from pipeline.transport import Channel, Message, open_channel
@@ -26,16 +26,20 @@ _SHUTDOWN_TIMEOUT_S = 2.0
 async def main(settings: ViewerSettings) -> None:
     """Serve the page until cancelled; raises ConfigError."""
     channel = open_channel(settings.mqtt_url, root=settings.mqtt.root, on_drop=partial(drop, "viewer", "behind"))
-    page = serve(
-        channel,
-        host=settings.viewer.host,
-        port=settings.viewer.port,
-        browser_limit=settings.viewer.browsers,
-        origins=settings.viewer.origins,
-    )
-    async with channel, page as address:
+    async with channel, page_of(settings.viewer, channel) as address:
         _log.info("the page is up", address=address)
         await asyncio.Event().wait()
+
+
+def page_of(settings: ViewerSection, channel: Channel) -> AbstractAsyncContextManager[str]:
+    """The page that the settings ask for; gives its address."""
+    return serve(
+        channel,
+        host=settings.host,
+        port=settings.port,
+        browser_limit=settings.browsers,
+        origins=settings.origins,
+    )
 
 
 @asynccontextmanager

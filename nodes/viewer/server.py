@@ -53,7 +53,7 @@ class Site:
             [
                 *(web.get(path, _static_file(*file)) for path, file in _PAGES.items()),
                 web.get("/ws", self.live),
-                web.get("/api/workers", self.workers),
+                web.get("/api/{kind:gateway|worker}s", self.nodes),
                 web.get("/api/cameras", self.cameras),
                 web.get("/api/cameras/{camera}/mask.png", self.mask),
                 web.get("/api/cameras/{camera}/preview.jpg", self.preview),
@@ -68,9 +68,11 @@ class Site:
         """What browsers are told of the viewer itself."""
         return viewer_update(now_ms=self._now_ms(), connected=self._channel.connected)
 
-    async def workers(self, request: web.Request) -> web.Response:
-        """The workers that are online, by name."""
-        return web.json_response([_worker_facts(name, state) for name, state in sorted(self._wall.workers.items())])
+    async def nodes(self, request: web.Request) -> web.Response:
+        """The gateways or workers that are online, by name."""
+        kind = request.match_info["kind"]
+        known = sorted(self._wall.nodes[kind].items())
+        return web.json_response([{kind: name, **_node_facts(state)} for name, state in known])
 
     async def cameras(self, request: web.Request) -> web.Response:
         """Every camera that was heard of, by name, with its newest facts."""
@@ -176,8 +178,8 @@ def _keep_backlog_here(request: web.Request) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
 
 
-def _worker_facts(name: str, state: State) -> dict[str, object]:
-    return {"worker": name, "bundle": state.bundle, "transport": state.transport, "since_ms": state.since}
+def _node_facts(state: State) -> dict[str, object]:
+    return {"bundle": state.bundle, "transport": state.transport, "since_ms": state.since}
 
 
 def _facts(view: CameraView, *, now_ms: int) -> dict[str, object]:

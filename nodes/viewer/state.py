@@ -1,4 +1,4 @@
-"""What the viewer knows of each camera and worker, the newest of it only, and the messages that tell browsers.
+"""What the viewer knows of each camera, gateway and worker, the newest of it, and the messages that tell browsers.
 
 Message -> Wall.take -> Update(slot, payload) -> one Outbox per browser
 """
@@ -21,8 +21,8 @@ from pipeline.messages import FrameId, check_camera_name
 from pipeline.metrics import drop
 from pipeline.transport import Message
 
-FILTERS = ("+/mask", "+/labels", "+/stats", "+/state", "+/preview", "bundle/+", "worker/+/state")
-_WORKERS = 256  # that are known at most
+FILTERS = ("+/mask", "+/labels", "+/stats", "+/state", "+/preview", "bundle/+", "gateway/+/state", "worker/+/state")
+_NODES = 256  # of a kind that are known at most
 _RATES, _RATE_EVERY_MS = 128, 500  # data rates kept per camera: more than the minute that the page shows
 _BINARY_HEAD = struct.Struct("!I")  # bytes of the JSON header that follows
 
@@ -84,7 +84,7 @@ class Wall:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cameras: dict[str, CameraView] = {}
-        self.workers: dict[str, State] = {}  # those that are online
+        self.nodes: dict[str, dict[str, State]] = {"gateway": {}, "worker": {}}  # by kind and name, those online
         self.legends = Legends(legend_limit)
         self._camera_limit = camera_limit
         self._now_ms, self._clock = now_ms, clock
@@ -99,8 +99,8 @@ class Wall:
     def take(self, message: Message) -> list[Update]:
         """Store one message, return what browsers must be told; what is not right is dropped and counted."""
         first, _, last = message.topic.partition("/")
-        if first == "worker" and last.endswith("/state"):
-            return self._take_worker(last.removesuffix("/state"), message.payload)
+        if first in self.nodes and last.endswith("/state"):
+            return self._take_node(self.nodes[first], last.removesuffix("/state"), message.payload)
         take = self._takers.get(last)
         try:
             if take is None:
@@ -113,7 +113,7 @@ class Wall:
 
     def snapshot(self) -> list[Update]:
         """Everything a browser that just came must be told."""
-        updates = [workers_update(self.workers), *(legend_update(legend) for legend in self.legends.values())]
+        updates = [nodes_update(self.nodes), *(legend_update(legend) for legend in self.legends.values())]
         for camera in sorted(self.cameras.values(), key=lambda camera: camera.name):
             updates += [state_update(camera), stats_update(camera)]
             if camera.rates:
@@ -172,18 +172,18 @@ class Wall:
         camera.state = state
         return [state_update(camera)]
 
-    def _take_worker(self, name: str, payload: bytes) -> list[Update]:
-        """What a worker says of itself; one that is gone is forgotten."""
-        before = set(self.workers)
-        self.workers.pop(name, None)
+    def _take_node(self, known: dict[str, State], name: str, payload: bytes) -> list[Update]:
+        """What a gateway or worker says of itself; one that is gone is forgotten."""
+        before = set(known)
+        known.pop(name, None)
         try:
             state = read_report(State, payload) if payload else None
         except BitstreamError:
             drop("viewer", "state")
             state = None
-        if state is not None and state.state == "online" and len(self.workers) < _WORKERS:
-            self.workers[name] = state
-        return [] if self.workers.keys() == before else [workers_update(self.workers)]
+        if state is not None and state.state == "online" and len(known) < _NODES:
+            known[name] = state
+        return [] if known.keys() == before else [nodes_update(self.nodes)]
 
     def _take_legend(self, bundle: str, payload: bytes) -> list[Update]:
         legend = self.legends.take(bundle, payload)
@@ -264,9 +264,9 @@ def gone_update(camera: str) -> Update:
     return _text("gone", camera, {"camera": camera})
 
 
-def workers_update(workers: Mapping[str, State]) -> Update:
-    """Which workers are online."""
-    return _text("workers", "", {"workers": sorted(workers)})
+def nodes_update(nodes: Mapping[str, Mapping[str, State]]) -> Update:
+    """Which gateways and workers are online."""
+    return _text("nodes", "", {kind: sorted(known) for kind, known in nodes.items()})
 
 
 def viewer_update(*, now_ms: int, connected: bool) -> Update:

@@ -5,7 +5,7 @@ import { readPicture } from "./picture.js";
 
 const VIEWS = ["both", "mask", "preview"];
 const SILENCE_MS = 6000; // the viewer speaks once a second
-const IDLE_MS = 5000; // cameras that are online have no mask for so long: is there a worker?
+const IDLE_MS = 5000; // cameras that are online have no mask for so long: are there a gateway and a worker?
 const RETRY_MS = { first: 500, most: 10_000 };
 const at = (id) => document.getElementById(id);
 
@@ -19,7 +19,7 @@ const page = {
   regions: false, // whether the pictures say how each region was coded
   clockOffset: 0, // viewer's clock minus this browser's
   greeted: false, // whether this connection has told the viewer's clock
-  workers: [], // the names of those that are online
+  nodes: { gateway: [], worker: [] }, // the names of those that are online
   problem: "", // with the connection
   now: () => Date.now() + page.clockOffset,
   // A mask names its bundle by the beginning of the hash.
@@ -45,9 +45,10 @@ function count() {
   const online = [...cards.values()].filter((card) => card.state === "online").length;
   const all = several(cards.size, "camera");
   const cameras = online < cards.size ? `${all}, ${online} online` : all;
-  const workers = page.workers.length ? ` · ${several(page.workers.length, "worker")}` : "";
+  const { gateway, worker } = page.nodes;
+  const workers = worker.length ? ` · ${several(worker.length, "worker")}` : "";
   at("count").textContent = cameras + workers;
-  at("count").title = page.workers.join("\n");
+  at("count").title = [...gateway.map((name) => `gateway ${name}`), ...worker.map((name) => `worker ${name}`)].join("\n");
   at("empty").hidden = cards.size > 0 || !page.greeted;
 }
 
@@ -57,8 +58,8 @@ function take(message) {
     bundles.set(message.bundle.hash, message.bundle.classes);
     return cards.forEach((card) => card.showLegend());
   }
-  if (message.type === "workers") {
-    page.workers = message.workers;
+  if (message.type === "nodes") {
+    page.nodes = { gateway: message.gateway, worker: message.worker };
     return count();
   }
   if (message.type === "gone") forget(message.camera);
@@ -97,8 +98,9 @@ function showLink(link, text, problem = "") {
 }
 
 function showBanner() {
-  const idle = page.greeted && !page.workers.length && [...cards.values()].some((card) => card.sends(IDLE_MS));
-  const banner = page.problem || (idle ? "No worker is online, so no masks are made. Start one: maskcast worker" : "");
+  const missing = ["gateway", "worker"].find((kind) => !page.nodes[kind].length);
+  const idle = page.greeted && missing && [...cards.values()].some((card) => card.sends(IDLE_MS));
+  const banner = page.problem || (idle ? `No ${missing} is online, so no masks are made. Start one: maskcast ${missing}` : "");
   if (at("banner").textContent !== banner) at("banner").textContent = banner;
   at("banner").hidden = !banner;
 }
