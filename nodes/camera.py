@@ -26,13 +26,15 @@ from nodes.camera_setup import (
     opening,
     presence_of,
     room_for,
+    shape_of,
+    source_missing,
     with_source,
 )
 from nodes.control import Control, InForce, read_control
 from nodes.presence import Presence, announced, tell
 from nodes.preview import Preview
 from nodes.rate_control import RateControl
-from nodes.service import Health, Lane, health_page, until_connected
+from nodes.service import Health, Lane, health_page, told_if_slow, until_connected
 from nodes.uplink import Encoded, Uplink
 from nodes.uplinks import far_side_of, open_uplink, transport_of
 from nodes.window import Window
@@ -183,8 +185,7 @@ class Camera:
             self._encoder.code_keys_at(level)
         if point is not None:
             self._encoder.threshold = point.threshold
-        preview = self._preview.picture(frame) if self._preview else None
-        if preview is not None:
+        if self._preview is not None and (preview := self._preview.picture(frame, shape_of(self.video))) is not None:
             self._previews[frame.id] = preview
         return [self._encoded(packet, now_s) for packet in self._encoder.packets(frame)]
 
@@ -239,12 +240,15 @@ class Camera:
 
     async def _obey(self) -> None:
         async for message in self._channel.subscribe(f"{self._name}/control"):
+            if not message.payload:  # how a retained message is cleared
+                continue
             try:
                 control = read_control(message.payload, levels=self._levels, unfit=self._unfit)
             except BitstreamError as error:
                 self.losses.add("control")
-                self.refused = str(error)[:_REFUSAL_LIMIT]
-                log.debug("control message ignored", camera=self._name, reason=str(error))
+                if self.refused != (refused := str(error)[:_REFUSAL_LIMIT]):
+                    log.warning("control message refused", camera=self._name, reason=refused)
+                self.refused = refused
                 continue
             if control.model_fields_set != {"key"}:  # which workers ask for too
                 self.refused = None
@@ -319,13 +323,6 @@ async def _tell_state(camera: Camera, presence: Presence, renew: Callable[[Prese
             await renew(now)
 
 
-def source_missing(video: Video) -> str | None:
-    """Why there are no pictures now, if there are none."""
-    if video.lost is not None:
-        return f"waiting for the source: {video.lost}"
-    return "waiting for the source" if video.origin is None else None
-
-
 def _with_facts(presence: Presence, camera: Camera) -> Presence:
     """The same, with what holds in the camera now."""
     told = replace(presence, control=camera.in_force, refused=camera.refused)
@@ -365,7 +362,8 @@ async def _run(settings: CameraSettings) -> None:
         Lane("encoder") as lane,
         open_video(settings.source, width=manifest.width, height=manifest.height) as video,
     ):
-        encoder = await lane.run(opening(bundle, settings.encoder))
+        with told_if_slow(f"bundle {manifest.name}"):
+            encoder = await lane.run(opening(bundle, settings.encoder))
         presence = presence_of(name, bundle=bundle, video=video, transport=transport_of(settings))
         rate = open_rate(settings, bundle=bundle, video=video)
         async with open_uplink(settings, presence) as channel:

@@ -127,6 +127,18 @@ def with_source(presence: Presence, origin: Origin, *, lost: bool = False) -> Pr
     )
 
 
+def shape_of(video: Video) -> tuple[int, int] | None:
+    """Width and height of the source, once they are known."""
+    return None if video.origin is None else (video.origin.width, video.origin.height)
+
+
+def source_missing(video: Video) -> str | None:
+    """Why there are no pictures now, if there are none."""
+    if video.lost is not None:
+        return f"waiting for the source: {video.lost}"
+    return "waiting for the source" if video.origin is None else None
+
+
 def open_rate(settings: CameraSettings, *, bundle: Bundle, video: Video) -> RateControl | None:
     """The rate control that the settings ask for, if any."""
     rate = settings.rate

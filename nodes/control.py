@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from pipeline.errors import BitstreamError
 
@@ -24,6 +24,13 @@ class Control(BaseModel):
     pause: StrictBool | None = None
     max_fps: Annotated[float, Field(strict=True, ge=0.01, le=1000)] | None = None  # null: all that the source has
     max_kbit_s: Annotated[float, Field(strict=True, ge=10, le=1e6)] | None = None  # null: no limit
+
+    @model_validator(mode="after")
+    def _nothing_is_no_value(self) -> "Control":
+        for name in self.model_fields_set & {"key", "quality", "pause"}:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: null is for max_fps and max_kbit_s only")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

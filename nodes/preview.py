@@ -23,14 +23,20 @@ class Preview:
         self._max_fps, self._max_width, self._quality = max_fps, max_width, jpeg_quality
         self._thinning, self._clock = Thinning(), clock
 
-    def picture(self, frame: Frame) -> bytes | None:
-        """The frame as JPEG when the next picture is due, else None."""
+    def picture(self, frame: Frame, shape: tuple[int, int] | None = None) -> bytes | None:
+        """The frame as JPEG when the next picture is due, else None.
+
+        Frames are stretched to the bundle's size: with the width and height of their source as `shape` it looks again
+        as that does.
+        """
         if not self._thinning.takes(self._clock(), self._max_fps):
             return None
         image = frame.image
         height, width, _ = image.shape
-        if width > self._max_width:
-            size = (self._max_width, max(1, height * self._max_width // width))
+        across, down = shape or (width, height)
+        wide = min(width, self._max_width)
+        size = (wide, max(1, round(wide * down / across)))
+        if size != (width, height):
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(image.dtype, copy=False)
         _, jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, self._quality])
         return _of_frame(jpeg.tobytes(), frame.id)

@@ -79,6 +79,13 @@ class State(_Report):
     refused: Sentence | None = None
 
 
+def told(state: State) -> str:
+    """A camera's state in words for people."""
+    paused = state.control is not None and state.control.pause
+    more = {"waiting": ", no source yet", "lost": ", source lost"}.get(state.source or "", ", paused" if paused else "")
+    return state.state + (more if state.state == "online" else "")
+
+
 class Label(_Report):
     """How sure a worker is that one class is in the picture."""
 

@@ -12,9 +12,10 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TextIO, TypeVar, cast
 
 import structlog
 from aiohttp import web
@@ -27,6 +28,7 @@ from pipeline.transport import Channel
 
 STOP_TIMEOUT_S = 8.0  # container engines kill after 10
 _LEAVE_S = 1.0
+_SLOW_S = 4.0
 _STDERR = 2  # whatever stands for it in Python
 _CONNECT_POLL_S = 60.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -62,9 +64,24 @@ def set_up_logging(*, level: str, format: Literal["auto", "console", "json"]) ->
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lasting(sys.stderr))),
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+class _Lasting:
+    """A stream that nobody may read any more: what a node says of its work must not end it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class Lane:
@@ -85,6 +102,17 @@ class Lane:
     async def run(self, compute: Callable[..., R], *args: object) -> R:
         """The result of compute(*args), once the thread has got to it."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, compute, *args)
+
+
+@contextmanager
+def told_if_slow(what: str) -> Iterator[None]:
+    """Say what is being opened where that takes a while; to be left on the event loop."""
+    note = "its inner loops become machine code; that is done once on a machine, and takes up to half a minute"
+    slow = asyncio.get_running_loop().call_later(_SLOW_S, partial(log.info, "still opening", what=what, note=note))
+    try:
+        yield
+    finally:
+        slow.cancel()
 
 
 class Health:

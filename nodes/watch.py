@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nodes.reports import Labels, Legends, State, Stats, read_report
+from nodes.reports import Labels, Legends, State, Stats, read_report, told
 from nodes.service import Lane, now_ms
 from pipeline.config import ViewerSettings
 from pipeline.errors import BitstreamError, ConfigError
@@ -42,7 +42,7 @@ _KEYS_COLUMNS = 6
 _LABELS_COLUMNS = 26
 _STALE_MS = 5000
 _FRAMES_REMEMBERED = 4096  # of each camera, to tell masks that come again
-_STYLES = {"online": "green", "stopped": "yellow", "offline": "bold red"}
+_STYLES = {"online": "green", "stopped": "yellow", "offline": "bold red", "unknown": "dim"}
 
 log = structlog.get_logger()
 
@@ -58,6 +58,7 @@ class Seen:
     labels: Labels | None = None
     stats: Stats = field(default_factory=Stats)
     state: str = "unknown"
+    refused: str | None = None
 
     @property
     def bundle(self) -> str | None:
@@ -136,10 +137,11 @@ class Watch:
         if not payload:  # an empty retained message is how MQTT forgets one
             self.cameras.pop(name, None)
             return None
-        state = read_report(State, payload).state
+        state = read_report(State, payload)
         seen = self._seen(name)
-        changed, seen.state = seen.state != state, state
-        return f"{name}  {state}" if changed else None
+        refused = state.refused is not None and state.refused != seen.refused
+        changed, seen.state, seen.refused = seen.state != told(state), told(state), state.refused
+        return f"{name}  {seen.state}{f'  refused: {state.refused}' if refused else ''}" if changed or refused else None
 
     def colours(self, seen: Seen) -> dict[str, str]:
         """Class name -> colour as a terminal takes it, in the order of the class indexes; empty if not known."""
@@ -282,7 +284,7 @@ def row(seen: Seen, *, now_ms: int) -> list[Text]:
     drops = sum(stats.drops.values())
     return [
         Text(seen.name, style="bold"),
-        Text(seen.state, style=_STYLES.get(seen.state, "dim")),
+        Text(seen.state.replace(", ", "\n"), style=_STYLES.get(seen.state, "yellow")),
         Text(number(stats.fps, 1)),
         Text(number(stats.kbit_s, 1)),
         Text(latency),

@@ -23,7 +23,7 @@ from nodes.key_fetching import FetchingDecoder, KeyRequests
 from nodes.presence import Presence, announced, node_name, tell
 from nodes.publisher import Due, FramePublisher, Looks, StatsPublisher, always
 from nodes.recordings import REPEATED, Recordings, Ticket
-from nodes.service import Health, Lane, health_page, now_ms
+from nodes.service import Health, Lane, health_page, now_ms, told_if_slow
 from nodes.stats import Cameras, MaskFacts
 from pipeline import metrics
 from pipeline.bundle import Bundle, default_bundle, load_bundle
@@ -376,7 +376,8 @@ async def main(settings: WorkerSettings) -> None:
         ) as queue,
         open_channel(settings.mqtt_url, root=root, will=presence.will, client_id=presence.client_id(root)) as channel,
     ):
-        decoder = await lane.run(opening(bundle, settings.worker, settings.decoder))
+        with told_if_slow(f"bundle {manifest.name}"):
+            decoder = await lane.run(opening(bundle, settings.worker, settings.decoder))
         await tell(channel, f"bundle/{manifest.hash}", manifest.model_dump_json().encode())
         health.need_broker(channel)
         health.complete()  # `work` names the last need before it first waits

@@ -35,6 +35,7 @@ from pipeline.options import (
     Quality,
     Source,
     Threshold,
+    Uplink,
 )
 from pipeline.progress import counting, progress
 
@@ -122,9 +123,7 @@ def camera(
     config_file: ConfigFile = None,
     source: Source = None,
     name: Annotated[str | None, typer.Option(help="name of the camera: a-z, 0-9, - and _")] = None,
-    uplink: Annotated[
-        str | None, typer.Option(help="mqtt://host:port of a broker, or webrtc+http://host:port of a gateway")
-    ] = None,
+    uplink: Uplink = None,
     bundle: BundleFolder = None,
     quality: Quality = None,
     key_interval: KeyInterval = None,
@@ -140,6 +139,8 @@ def camera(
     from nodes import camera as node
     from pipeline.key_policies import key_policy
 
+    if fast and max_fps is not None:
+        raise ConfigError("--fast plays every frame of a recording; leave out --max-fps")
     if threshold is not None and price is not None:  # in settings a price goes before the usual threshold
         key_policy(threshold=threshold, price=price)
     overrides = {

@@ -44,6 +44,9 @@ Price = Annotated[
 ]
 Grid = Annotated[str | None, typer.Option(help="rows x columns of regions, such as 2x2; without it, the bundle's")]
 Source = Annotated[str | None, typer.Option(help="video file, directory, rtsp:// or another stream, or device")]
+Uplink = Annotated[
+    str | None, typer.Option(help="mqtt://host:port of a broker, or webrtc+http://host:port of a gateway")
+]
 Fast = Annotated[
     bool | None, typer.Option("--fast", help="a file or directory, as fast as its masks come; each frame gets one")
 ]

@@ -25,6 +25,9 @@ STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp")  # w
 _EXPECTED = f"expected a video file, a directory of images, a device, or {', '.join(STREAMS[:-1])} or {STREAMS[-1]}://"
 _UNTIMED = frozenset({"h264", "hevc", "m4v", "mjpeg", "mpjpeg"})  # formats in which the library guesses a stream's rate
 _HOST = re.compile(r"(\[[^\]]*\]|[^:/]+)(:\d+)?(/|$)")  # as an address has it where no user is named
+_LOGIN_IN_PATH = re.compile(
+    r"/[^/]*(user|usr|login|pass|pwd|token|key|secret)\w*[=:].*", re.IGNORECASE
+)  # as recorders do
 _JPEG = b"\xff\xd8\xff"
 # Markers with a length behind them, and the end: not those within a scan, its stuffed bytes, or what fills up.
 _MARKER, _END = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])"), b"\xd9"
@@ -76,6 +79,7 @@ def kind_of(url: str) -> Kind:
     """Raises SourceError for an address whose scheme is none of a stream's."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
     if scheme and scheme[1].lower() in STREAMS:
+        _check_host(url)
         return "server"
     if url.isdecimal() or url.startswith("/dev/video"):
         return "device"
@@ -87,15 +91,25 @@ def kind_of(url: str) -> Kind:
 def shown(url: str) -> str:
     """The address without what may be secret in it, for logs and errors: user, password, queries, RTMP's keys."""
     scheme, parts, rest = url.partition("://")
-    if not parts:
-        return url
+    if not parts:  # a file, or an address with a slip in it
+        return f"...{url[url.rindex('@') :]}" if re.search(r":.*@", url) else url
     before, _, after = re.sub("#", "?", rest, count=1).partition("?")
     if "@" in after and "@" not in before and not _HOST.match(before):
         return f"{scheme}://..."  # a password with a question mark, or what else: who knows where it ends
     plain = before.rpartition("@")[2]  # to the last @: a password may hold a slash
     if scheme.lower().startswith("rtmp"):
         plain = re.sub(r"/[^/]+/*$", "/...", plain)
-    return f"{scheme}://{plain}"
+    return f"{scheme}://{_LOGIN_IN_PATH.sub('/...', plain)}"
+
+
+def _check_host(url: str) -> None:
+    """SourceError where the host cannot be told since a password has characters in it that end it."""
+    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    if not _HOST.fullmatch(authority.rpartition("@")[2]):
+        raise SourceError(
+            f"cannot open {shown(url)}: it names no host; in user and password / ? # @ : have to be percent-encoded, "
+            "such as %23 for #"
+        )
 
 
 def image_files(path: Path) -> list[Path]:
@@ -134,7 +148,9 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
         if not container.streams.video:
             raise _cannot_open(url, "it has no video")
         if kind == "server" and url.lower().startswith("http") and container.duration:  # as fast as the line is
-            raise ConfigError(f"cannot open {shown(url)}: it is a recording; download it, and name the file")
+            raise ConfigError(
+                f"cannot open {shown(url)}: it is a recording or a picture, no stream; download it, and name the file"
+            )
         stream = container.streams.video[0]
         stream.thread_type = "AUTO" if kind == "file" else "SLICE"  # frame threads would delay what is live
         stream.thread_count = decode_threads

@@ -1,5 +1,6 @@
 """Who may read the live feed: the viewer's own page and pages of sites that are named; others are told of once."""
 
+import pytest
 from aiohttp.test_utils import make_mocked_request
 from structlog.testing import capture_logs
 
@@ -21,6 +22,24 @@ def test_another_site_may_where_it_is_named() -> None:
     assert not admitted(Access(), "https://home.example")
     assert admitted(Access(["https://home.example"]), "https://home.example")
     assert not admitted(Access(["https://home.example"]), "http://home.example")
+
+
+@pytest.mark.parametrize(
+    ("referer", "policy"),
+    [
+        ("https://home.example/wall", "cross-origin"),
+        ("https://home.example", "cross-origin"),
+        ("https://evil.example/https://home.example", "same-origin"),
+        ("http://[x", "same-origin"),
+        (None, "same-origin"),
+    ],
+)
+def test_pictures_may_be_shown_by_the_sites_that_are_named(referer: str | None, policy: str) -> None:
+    headers = {} if referer is None else {"Referer": referer}
+    request = make_mocked_request("GET", "/api/cameras/hall/mask.png", headers=headers)
+    told = Access(["https://home.example"]).headers_for(request)
+    assert told["Cross-Origin-Resource-Policy"] == policy
+    assert Access().headers_for(request)["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
 def test_a_refusal_is_told_once_for_each_site_and_not_without_end() -> None:

@@ -22,8 +22,8 @@ from servers import accepts, free_port
 from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
 
 from nodes import camera as node
-from nodes.camera import Camera, source_missing, stream
-from nodes.camera_setup import presence_of, room_for
+from nodes.camera import Camera, stream
+from nodes.camera_setup import presence_of, room_for, source_missing
 from nodes.preview import Preview
 from nodes.service import Lane
 from nodes.window import Window
@@ -447,6 +447,7 @@ async def test_what_a_camera_was_told_is_said_in_its_state_and_why_if_it_was_ref
         level = "control: quality 9 is not a level of the bundle, which has 0, 1"
         await follows(b'{"quality": 9}', {"quality": 1, "max_fps": 20.0}, level, 20.0)
         await follows(b'{"key": [0]}', {"quality": 1, "max_fps": 20.0}, level, 20.0)
+        await other.publish("cam-1/control", b"", CONTROL)
         rate = "control: max_kbit_s is for a camera that is set to control its rate (rate.*)"
         await follows(b'{"max_kbit_s": 50}', {"quality": 1, "max_fps": 20.0}, rate, 20.0)
         await follows(b'{"pause": true, "max_fps": null}', {"quality": 1, "pause": True}, None, 100.0)

@@ -247,6 +247,7 @@ def test_every_node_has_a_schema(node: str) -> None:
         (["camera", "--threshold", "0", "--price", "8"], "only one of the two"),
         (["encode", "--input", "x", "--output", "y", "--threshold", "0", "--price", "8"], "only one of the two"),
         (["camera", "--source", "rtsp://user:secret@camera/1", "--fast"], "source.fast: rtsp://camera/1 is live"),
+        (["camera", "--fast", "--max-fps", "5"], "--fast plays every frame of a recording; leave out --max-fps"),
         (["camera", "--max-fps", "0"], "source.max_fps: input should be greater than or equal to 0.01"),
         (["demo", "--max-fps", "0"], "source.max_fps: input should be greater than or equal to 0.01"),
         (["camera", "--uplink", "http://x"], "uplink: not of its form; where packets go: mqtt://host:port"),

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from nodes.preview import Preview
 from pipeline.messages import Frame, FrameId
@@ -34,6 +35,12 @@ def test_a_preview_says_in_a_comment_of_which_frame_it_is() -> None:
 def test_a_wide_frame_is_made_smaller_in_its_proportions() -> None:
     image = decoded(Preview(max_fps=5, max_width=100, jpeg_quality=80).picture(frame(400, 200)))
     assert image.shape == (50, 100, 3)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((768, 432), (36, 64)), ((432, 768), (114, 64)), ((64, 48), (48, 64))])
+def test_a_preview_has_the_shape_of_the_source(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    image = decoded(Preview(max_fps=5, max_width=100, jpeg_quality=80).picture(frame(), shape))
+    assert image.shape == (*size, 3)
 
 
 def test_pictures_keep_to_the_rate_and_its_mean() -> None:

@@ -16,7 +16,7 @@ import pytest
 import structlog
 from servers import free_port
 
-from nodes.service import Health, Lane, health_page, run, set_up_logging, until_connected
+from nodes.service import Health, Lane, health_page, run, set_up_logging, told_if_slow, until_connected
 from pipeline import metrics
 from pipeline.config import LogSection, NodeSettings
 from pipeline.errors import (
@@ -287,3 +287,36 @@ async def test_port_0_is_no_page() -> None:
 async def test_waiting_for_a_broker_that_is_there_takes_no_time() -> None:
     async with MemoryChannel(MemoryBroker()) as channel, asyncio.timeout(1):
         await until_connected(channel)
+
+
+async def test_opening_that_takes_a_while_is_told_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodes.service._SLOW_S", 0.05)
+    with structlog.testing.capture_logs() as lines:
+        with told_if_slow("bundle quick"):
+            pass
+        with told_if_slow("bundle slow"):
+            await asyncio.sleep(0.2)
+    assert [(line["event"], line["what"]) for line in lines] == [("still opening", "bundle slow")]
+
+
+def test_a_reader_of_the_log_that_goes_away_does_not_end_a_node() -> None:
+    script = """
+import asyncio, os, sys
+import structlog
+from nodes.service import run
+from pipeline.config import NodeSettings
+
+async def main(settings):
+    for number in range(3):
+        structlog.get_logger().info("line", number=number)
+        await asyncio.sleep(0.1)
+    os.write(1, b"done")
+
+sys.exit(run(main, NodeSettings()))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as node:
+        assert node.stdout is not None and node.stderr is not None
+        node.stderr.readline()
+        node.stderr.close()
+        assert node.stdout.read() == b"done"
+    assert node.returncode == 0

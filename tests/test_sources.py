@@ -173,11 +173,30 @@ def test_what_cannot_be_opened_is_named_with_what_is_expected(url: str) -> None:
         ("rtmp://host/live/key", "rtmp://host/live/..."),
         ("rtmp://host/live/key/", "rtmp://host/live/..."),
         ("RTMPS://host/key?more", "RTMPS://host/..."),
+        ("rtsp://camera/user=admin_password=secret_channel=1_stream=0.sdp", "rtsp://camera/..."),
+        ("rtsp://camera/cam/user=admin&password=secret&channel=1", "rtsp://camera/cam/..."),
+        ("rtsp://camera/PWD:secret/1", "rtsp://camera/..."),
+        ("rtsp:/user:secret@camera/1", "...@camera/1"),
+        ("user:secret@camera:554/1", "...@camera:554/1"),
         ("clip?.mp4", "clip?.mp4"),
     ],
 )
 def test_what_may_be_secret_in_an_address_is_not_shown(url: str, said: str) -> None:
     assert shown(url) == said
+
+
+@pytest.mark.parametrize(
+    "url", ["rtsp://admin:se#cret@camera/1", "rtsp://admin:se/cret@camera/1", "http://", "rtsp://a:b/1"]
+)
+def test_an_address_whose_host_cannot_be_told_is_refused_at_once(url: str) -> None:
+    with pytest.raises(SourceError, match=r"it names no host; in user and password .* percent-encoded") as refused:
+        kind_of(url)
+    assert "cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["rtsp://admin:se@cret@camera/1", "rtsp://[fe80::1]:554/1", "udp://@239.0.0.1:1234"])
+def test_other_hosts_are_left_to_the_library(url: str) -> None:
+    assert kind_of(url) == "server"
 
 
 def test_a_recording_on_a_web_server_is_no_stream(tmp_path: Path) -> None:
@@ -187,7 +206,7 @@ def test_a_recording_on_a_web_server_is_no_stream(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         said = sentence(f"http://127.0.0.1:{server.server_port}/clip.mp4")
         server.shutdown()
-    assert "it is a recording; download it, and name the file" in said
+    assert "it is a recording or a picture, no stream; download it, and name the file" in said
 
 
 def test_sources_that_are_opened_again_and_again_leave_no_threads_behind(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ async def test_why_a_stream_was_never_there_is_said_before_it_comes() -> None:
 
 async def test_a_recording_on_a_web_server_ends_a_live_source() -> None:
     async with MjpegServer(fps=25, recording=True) as server, Video(server.url, **SIZE) as video:
-        with pytest.raises(ConfigError, match="it is a recording; download it, and name the file"):
+        with pytest.raises(ConfigError, match="it is a recording or a picture, no stream"):
             async with asyncio.timeout(LIMIT_S):
                 await anext(video)
 

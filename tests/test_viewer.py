@@ -148,7 +148,8 @@ async def test_cameras_are_listed_by_name_with_their_newest_facts(viewer: Viewer
 
 async def test_what_a_camera_says_of_its_source_and_of_what_it_was_told_is_in_the_list(viewer: Viewer) -> None:
     control = {"quality": 4, "pause": True, "max_fps": 5.0, "max_kbit_s": None}
-    said = {"source": "lost", "control": control, "refused": "control: no"}
+    size = {"source_width": 640, "source_height": 360, "fps": 12.5}
+    said = {"source": "lost", "control": control, "refused": "control: no", "transport": "mqtt", **size}
     await viewer.publish("cam-1/state", {"state": "online", **said})
     (camera,) = json.loads((await viewer.get("/api/cameras"))[1])
     assert {name: camera[name] for name in said} == said
@@ -199,7 +200,14 @@ async def test_mask_is_given_exactly_as_published(viewer: Viewer) -> None:
     answer, body = await viewer.get("/api/cameras/cam-1/mask.png")
     assert answer.content_type == "image/png"
     assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Last-Modified"] == "Thu, 01 Jan 1970 00:16:40 GMT"
     assert body == mask_png()
+
+
+async def test_names_and_colours_of_classes_are_given_by_bundle(viewer: Viewer) -> None:
+    await viewer.publish(f"bundle/{HASH}", MANIFEST)
+    _, body = await viewer.get("/api/bundles")
+    assert json.loads(body) == [{name: MANIFEST[name] for name in ("name", "hash", "classes")}]
 
 
 async def test_preview_is_given_exactly_as_published(viewer: Viewer) -> None:

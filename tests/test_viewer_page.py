@@ -297,6 +297,7 @@ async def test_cameras_without_a_gateway_or_worker_are_said_to_have_none(tmp_pat
         await channel.publish("worker/hut-1/state", b'{"state": "online"}', STATE)
         await page.until(f"{banner} === ''")
         await page.until("document.getElementById('count').textContent === '1 camera · 1 worker'")
+        await page.until(f"{banner}.startsWith('Cameras send, and no masks come')", timeout_s=25)
         await channel.publish("worker/hut-1/state", b'{"state": "offline"}', STATE)
         await page.until(f"{banner} !== ''")
         await StreetCamera(channel, "high-street", 2).state("online", source="lost")

@@ -211,6 +211,26 @@ async def test_state_is_told_when_it_changes(watch: Watch) -> None:
     assert watch.cameras == {}
 
 
+async def test_what_a_camera_lacks_and_what_it_refused_is_told_once(watch: Watch) -> None:
+    states = [
+        {"source": "ok"},
+        {"source": "lost"},
+        {"source": "lost", "refused": "control: no"},
+        {"source": "lost", "refused": "control: no"},
+        {"source": "ok", "control": {"pause": True}},
+        {"source": "waiting"},
+    ]
+    said = [await take(watch, "cam-1/state", {"state": "online", **state}) for state in states]
+    assert said == [
+        "cam-1  online",
+        "cam-1  online, source lost",
+        "cam-1  online, source lost  refused: control: no",
+        None,
+        "cam-1  online, paused",
+        "cam-1  online, no source yet",
+    ]
+
+
 async def test_cameras_are_bounded(watch: Watch) -> None:
     for number in range(100):
         await take(watch, f"cam-{number}/state", {"state": "online"})

@@ -29,6 +29,12 @@ class Access:
         }
         self._refused: set[str] = set()
 
+    def headers_for(self, request: web.BaseRequest) -> Mapping[str, str]:
+        """Those of an answer: pictures may be shown on pages of the sites that are named, and no others."""
+        origin = _origin_of(request.headers.get("Referer", ""))
+        shared = {"Cross-Origin-Resource-Policy": "cross-origin"} if origin in self._origins else {}
+        return {**self.headers, **shared}
+
     def admits(self, request: web.Request) -> bool:
         """Whether the page that asks may read the feed: browsers say whose it is, and others' could read along."""
         origin = request.headers.get("Origin")
@@ -47,6 +53,14 @@ class Access:
             origin=origin,
             host=host,
         )
+
+
+def _origin_of(address: str) -> str | None:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return None
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _host_of(origin: str) -> str | None:

@@ -30,6 +30,8 @@ _SEND_TIMEOUT_S = 10.0
 _INCOMING_LIMIT_BYTES = 1024
 _SEND_BUFFER_BYTES = 128 << 10  # small, so that what waits, waits in the outbox where newer replaces older
 
+_OF_THE_STATE = {"source", "source_width", "source_height", "fps", "transport"}
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -54,6 +56,7 @@ class Site:
                 *(web.get(path, _static_file(*file)) for path, file in _PAGES.items()),
                 web.get("/ws", self.live),
                 web.get("/api/{kind:gateway|worker}s", self.nodes),
+                web.get("/api/bundles", self.bundles),
                 web.get("/api/cameras", self.cameras),
                 web.get("/api/cameras/{camera}/mask.png", self.mask),
                 web.get("/api/cameras/{camera}/preview.jpg", self.preview),
@@ -74,6 +77,10 @@ class Site:
         known = sorted(self._wall.nodes[kind].items())
         return web.json_response([{kind: name, **_node_facts(state)} for name, state in known])
 
+    async def bundles(self, request: web.Request) -> web.Response:
+        """What the bundles that were heard of call and colour their classes, in the order of their indexes."""
+        return web.json_response([legend.model_dump() for legend in self._wall.legends.values()])
+
     async def cameras(self, request: web.Request) -> web.Response:
         """Every camera that was heard of, by name, with its newest facts."""
         views = sorted(self._wall.cameras.values(), key=lambda camera: camera.name)
@@ -84,7 +91,9 @@ class Site:
         mask = self._camera(request).mask
         if mask is None:
             raise web.HTTPNotFound(text="this camera has sent no mask yet\n")
-        return web.Response(body=mask.png, content_type="image/png")
+        answer = web.Response(body=mask.png, content_type="image/png")
+        answer.last_modified = mask.captured_ms / 1000
+        return answer
 
     async def preview(self, request: web.Request) -> web.Response:
         """The newest preview of a camera, where it publishes some."""
@@ -132,7 +141,7 @@ class Site:
         return browser
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        for name, text in self._access.headers.items():
+        for name, text in self._access.headers_for(request).items():
             response.headers[name] = text
         response.headers.setdefault("Cache-Control", "no-store")
 
@@ -188,7 +197,7 @@ def _facts(view: CameraView, *, now_ms: int) -> dict[str, object]:
         "camera": view.name,
         "state": state.state if state else None,
         "since_ms": view.since_ms,
-        "source": state.source if state else None,
+        **(state.model_dump(include=_OF_THE_STATE) if state else dict.fromkeys(_OF_THE_STATE)),
         "control": state.control.model_dump() if state and state.control else None,
         "refused": state.refused if state else None,
         "bundle": mask.bundle if mask else None,

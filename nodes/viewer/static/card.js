@@ -108,7 +108,7 @@ export class Card {
   // Whether its frames should have become masks by now: it has sent for so long, and no mask has come since.
   sends(idleMs) {
     const since = Math.max(this.began ?? Infinity, this.captured ?? 0);
-    return this.state === "online" && this.sending && this.page.now() - since > idleMs;
+    return this.state === "online" && this.sending && this.page.now() - since > Math.max(idleMs, 3000 / this.fps);
   }
 
   takeMask(message) {
@@ -204,6 +204,7 @@ export class Card {
   showState(state, since) {
     this.sending = state?.source !== "waiting" && state?.source !== "lost" && !state?.control?.pause;
     this.began = since;
+    this.fps = state?.fps || 1;
     this.state = state?.state ?? (this.captured ? "online" : "waiting");
     this.bundle ??= state?.bundle;
     this.root.dataset.state = this.state;

@@ -5,6 +5,7 @@ import { readPicture } from "./picture.js";
 
 const VIEWS = ["both", "mask", "preview"];
 const SILENCE_MS = 6000; // the viewer speaks once a second
+const SILENT_MS = 10_000; // and for so long with both of them: what is wrong?
 const IDLE_MS = 5000; // cameras that are online have no mask for so long: are there a gateway and a worker?
 const RETRY_MS = { first: 500, most: 10_000 };
 const at = (id) => document.getElementById(id);
@@ -20,6 +21,7 @@ const page = {
   clockOffset: 0, // viewer's clock minus this browser's
   greeted: false, // whether this connection has told the viewer's clock
   nodes: { gateway: [], worker: [] }, // the names of those that are online
+  complete: Infinity, // since when there are both
   problem: "", // with the connection
   now: () => Date.now() + page.clockOffset,
   // A mask names its bundle by the beginning of the hash.
@@ -60,6 +62,7 @@ function take(message) {
   }
   if (message.type === "nodes") {
     page.nodes = { gateway: message.gateway, worker: message.worker };
+    page.complete = message.gateway.length && message.worker.length ? Math.min(page.complete, Date.now()) : Infinity;
     return count();
   }
   if (message.type === "gone") forget(message.camera);
@@ -99,8 +102,10 @@ function showLink(link, text, problem = "") {
 
 function showBanner() {
   const missing = ["gateway", "worker"].find((kind) => !page.nodes[kind].length);
-  const idle = page.greeted && missing && [...cards.values()].some((card) => card.sends(IDLE_MS));
-  const banner = page.problem || (idle ? `No ${missing} is online, so no masks are made. Start one: maskcast ${missing}` : "");
+  const idle = (ms) => page.greeted && [...cards.values()].some((card) => card.sends(ms));
+  let banner = page.problem;
+  if (!banner && missing && idle(IDLE_MS)) banner = `No ${missing} is online, so no masks are made. Start one: maskcast ${missing}`;
+  else if (!banner && Date.now() - page.complete > SILENT_MS && idle(SILENT_MS)) banner = "Cameras send, and no masks come: gateway and workers say why in their logs and at /readyz.";
   if (at("banner").textContent !== banner) at("banner").textContent = banner;
   at("banner").hidden = !banner;
 }
