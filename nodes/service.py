@@ -20,6 +20,7 @@ from typing import Any, Literal, Self, TextIO, TypeVar, cast
 import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from structlog.typing import Processor
 
 from pipeline import metrics
 from pipeline.config import NodeSettings
@@ -56,17 +57,23 @@ def set_up_logging(*, level: str, format: Literal["auto", "console", "json"]) ->
     console = format == "console" or (format == "auto" and sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
     last = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    first: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
-            last,
-        ],
+        processors=[*first, last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lasting(sys.stderr))),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    libraries = logging.StreamHandler(sys.stderr)  # whose lines look as ours do
+    unlike = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[unlike, last], foreign_pre_chain=[*first, structlog.stdlib.add_logger_name]
+    )
+    libraries.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[libraries])
 
 
 class _Lasting:

@@ -320,3 +320,17 @@ sys.exit(run(main, NodeSettings()))
         node.stderr.close()
         assert node.stdout.read() == b"done"
     assert node.returncode == 0
+
+
+def test_what_libraries_log_looks_as_what_nodes_do() -> None:
+    script = """
+import logging
+from nodes.service import set_up_logging
+set_up_logging(level="info", format="json")
+logging.getLogger("mqtt").error("failed to receive on %s", "socket")
+logging.getLogger("mqtt").info("not told")
+"""
+    run_out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    line = json.loads(run_out.stderr)
+    assert (line["event"], line["level"], line["logger"]) == ("failed to receive on socket", "error", "mqtt")
+    assert "timestamp" in line
