@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from channels import LIMIT_S, take, until
+from channels import LIMIT_S, quiet, take, until
 from clips import write_clip
 from servers import Server, accepts, find_program, free_port
 
@@ -27,7 +27,7 @@ from pipeline.transport import CONTROL, STATE, open_channel
 
 ROOT = Path(__file__).parent.parent
 BROKER = ROOT / "configs" / "deploy" / "mosquitto"
-LOGINS = ("gateway", "worker", "viewer", "street", "garden")
+LOGINS = ("gateway", "worker", "viewer", "operator", "street", "garden")
 Address = Callable[[str], str]
 
 
@@ -165,6 +165,38 @@ async def test_a_camera_hears_its_own_receipts_only(address: Address) -> None:
         assert [message.topic for message in await take(receipts)] == ["street/receipt"]
 
 
+async def test_the_operator_gives_commands_and_forgets_a_camera_and_the_page_can_do_neither(address: Address) -> None:
+    async with open_channel(address("street")) as street, open_channel(address("viewer")) as page:
+        commands, states = street.subscribe("+/control"), page.subscribe("+/state")
+        async with open_channel(address("operator")) as operator, open_channel(address("gateway")) as reader:
+            packets, seen = reader.subscribe("+/latent"), operator.subscribe("+/state")
+            for channel in (street, page, operator, reader):
+                await channel.wait_connected(LIMIT_S)
+            await asyncio.sleep(0.2)
+            await street.publish("street/state", b"here", STATE)
+            assert [message.payload for message in await take(seen)] == [b"here"]
+            for login, channel in ((b"viewer", page), (b"operator", operator)):
+                await channel.publish("street/latent", b"x", CONTROL)
+                await channel.publish("street/control", login, CONTROL)
+                await channel.publish("street/state", b"", STATE)
+            assert [message.payload for message in await take(commands)] == [b"operator"]
+            assert [message.payload for message in await take(states, 2)] == [b"here", b""]
+            assert await quiet(packets) and await quiet(commands) and await quiet(states)
+    async with open_channel(address("viewer")) as later:
+        states = later.subscribe("+/state")
+        await later.wait_connected(LIMIT_S)
+        assert await quiet(states)
+
+
+def test_the_operator_reads_what_the_page_reads_and_is_in_the_instructions() -> None:
+    users = re.split(r"^user ", (BROKER / "acl").read_text(), flags=re.MULTILINE)[1:]
+    rule = re.compile(r"^topic (\w+) (maskcast/\S+)$", re.MULTILINE)
+    rules = {text.split("\n")[0]: set(rule.findall(text)) for text in users}
+    writes = {("write", "maskcast/+/control"), ("write", "maskcast/+/state")}
+    assert rules["operator"] == rules["viewer"] | writes
+    assert "mosquitto_passwd passwd operator\n" in (BROKER / "password.conf").read_text()
+
+
 def test_one_setting_of_the_camera_is_all_it_takes_to_come_over_webrtc() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     services = yaml.safe_load(text)["services"]
@@ -218,6 +250,56 @@ def test_the_gateway_in_the_machines_network_reaches_what_is_published_there_on_
     assert set(environment) <= known
 
 
+def test_a_broker_one_has_already_is_told_to_all_that_use_one() -> None:
+    deploy = ROOT / "configs" / "deploy"
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    services |= yaml.safe_load((deploy / "second-camera.yml").read_text())["services"]
+    urls = {name: each.get("environment", {}).get("MASKCAST_MQTT_URL") for name, each in services.items()}
+    nodes = ("gateway", "worker", "viewer", "camera", "camera2")
+    expected = {name: f"mqtt://${{{name.upper()}_LOGIN:-}}${{MQTT_BROKER:-mosquitto:1883}}" for name in nodes}
+    assert {name: url for name, url in urls.items() if url} == expected
+    # In the machine's network that of compose is where docker publishes it, and another is where it is for all.
+    files = (deploy / "host-network.yml", deploy / "host-network-broker.yml")
+    shared, own = (yaml.safe_load(file.read_text())["services"]["gateway"]["environment"] for file in files)
+    assert shared["MASKCAST_MQTT_URL"] == "mqtt://${GATEWAY_LOGIN:-}127.0.0.1:${MQTT_PORT:-1883}"
+    assert re.fullmatch(r"mqtt://\$\{GATEWAY_LOGIN:-\}\$\{MQTT_BROKER:\?[^}]+\}", own.pop("MASKCAST_MQTT_URL"))
+    assert not own
+
+
+def test_a_second_camera_is_the_first_with_name_source_and_logins_of_its_own() -> None:
+    text = (ROOT / "configs" / "deploy" / "second-camera.yml").read_text()
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    first, second = services["camera"], yaml.safe_load(text)["services"]["camera2"]
+    assert second["extends"] == {"file": "docker-compose.yml", "service": "camera"}
+    assert not {"depends_on", "links", "volumes_from"} & set(first)  # compose 1 extends no service that has one
+    own = {name: text for name, text in second["environment"].items() if name != "MASKCAST_MQTT_URL"}
+    assert set(own) == {"MASKCAST_CAMERA__NAME", "MASKCAST_SOURCE__URL", "MASKCAST_WEBRTC__TOKEN"}
+    assert {name: text.replace("CAMERA2_", "CAMERA_") for name, text in own.items()} == {
+        **{name: first["environment"][name] for name in own},
+        "MASKCAST_CAMERA__NAME": "${CAMERA_NAME:-garden}",
+    }
+    assert first["environment"]["MASKCAST_CAMERA__NAME"] != "${CAMERA_NAME:-garden}"
+    # Prometheus finds it under the first one's name.
+    assert second["networks"]["default"]["aliases"] == ["camera"]
+    jobs = yaml.safe_load((ROOT / "configs" / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
+    (job,) = (job for job in jobs if job["job_name"] == "camera")
+    assert [search["names"] for search in job["dns_sd_configs"]] == [["camera"]]
+
+
+def test_a_third_camera_is_a_copy_as_the_second_one_says() -> None:
+    file = ROOT / "configs" / "deploy" / "second-camera.yml"
+    text = file.read_text()
+    (script,) = re.findall(r"configs/deploy; sed '(.*)' second-camera.yml > third-camera.yml\n", text)
+    copy = subprocess.run(["sed", script, str(file)], check=True, capture_output=True, text=True).stdout
+    second, third = yaml.safe_load(text)["services"], yaml.safe_load(copy)["services"]
+    assert (set(second), set(third)) == ({"camera2"}, {"camera3"})
+    assert third["camera3"]["extends"] == second["camera2"]["extends"]
+    values = list(third["camera3"]["environment"].values())
+    assert all("${CAMERA3_" in value for value in values)
+    assert not set(values) & set(second["camera2"]["environment"].values())
+    assert third["camera3"]["environment"]["MASKCAST_CAMERA__NAME"] == "${CAMERA3_NAME:-gate}"
+
+
 def test_the_example_of_tokens_lets_nobody_in() -> None:
     folder = ROOT / "configs" / "deploy" / "webrtc"
     assert read_tokens(folder / "tokens.example") == {}
@@ -246,8 +328,11 @@ def test_opening_the_broker_to_the_network_opens_nothing_else() -> None:
 
 def test_all_that_compose_can_be_told_is_in_the_example_with_what_holds_without_it() -> None:
     deploy = ROOT / "configs" / "deploy"
-    files = [ROOT / "docker-compose.yml", deploy / "host-network.yml", deploy / "device.yml"]
-    asked = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", "\n".join(file.read_text() for file in files)))
+    others = ("host-network.yml", "host-network-broker.yml", "device.yml", "second-camera.yml")
+    files = [ROOT / "docker-compose.yml", *(deploy / name for name in others)]
+    found = set(re.findall(r"\$\{(\w+):-([^}]*)\}", "\n".join(file.read_text() for file in files)))
+    asked = dict(found)
+    assert len(asked) == len(found)  # none has two defaults
     told = dict(re.findall(r"^#(\w+)=(.*)$", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
     assert told == asked
     assert not re.findall(r"^[^#\n]", (ROOT / ".env.example").read_text(), flags=re.MULTILINE)
@@ -260,14 +345,20 @@ def test_a_device_is_what_the_camera_is_given_and_plays() -> None:
     assert set(camera["environment"]) <= {*variables(CameraSettings)}
 
 
-def test_the_systemd_unit_runs_a_camera_as_nobody_and_not_again_where_its_settings_are_wrong() -> None:
+def test_the_systemd_unit_runs_a_camera_as_nobody_and_tries_again_without_end() -> None:
     text = (ROOT / "configs" / "deploy" / "systemd" / "maskcast-camera@.service").read_text()
     unit = configparser.RawConfigParser(strict=False, delimiters="=")
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(text)
     service = unit["Service"]
     assert service["ExecStart"] == "/opt/maskcast/bin/maskcast camera --name %i"
-    assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "2")
+    assert (service["Restart"], service["RestartSec"]) == ("on-failure", "10")
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert not {name for name in service if name.startswith(("RestartPrevent", "StartLimit"))}
+    # Further cameras move off the port that one has unless it is told.
+    assert f"\n# {CameraSettings().health.port}: MASKCAST_HEALTH__PORT=" in text
+    # A shell changes no $ of a password on its way into the file.
+    assert "<<'END'\n" in text
     assert (service["DynamicUser"], service["NoNewPrivileges"]) == ("yes", "yes")
     assert float(service["TimeoutStopSec"]) > STOP_TIMEOUT_S
     assert set(re.findall(r"MASKCAST_\w+", text)) <= {*variables(CameraSettings)}
