@@ -30,8 +30,10 @@ def _stored(path: Path) -> object:
         if not _is_torchs(path):
             return load(path.read_bytes())  # load_file would look at the file's name
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ConfigError(str(error)) from error
+    except SafetensorError as error:
+        raise ConfigError("it is no file of weights (safetensors, or PyTorch's own), or is damaged") from error
     except Exception as error:  # damaged files raise all kinds
         raise ConfigError("it holds more than weights, or is damaged; save its state dict alone") from error
     return next((stored[name] for name in _INSIDE if isinstance(stored, Mapping) and name in stored), stored)

@@ -191,7 +191,7 @@ def test_one_command_does_it_in_the_minutes_given(
         ({"source": "none.mp4"}, "none.mp4: no images and no clip; name a folder of images or a video file"),
         ({"source": "short"}, "short: 9 frames are too few"),
         ({"teachers": ("none.onnx",)}, "teacher {home}/none.onnx: no such file"),
-        ({"teachers": ("short/000.png",)}, "short/000.png: not the weights of"),
+        ({"teachers": ("short/000.png",)}, "short/000.png: it is no file of weights"),
         ({"teachers": ("three.onnx",)}, "three.onnx: has 3 classes, neither"),
         ({"bundle": "strange"}, "network.from_cityscapes names classes that it has not"),
         ({"bundle": "old"}, "does not say which network it is of; export it again"),

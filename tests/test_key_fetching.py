@@ -271,7 +271,7 @@ async def test_a_request_that_cannot_leave_stops_nobody(bench: Bench) -> None:
 
 
 def test_a_camera_reads_what_a_worker_asks() -> None:
-    control = read_control(pack_key_request(KeyRequest("cam-1", (0, 3))), levels=frozenset())
+    control = read_control(pack_key_request(KeyRequest("cam-1", (0, 3))), levels=frozenset(), unfit={})
     assert control.key == (0, 3)
 
 

@@ -104,6 +104,12 @@ def test_safetensors_whose_length_looks_like_a_pickle_are_known_for_what_they_ar
     assert torch.equal(read_weights(tmp_path / "a.pth")["a"], torch.ones(2))
 
 
+def test_a_picture_is_no_file_of_weights(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(ConfigError, match=r"^it is no file of weights .*, or is damaged$"):
+        read_weights(tmp_path / "a.png")
+
+
 def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"No such file.*none\.pth"):
         read_weights(tmp_path / "none.pth")
