@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def kind_of(url: str) -> Kind:
     """Raises SourceError for an address whose scheme is none of a stream's."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
     if scheme and scheme[1].lower() in STREAMS:
-        _check_host(url)
+        _host(url)
         return "server"
     if url.isdecimal() or url.startswith("/dev/video"):
         return "device"
@@ -102,14 +103,15 @@ def shown(url: str) -> str:
     return f"{scheme}://{_LOGIN_IN_PATH.sub('/...', plain)}"
 
 
-def _check_host(url: str) -> None:
+def _host(url: str) -> str:
     """SourceError where the host cannot be told since a password has characters in it that end it."""
     authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
-    if not _HOST.fullmatch(authority.rpartition("@")[2]):
+    if (found := _HOST.fullmatch(authority.rpartition("@")[2])) is None:
         raise SourceError(
             f"cannot open {shown(url)}: it names no host; in user and password / ? # @ : have to be percent-encoded, "
             "such as %23 for #"
         )
+    return found[1].strip("[]")
 
 
 def image_files(path: Path) -> list[Path]:
@@ -179,8 +181,17 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
         if kind == "server" and time.monotonic() - began_s >= timeout_s:  # the library says it of the data
             raise SourceError(f"cannot open {shown(url)}: it did not answer in {timeout_s:g} s") from error
         if kind == "server":
-            raise SourceError(f"cannot open {shown(url)}: {_reason(error)}") from error
+            raise SourceError(f"cannot open {shown(url)}: {_unresolved(url) or _reason(error)}") from error
         raise _cannot_open(url, _reason(error)) from error
+
+
+def _unresolved(url: str) -> str | None:
+    """What to say where an address's host has none: the library calls it an input/output error."""
+    try:
+        socket.getaddrinfo(_host(url), None)
+    except (OSError, UnicodeError) as error:
+        return f"no address is known of {_host(url)} ({_reason(error)})"
+    return None
 
 
 def damage_of(url: str, opened: Opened) -> str | None:

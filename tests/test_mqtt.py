@@ -129,6 +129,18 @@ async def test_channel_waits_for_an_absent_broker_and_says_so_once(own_mosquitto
     assert [line["event"] for line in logs if line["log_level"] == "info"] == ["connected to the broker"]
 
 
+@pytest.mark.parametrize("version", ["", "?version=3.1.1"])
+async def test_a_broker_that_goes_without_a_word_is_said_to_have_cut_the_connection(
+    own_mosquitto: Server, version: str
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with quick(f"mqtt://127.0.0.1:{own_mosquitto.port}{version}") as channel:
+            await channel.wait_connected(LIMIT_S)
+            own_mosquitto.kill()
+            await until(lambda: not channel.connected and any(line["log_level"] == "warning" for line in logs))
+    assert next(line["reason"] for line in logs if line["log_level"] == "warning") == "the connection was cut"
+
+
 async def test_subscriptions_and_state_come_back_after_the_broker_was_killed(own_mosquitto: Server) -> None:
     url = f"mqtt://127.0.0.1:{own_mosquitto.port}"
     async with quick(url) as sender, quick(url) as receiver:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -269,6 +270,16 @@ async def test_a_server_that_does_not_answer_is_said_to_be_silent() -> None:
 
         with pytest.raises(SourceError, match=r"rtsp://127\.0\.0\.1:\d+/stream: it did not answer in 0\.5 s"):
             await asyncio.to_thread(opened)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "two..dots"])
+def test_a_host_that_has_no_address_is_named(host: str) -> None:
+    said = rf"^cannot open rtsp://{re.escape(host)}:554/stream: no address is known of {re.escape(host)} \("
+    with (
+        pytest.raises(SourceError, match=said),
+        open_source(f"rtsp://user:secret@{host}:554/stream", fps=25.0, timeout_s=5.0, decode_threads=1),
+    ):
+        pass
 
 
 def test_an_image_that_ends_too_early_is_named_and_one_with_a_thumbnail_or_more_behind_it_is_read(

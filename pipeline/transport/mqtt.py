@@ -200,7 +200,7 @@ class MqttChannel(Reconnecting[MqttAddress]):
         """Report why there is no connection, once for each new reason; change version if that may help."""
         if self._address.version is None and mqtt_client.may_be_version(error):
             self._old_protocol = not self._old_protocol
-        reason = str(error.__cause__ or error)
+        reason = mqtt_client.reason_of(error)
         if not self._met and mqtt_client.may_be_no_broker(error):
             reason += "; is this an MQTT port, and mqtt:// or mqtts:// right?"
         if reason == self._reported:

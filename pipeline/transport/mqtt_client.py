@@ -1,6 +1,7 @@
 """One connection to an MQTT broker, from opening to the last byte, and what aiomqtt and paho need for it."""
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ if hasattr(socket, "TCP_NOTSENT_LOWAT"):
     # The kernel would hoard minutes of packets for a thin link; what it does not take waits where newer replaces older.
     _SOCKET_OPTIONS.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2048))
 _UNSUPPORTED_VERSION = 132
+_UNSPECIFIED = 128  # what paho, too, says of a socket that closed without a word
 _TAKEN_OVER = 142
 _REFUSALS = {133, 134, 135, 138, 140}  # MQTT 5 reason codes that only a person can change
 _NO_ANSWER = "Operation timed out"  # what aiomqtt says when TCP connected and no CONNACK came
@@ -116,6 +118,12 @@ async def unsubscribe(client: aiomqtt.Client, filters: list[str]) -> None:
     """Ask for full filters no more."""
     with cancellable():
         await client.unsubscribe(filters)
+
+
+def reason_of(error: Exception) -> str:
+    """Why there is no connection, for a log."""
+    said = re.sub(r"^\[code:\d+\] ", "", str(error.__cause__ or error))
+    return "the connection was cut" if _reason_code(error) == _UNSPECIFIED else said
 
 
 def is_refusal(error: Exception) -> bool:
