@@ -245,6 +245,16 @@ def _scores_of(decoder: Decoder, sent: bytes) -> NDArray[np.float32]:
     return decoded.scores.values
 
 
+def measured_on(split: str, shown: Frames, learned: Frames) -> str:
+    """What a manifest says of where its figures come from; those of frames that it learned from flatter it."""
+    known = len({*shown.names} & {*learned.names})
+    told = f"rates and mIoU measured on {split}"
+    if not known:
+        return told
+    which = "which" if known == len(shown) else f"{known} of whose {len(shown)} frames"
+    return f"{told}, {which} it learned from"
+
+
 def check_measurable(data: Frames) -> None:
     """ConfigError where each label is void: there is nothing to measure by."""
     if all((data.read(index).labels == VOID).all() for index in range(len(data))):

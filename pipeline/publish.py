@@ -54,7 +54,8 @@ def publish(
     network = _network(origin, described)
     shown, learned = _frames(origin, split), _learned(origin)
     evaluation.check_measurable(shown)
-    description = _description(origin, described, learned.images[0].shape, split)
+    measured_on = evaluation.measured_on(split, shown, _frames(origin, origin.experiment.data.split))
+    description = _description(origin, described, learned.images[0].shape, measured_on)
     offsets = _offsets(origin, network, learned)
     traced = export(
         network, description, folder, frames=learned.images, hyper=hyper, class_offsets=offsets, effort=effort
@@ -72,11 +73,11 @@ def _network(origin: Origin, described: Classes) -> SplitSegmenter:
     return load_trained(origin.experiment, origin.run, len(described.classes))
 
 
-def _description(origin: Origin, described: Classes, size: tuple[int, ...], split: str) -> Description:
+def _description(origin: Origin, described: Classes, size: tuple[int, ...], measured_on: str) -> Description:
     return Description(
         name=origin.experiment.name,
         created_by=origin.command,
-        dataset=f"{origin.experiment.data.dataset} ({_trained_on(origin)}); rates and mIoU measured on {split}",
+        dataset=f"{origin.experiment.data.dataset} ({_trained_on(origin)}); {measured_on}",
         classes=tuple(ClassInfo(name=one.name, colour=one.colour) for one in described.classes),
         width=size[1],
         height=size[0],

@@ -88,9 +88,13 @@ def refine_and_measure(
         made = refine(bundle, images, Path(scratch), smoothing=smoothing, tell=tell)
         measured = evaluation.measured_levels(made.bundle, shown, split=split, tell=tell)
         copy_content(made.bundle, folder)
-    dataset = f"{bundle.manifest.dataset.split('; rates and mIoU')[0]}; rates and mIoU measured on {split}"
+    trained_on, _, before = bundle.manifest.dataset.partition("; ")
+    measured_on = evaluation.measured_on(split, shown, learned)
+    if before.startswith(f"{measured_on}, "):  # it learned from more than it is fitted to now
+        measured_on = before
     levels = tuple(evaluation.as_claimed(made.bundle, measured))
-    manifest = made.bundle.manifest.model_copy(update={"quality_levels": levels, "dataset": dataset})
+    changed = {"quality_levels": levels, "dataset": f"{trained_on}; {measured_on}"}
+    manifest = made.bundle.manifest.model_copy(update=changed)
     return replace(made, bundle=seal(manifest, folder))
 
 

@@ -26,6 +26,7 @@ from pipeline.evaluation import (
     levels_as_text,
     measure,
     measured_as_json,
+    measured_on,
 )
 from pipeline.latent_coding import encode_latents
 from pipeline.messages import Decoded, Frame, FrameId
@@ -89,6 +90,19 @@ def test_figures_are_complete_and_serialisable(evaluation: Evaluation, bundle: B
 def test_at_the_default_level_rounding_costs_little(evaluation: Evaluation, bundle: Bundle) -> None:
     assert abs(evaluation.miou - evaluation.unrounded_miou) < 0.03  # eight frames only
     assert f"{100 * evaluation.unrounded_miou:.2f} % if latents were not rounded" in as_text(evaluation, bundle)
+
+
+@pytest.mark.parametrize(
+    ("shown", "learned", "said"),
+    [
+        ("ab", "cd", ""),
+        ("ab", "abc", ", which it learned from"),
+        ("abc", "cdb", ", 2 of whose 3 frames it learned from"),
+    ],
+)
+def test_where_figures_come_from_is_said(shown: str, learned: str, said: str) -> None:
+    frames, others = (Labelled(tuple(names), (), ()) for names in (shown, learned))
+    assert measured_on("dusk", frames, others) == f"rates and mIoU measured on dusk{said}"
 
 
 def test_a_table_of_levels_has_a_row_for_each(evaluation: Evaluation, bundle: Bundle) -> None:

@@ -1,5 +1,6 @@
 """A traced bundle becomes the one that is shipped: rounded thriftily, with a decode graph in 8-bit integers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def bold(monkeypatch: pytest.MonkeyPatch) -> None:
 def labelled(count: int, seed: int, *, wrong: bool = False) -> Labelled:
     scenes = tiny.scenes(count, seed)
     labels = tuple(np.full_like(one.labels, 77) if wrong else one.labels for one in scenes)
-    return Labelled(tuple(map(str, range(count))), tuple(one.image for one in scenes), labels)
+    return Labelled(tuple(f"{seed}-{index}" for index in range(count)), tuple(one.image for one in scenes), labels)
 
 
 @pytest.mark.usefixtures("bold")
@@ -55,6 +56,15 @@ def test_where_integers_change_too_much_the_bundle_goes_without_and_loses_what_i
     assert without.manifest.graphs == tiny_bundle.manifest.graphs
     assert without.manifest.precision == tiny_bundle.manifest.precision
     assert not (tmp_path / "decode_int8.onnx").exists()
+
+
+def test_a_bundle_that_learned_from_what_it_is_measured_on_still_says_so(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = "tiny (all); rates and mIoU measured on dusk, which it learned from"
+    known = replace(tiny_bundle, manifest=tiny_bundle.manifest.model_copy(update={"dataset": told}))
+    made = refine_and_measure(known, labelled(3, 1), labelled(2, 2), tmp_path, split="dusk")
+    assert made.bundle.manifest.dataset == told
+    elsewhere = refine_and_measure(made.bundle, labelled(3, 1), labelled(2, 2), tmp_path, split="dawn")
+    assert elsewhere.bundle.manifest.dataset == "tiny (all); rates and mIoU measured on dawn"
 
 
 @pytest.mark.usefixtures("bold")
