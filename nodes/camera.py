@@ -8,7 +8,7 @@ wait in the encoder for the KEY after them, and leave as several packets at once
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,12 +24,11 @@ from nodes.camera_setup import (
     open_video,
     open_window,
     opening,
-    presence_of,
     room_for,
     shape_of,
     source_missing,
-    with_source,
 )
+from nodes.camera_state import described, keep_described, presence_of
 from nodes.control import Control, InForce, read_control
 from nodes.presence import Presence, announced, tell
 from nodes.preview import Preview
@@ -46,15 +45,14 @@ from pipeline.errors import BitstreamError, SourceError, TransportError
 from pipeline.messages import Frame, FrameId, Kind, Packet
 from pipeline.operating_points import OperatingPoint
 from pipeline.scene import SceneGate, SimpleScenes
-from pipeline.sources import shown
+from pipeline.source_addresses import shown
 from pipeline.stream_encoder import StreamEncoder
 from pipeline.transport import Channel
 from pipeline.video import Video
 
 _CONNECT_S = 2.0
-_LOOK_S = 0.25  # from one look at the source, and at what holds, to the next
+_REFUSALS_TOLD = 32  # in the log, one after the other
 _REFUSAL_LIMIT = 200  # characters of the sentence that is said of a refused message
-_LAG_S = 1.0  # half of what a worker lets pass, unless it is told otherwise
 _KEYS_LAST_S = 30.0  # workers and the queue's server keep them for 60 s, and frames may be seconds apart
 
 log = structlog.get_logger()
@@ -101,6 +99,7 @@ class Camera:
         self._wanted.set()
         self._unfit = _unfit(rated=rate is not None, fast=fast)
         self.refused: str | None = None  # why it did not do what it was told last
+        self._refusals: set[str] = set()  # that were logged since it did what it was told
 
     @property
     def in_force(self) -> InForce:
@@ -245,14 +244,20 @@ class Camera:
             try:
                 control = read_control(message.payload, levels=self._levels, unfit=self._unfit)
             except BitstreamError as error:
-                self.losses.add("control")
-                if self.refused != (refused := str(error)[:_REFUSAL_LIMIT]):
-                    log.warning("control message refused", camera=self._name, reason=refused)
-                self.refused = refused
+                self._refuse(str(error)[:_REFUSAL_LIMIT])
                 continue
             if control.model_fields_set != {"key"}:  # which workers ask for too
                 self.refused = None
+                self._refusals.clear()
             await self._apply(control)
+
+    def _refuse(self, reason: str) -> None:
+        """Count a control message that was refused, and say why: in the log once, until one is obeyed."""
+        self.losses.add("control")
+        self.refused = reason
+        if reason not in self._refusals and len(self._refusals) < _REFUSALS_TOLD:
+            self._refusals.add(reason)
+            log.warning("control message refused", camera=self._name, reason=reason)
 
     async def _apply(self, control: Control) -> None:
         for command in control.model_fields_set:
@@ -299,48 +304,15 @@ async def stream(camera: Camera, *, bundle: Bundle, channel: Channel, presence: 
     manifest = bundle.manifest
     with suppress(TransportError):  # later it is waited for as long as it takes
         await channel.wait_connected(_CONNECT_S)
-    async with announced(channel, _with_facts(presence, camera)) as renew, asyncio.TaskGroup() as tasks:
+    said = described(presence, camera)
+    async with announced(channel, said) as renew, asyncio.TaskGroup() as tasks:
         # Where cameras have logins only workers may say it; where they have none the page need not wait for one.
         await tell(channel, f"bundle/{manifest.hash}", manifest.model_dump_json().encode())
         log.info("camera started", camera=presence.topic.partition("/")[0], bundle=manifest.name)
-        beside = [
-            tasks.create_task(_tell_state(camera, presence, renew)),
-            tasks.create_task(_warn_of_lag(camera, presence, lag_frames)),
-        ]
+        telling = tasks.create_task(keep_described(said, camera, renew, lag_frames=lag_frames))
         await camera.run()
-        for task in beside:
-            task.cancel()
+        telling.cancel()
         log.info("the source has ended", camera=presence.topic.partition("/")[0])
-
-
-async def _tell_state(camera: Camera, presence: Presence, renew: Callable[[Presence], Awaitable[None]]) -> None:
-    """Say again what the camera is where it changed: its source, and what it was told."""
-    said = _with_facts(presence, camera)
-    while True:
-        await asyncio.sleep(_LOOK_S)
-        if (now := _with_facts(presence, camera)) != said:
-            said = now
-            await renew(now)
-
-
-def _with_facts(presence: Presence, camera: Camera) -> Presence:
-    """The same, with what holds in the camera now."""
-    told = replace(presence, control=camera.in_force, refused=camera.refused)
-    origin, lost = camera.video.origin, camera.video.lost is not None
-    return told if origin is None else with_source(told, origin, lost=lost)
-
-
-async def _warn_of_lag(camera: Camera, presence: Presence, lag_frames: int) -> None:
-    """Say what the source's rate makes of the frames that wait for others, once it is known."""
-    origin = await camera.video.opened()
-    if origin is not None and origin.fps is not None and lag_frames > _LAG_S * origin.fps:
-        log.warning(
-            "masks come late: frames wait for those after them, and workers drop what is older than their deadline_ms",
-            camera=presence.topic.partition("/")[0],
-            up_to_s=round(lag_frames / origin.fps, 1),
-            lookahead=lag_frames,
-            fps=origin.fps,
-        )
 
 
 async def main(settings: CameraSettings) -> None:

@@ -1,13 +1,10 @@
-"""What a camera node is made of, as its settings say: video, encoder, window, preview, rate control, presence."""
+"""What a camera node is made of, as its settings say: video, encoder, window, preview, rate control."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
-from nodes.presence import Presence
 from nodes.preview import Preview
 from nodes.rate_control import RateControl
-from nodes.service import now_ms
 from nodes.uplinks import goes_over_webrtc
 from nodes.window import Window
 from pipeline.bandit import Bandit
@@ -21,7 +18,7 @@ from pipeline.key_policies import key_policy
 from pipeline.operating_points import CostModel, Ladder, points_of
 from pipeline.rate_rule import DelayRule
 from pipeline.scene import SceneGate, SimpleScenes
-from pipeline.sources import Origin, kind_of, shown
+from pipeline.source_addresses import kind_of, shown
 from pipeline.stream_encoder import StreamEncoder
 from pipeline.transport import Channel
 from pipeline.video import Video
@@ -99,32 +96,6 @@ def open_preview(preview: PreviewSection) -> Preview | None:
     if not preview.enabled:
         return None
     return Preview(max_fps=preview.max_fps, max_width=preview.max_width, jpeg_quality=preview.jpeg_quality)
-
-
-def presence_of(name: str, *, bundle: Bundle, video: Video, transport: str) -> Presence:
-    """What the camera says of itself, as far as it is known now."""
-    manifest = bundle.manifest
-    presence = Presence(
-        topic=f"{name}/state",
-        transport=transport,
-        since=now_ms(),
-        bundle=manifest.hash,
-        width=manifest.width,
-        height=manifest.height,
-        source="waiting",
-    )
-    return presence if video.origin is None else with_source(presence, video.origin)
-
-
-def with_source(presence: Presence, origin: Origin, *, lost: bool = False) -> Presence:
-    """The same, with what the source gives, or gave until it was lost."""
-    return replace(
-        presence,
-        fps=origin.fps,
-        source_width=origin.width,
-        source_height=origin.height,
-        source="lost" if lost else "ok",
-    )
 
 
 def shape_of(video: Video) -> tuple[int, int] | None:

@@ -10,8 +10,9 @@ import structlog
 
 from nodes import viewer
 from nodes.camera import Camera, stream
-from nodes.camera_setup import open_preview, open_video, open_window, presence_of, room_for
+from nodes.camera_setup import open_preview, open_video, open_window, room_for
 from nodes.camera_setup import opening as opening_encoder
+from nodes.camera_state import presence_of
 from nodes.gateway import Gateway
 from nodes.gateway import presence_of as gateway_presence
 from nodes.presence import announced
@@ -21,7 +22,7 @@ from nodes.worker import presence_of as worker_presence
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.config import CameraSection, DemoSettings, SourceSection
 from pipeline.memory_queue import MemoryQueueState, MemoryWorkQueue
-from pipeline.sources import kind_of
+from pipeline.source_addresses import kind_of
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
 _NAME = "demo"

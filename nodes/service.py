@@ -56,11 +56,14 @@ def set_up_logging(*, level: str, format: Literal["auto", "console", "json"]) ->
     """Write lines to stderr: coloured ones for a person at a terminal, JSON for everything else."""
     console = format == "console" or (format == "auto" and sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
-    last = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    plain = structlog.dev.plain_traceback  # others show the values of variables too, such as passwords
+    colours = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+    last = colours if console else structlog.processors.JSONRenderer()
     first: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+        structlog.processors.format_exc_info,
     ]
     structlog.configure(
         processors=[*first, last],
@@ -113,8 +116,8 @@ class Lane:
 
 @contextmanager
 def told_if_slow(what: str) -> Iterator[None]:
-    """Say what is being opened where that takes a while; to be left on the event loop."""
-    note = "its inner loops become machine code; that is done once on a machine, and takes up to half a minute"
+    """Say what is being opened where that takes a while; entered and left on the event loop's thread."""
+    note = "at the first start on a machine inner loops become machine code, which takes up to half a minute"
     slow = asyncio.get_running_loop().call_later(_SLOW_S, partial(log.info, "still opening", what=what, note=note))
     try:
         yield

@@ -21,7 +21,8 @@ from pipeline.label_report import pack_labels
 from pipeline.mask_image import pack_mask
 from pipeline.messages import Decoded, Frame, FrameId, Packet
 from pipeline.noise_reduction import picture_filter
-from pipeline.sources import STREAMS, damage_of, fit, image_files, open_source, shown
+from pipeline.source_addresses import STREAMS, shown
+from pipeline.sources import damage_of, fit, image_files, open_source
 from pipeline.stream_encoder import StreamEncoder
 
 SUFFIX, _MASK = ".mcp", ".png"

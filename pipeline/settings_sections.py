@@ -1,5 +1,7 @@
 """The sections of the nodes' settings: what can be set, in which unit, within which limits."""
 
+import re
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +13,7 @@ from pipeline.messages import check_camera_name
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 CameraName = Annotated[str, AfterValidator(check_camera_name)]
+NodeName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_.-]{0,62})?$")]
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")]
 
 
@@ -26,8 +29,35 @@ IceServers = Annotated[
     Field(max_length=8),
 ]
 
+_ORIGIN = re.compile(r"(https?)://([a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_USUAL_PORTS = {"http": 80, "https": 443}
+
+
+def _origin(text: str) -> str:
+    """The origin as browsers say it, in lower case and without the port that is usual; raises ValueError."""
+    parts = _ORIGIN.fullmatch(text.lower())
+    host = _host(parts[2]) if parts else None
+    port = int(parts[3] or _USUAL_PORTS[parts[1]]) if parts else 0
+    if parts is None or host is None or not 0 < port < 1 << 16:
+        raise ValueError(
+            "that is no origin: write scheme, host and, where it is not the usual one, port, and nothing else, such as "
+            "https://home.example or http://10.0.0.2:8123"
+        )
+    return f"{parts[1]}://{host}" + ("" if port == _USUAL_PORTS[parts[1]] else f":{port}")
+
+
+def _host(host: str) -> str | None:
+    """The host as browsers say it; what has brackets, or ends in a number, must be an address."""
+    try:
+        if host.startswith("["):
+            return f"[{IPv6Address(host[1:-1])}]"
+        return str(IPv4Address(host)) if host.rpartition(".")[2].isdecimal() else host
+    except ValueError:
+        return None
+
+
 Origins = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^https?://[^/\s;,']+$")], ...],
+    tuple[Annotated[str, AfterValidator(_origin)], ...],
     NoDecode,
     BeforeValidator(_split),
     Field(max_length=16),
@@ -240,6 +270,7 @@ class PreviewSection(Section):
 
 
 class GatewaySection(Section):
+    id: NodeName = Field("", description="name of this gateway; empty: that of its machine")
     buffer_packets: int = Field(
         256,
         ge=1,
@@ -251,9 +282,7 @@ class GatewaySection(Section):
 
 
 class WorkerSection(Section):
-    id: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_.-]{0,62})?$")] = Field(
-        "", description="name of this worker, one of its kind; empty: made from host and process"
-    )
+    id: NodeName = Field("", description="name of this worker, one of its kind; empty: made from host and process")
     batch: int = Field(8, ge=1, le=256, description="packets decoded in one pass at most")
     wait_s: float = Field(1.0, gt=0, le=60, description="longest wait for a packet in one claim, in seconds")
     deadline_ms: int = Field(
@@ -274,7 +303,9 @@ class ViewerSection(Section):
     port: Port = Field(8080, description="TCP port of the page; 0: any free port")
     browsers: int = Field(64, ge=1, le=10_000, description="browsers that may look on at the same time")
     origins: Origins = Field(
-        (), description="other sites whose pages may show this one in a frame, or its feed: https://home.example"
+        (),
+        description="sites that may frame this page or read its feed, and proxies' own: https://home.example; "
+        "all may show pictures then",
     )
 
 

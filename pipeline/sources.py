@@ -1,5 +1,6 @@
 """Opens what a source's address names, file, directory, stream or device, and gives its pictures."""
 
+import errno
 import itertools
 import re
 import socket
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import av
 import cv2
@@ -21,14 +22,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, SourceError
+from pipeline.source_addresses import Kind, cannot_open, for_library, host_of, kind_of, shown
 
-STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp")  # what comes at its own pace
-_EXPECTED = f"expected a video file, a directory of images, a device, or {', '.join(STREAMS[:-1])} or {STREAMS[-1]}://"
 _UNTIMED = frozenset({"h264", "hevc", "m4v", "mjpeg", "mpjpeg"})  # formats in which the library guesses a stream's rate
-_HOST = re.compile(r"(\[[^\]]*\]|[^:/]+)(:\d+)?(/|$)")  # as an address has it where no user is named
-_LOGIN_IN_PATH = re.compile(
-    r"/[^/]*(user|usr|login|pass|pwd|token|key|secret)\w*[=:].*", re.IGNORECASE
-)  # as recorders do
 _JPEG = b"\xff\xd8\xff"
 # Markers with a length behind them, and the end: not those within a scan, its stuffed bytes, or what fills up.
 _MARKER, _END = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])"), b"\xd9"
@@ -39,7 +35,6 @@ _UNTIL_FIRST = 1000  # the same before the first picture: a stream may be met lo
 _UPRIGHT = (1, 0, 0, 1)  # a, b, c, d of a matrix that leaves pictures as they are
 
 Matrix = tuple[int, int, int, int]
-Kind = Literal["file", "directory", "server", "device"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,44 +71,6 @@ class Opened:
     damage: Damage = field(default_factory=Damage)
 
 
-def kind_of(url: str) -> Kind:
-    """Raises SourceError for an address whose scheme is none of a stream's."""
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
-    if scheme and scheme[1].lower() in STREAMS:
-        _host(url)
-        return "server"
-    if url.isdecimal() or url.startswith("/dev/video"):
-        return "device"
-    if scheme:
-        raise _cannot_open(url, "it is of no known kind")
-    return "directory" if Path(url).is_dir() else "file"
-
-
-def shown(url: str) -> str:
-    """The address without what may be secret in it, for logs and errors: user, password, queries, RTMP's keys."""
-    scheme, parts, rest = url.partition("://")
-    if not parts:  # a file, or an address with a slip in it
-        return f"...{url[url.rindex('@') :]}" if re.search(r":.*@", url) else url
-    before, _, after = re.sub("#", "?", rest, count=1).partition("?")
-    if "@" in after and "@" not in before and not _HOST.match(before):
-        return f"{scheme}://..."  # a password with a question mark, or what else: who knows where it ends
-    plain = before.rpartition("@")[2]  # to the last @: a password may hold a slash
-    if scheme.lower().startswith("rtmp"):
-        plain = re.sub(r"/[^/]+/*$", "/...", plain)
-    return f"{scheme}://{_LOGIN_IN_PATH.sub('/...', plain)}"
-
-
-def _host(url: str) -> str:
-    """SourceError where the host cannot be told since a password has characters in it that end it."""
-    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
-    if (found := _HOST.fullmatch(authority.rpartition("@")[2])) is None:
-        raise SourceError(
-            f"cannot open {shown(url)}: it names no host; in user and password / ? # @ : have to be percent-encoded, "
-            "such as %23 for #"
-        )
-    return found[1].strip("[]")
-
-
 def image_files(path: Path) -> list[Path]:
     """The images of a directory, by their names without the suffix: so that their packets have the same order.
 
@@ -122,7 +79,7 @@ def image_files(path: Path) -> list[Path]:
     try:
         images = [file for file in path.iterdir() if file.suffix.lower() in _IMAGES]
     except OSError as error:
-        raise _cannot_open(str(path), _reason(error)) from error
+        raise cannot_open(str(path), _reason(error)) from error
     return sorted(images, key=lambda file: (file.stem, file.suffix))
 
 
@@ -148,7 +105,7 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
         return
     with _container(url, kind, timeout_s=timeout_s) as container:
         if not container.streams.video:
-            raise _cannot_open(url, "it has no video")
+            raise cannot_open(url, "it has no video")
         if kind == "server" and url.lower().startswith("http") and container.duration:  # as fast as the line is
             raise ConfigError(
                 f"cannot open {shown(url)}: it is a recording or a picture, no stream; download it, and name the file"
@@ -157,7 +114,7 @@ def open_source(url: str, *, fps: float, timeout_s: float, decode_threads: int) 
         stream.thread_type = "AUTO" if kind == "file" else "SLICE"  # frame threads would delay what is live
         stream.thread_count = decode_threads
         rate = float(stream.average_rate or fps)
-        guessed = kind == "server" and container.format.name in _UNTIMED
+        guessed = kind == "server" and (container.format.name in _UNTIMED or not stream.average_rate)
         origin = Origin(stream.width, stream.height, None if guessed else rate)
         damage = Damage()
         pictures = _pictures(url, container, stream, rate, damage)
@@ -171,9 +128,8 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
     began_s = time.monotonic()
     try:
         if kind == "server":
-            scheme, _, rest = url.partition("://")  # the library knows schemes in small letters only
-            tcp = {"rtsp_transport": "tcp"} if scheme.lower().startswith("rtsp") else {}
-            return av.open(f"{scheme.lower()}://{rest}", options={**tcp, "fflags": "nobuffer"}, timeout=timeout_s)
+            tcp = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
+            return av.open(for_library(url), options={**tcp, "fflags": "nobuffer"}, timeout=timeout_s)
         if kind == "device":
             return av.open(f"/dev/video{url}" if url.isdecimal() else url, format="v4l2")
         return av.open(url)
@@ -181,16 +137,20 @@ def _container(url: str, kind: Kind, *, timeout_s: float) -> InputContainer:
         if kind == "server" and time.monotonic() - began_s >= timeout_s:  # the library says it of the data
             raise SourceError(f"cannot open {shown(url)}: it did not answer in {timeout_s:g} s") from error
         if kind == "server":
-            raise SourceError(f"cannot open {shown(url)}: {_unresolved(url) or _reason(error)}") from error
-        raise _cannot_open(url, _reason(error)) from error
+            # An input/output error is what the library calls it where a host has no address.
+            unresolved = _unresolved(url) if error.errno == errno.EIO else None
+            raise SourceError(f"cannot open {shown(url)}: {unresolved or _reason(error)}") from error
+        raise cannot_open(url, _reason(error)) from error
 
 
 def _unresolved(url: str) -> str | None:
-    """What to say where an address's host has none: the library calls it an input/output error."""
+    """What to say where an address's host has none."""
+    host = host_of(url)
     try:
-        socket.getaddrinfo(_host(url), None)
+        if host:
+            socket.getaddrinfo(host, None)
     except (OSError, UnicodeError) as error:
-        return f"no address is known of {_host(url)} ({_reason(error)})"
+        return f"no address is known of {host} ({_reason(error)})"
     return None
 
 
@@ -263,7 +223,7 @@ def _flipped(image: NDArray[np.uint8], *, across: bool, down: bool) -> NDArray[n
 def _directory(path: Path, *, fps: float) -> Opened:
     files = image_files(path)
     if not files:
-        raise _cannot_open(str(path), f"it holds none of {', '.join(sorted(_IMAGES))}")
+        raise cannot_open(str(path), f"it holds none of {', '.join(sorted(_IMAGES))}")
     height, width, _ = _image(files[0]).shape
     pictures = (Picture(_image(file), index / fps) for index, file in enumerate(files))
     return Opened(Origin(width, height, fps), pictures)
@@ -291,10 +251,6 @@ def _ends_early(jpeg: bytes) -> bool:
             return False
         at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2])
     return True
-
-
-def _cannot_open(url: str, reason: str) -> SourceError:
-    return SourceError(f"cannot open {shown(url)}: {reason}; {_EXPECTED}")
 
 
 def _reason(error: Exception) -> str:

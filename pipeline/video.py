@@ -17,7 +17,8 @@ from typing import Self
 from pipeline.errors import SourceError
 from pipeline.messages import SEQUENCES, Frame, FrameId
 from pipeline.noise_reduction import compile_loops
-from pipeline.sources import Origin, kind_of, shown
+from pipeline.source_addresses import kind_of, shown
+from pipeline.sources import Origin
 from pipeline.video_reader import Mailbox, Reader, Reading, Rotation
 
 SAMPLE = "sample"  # as a source's address: the clip that comes with maskcast
@@ -79,7 +80,7 @@ class Video:
             decode_threads=decode_threads,
         )
         rng = rng or random.SystemRandom()
-        self._url, self._how = url, reading
+        self._url, self._reading = url, reading
         self._reader = Reader(reading, max_fps=None if fast else max_fps, rng=rng, clock=clock, now_ms=now_ms)
         self._last = FrameId(-1, -1)
 
@@ -116,14 +117,14 @@ class Video:
         return self._mailbox.skipped
 
     async def __aenter__(self) -> Self:
-        if self._how.noise_reduction:
+        if self._reading.noise_reduction:
             await asyncio.to_thread(compile_loops)  # first: it is not what a source may take `timeout_s` for
         running = asyncio.get_running_loop()
         self._filled, self._opened = asyncio.Event(), asyncio.Event()
         self._mailbox = Mailbox(lambda: running.call_soon_threadsafe(self._filled.set))
         url = str(sample_path()) if self._url == SAMPLE else self._url
         kind = kind_of(url)
-        self._reading = running.create_future()
+        self._ended = running.create_future()
         # A daemon: where opening or reading hangs, nothing can end the thread, and the process must end without it.
         threading.Thread(target=self._read, args=(url, running), name="video", daemon=True).start()
         try:
@@ -138,15 +139,15 @@ class Video:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._mailbox.close()
-        await asyncio.wait({self._reading}, timeout=_LEAVE_S)
+        await asyncio.wait({self._ended}, timeout=_LEAVE_S)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Frame:
         while (shot := self._mailbox.take()) is None:
-            if self._reading.done():
-                self._reading.result()
+            if self._ended.done():
+                self._ended.result()
                 raise StopAsyncIteration
             self._filled.clear()
             await self._filled.wait()
@@ -165,15 +166,15 @@ class Video:
 
     async def _until_opened(self) -> None:
         try:
-            async with asyncio.timeout(self._how.timeout_s):
+            async with asyncio.timeout(self._reading.timeout_s):
                 await self._opened.wait()
         except TimeoutError as error:
             raise SourceError(
-                f"cannot open {self._how.name}: nothing came from it in {self._how.timeout_s:g} s; "
+                f"cannot open {self._reading.name}: nothing came from it in {self._reading.timeout_s:g} s; "
                 "see that it is written or free, or give source.timeout_s more"
             ) from error
-        if self._reading.done():
-            self._reading.result()
+        if self._ended.done():
+            self._ended.result()
 
     def _read(self, url: str, loop: asyncio.AbstractEventLoop) -> None:
         """What the reader's thread runs; its end, and what ended it, goes to the event loop."""
@@ -187,9 +188,9 @@ class Video:
 
     def _finish(self, failure: Exception | None) -> None:
         if failure is None:
-            self._reading.set_result(None)
+            self._ended.set_result(None)
         else:
-            self._reading.set_exception(failure)
-            self._reading.exception()  # marks it as seen: after leaving nobody else looks
+            self._ended.set_exception(failure)
+            self._ended.exception()  # marks it as seen: after leaving nobody else looks
         self._opened.set()
         self._filled.set()

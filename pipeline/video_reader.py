@@ -5,6 +5,7 @@ open (-> fewer) -> wait until due -> resize (-> less noise) -> Mailbox (one plac
 
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,17 +16,20 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.noise_reduction import picture_filter
-from pipeline.sources import Kind, Opened, Origin, Picture, damage_of, fit, kind_of, open_source
+from pipeline.source_addresses import kind_of
+from pipeline.sources import Opened, Origin, Picture, damage_of, fit, open_source
 from pipeline.thinning import Thinning
 
 _BEHIND_S, _AHEAD_S = 1.0, 10.0  # beyond, the machine slept or time stamps jumped: go on from here
 _RETRY_FIRST_S = 0.5
-_COUNTED, _COUNTED_S = (
-    10,
-    2.0,
-)  # pictures, over so long at least, by which the rate of a source that does not say it goes
+
+# The rate of a stream that does not say it is counted over its newest pictures.
+_SETTLED_S = 1.0  # after the first one: what had waited comes at once
+_LEAST, _LEAST_S = 10, 2.0  # pictures and seconds without which it cannot be told
+_MOST, _WINDOW_S = 10_000, 10.0  # pictures and seconds that are looked back at
+_LOOK_S, _MOVED = 5.0, 0.1  # between two looks, and as a share of the rate: a smaller change is none
 
 Rotation = Literal[0, 90, 180, 270]  # degrees clockwise
 _TURNS = {0: None, 90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -128,6 +132,50 @@ class Reading:
     decode_threads: int = 1
 
 
+class Fitting:
+    """Makes pictures what is wanted of them; a new one each time a source is opened: noise reduction looks back."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._filter = picture_filter(noise_reduction=reading.noise_reduction)
+
+    def fitted(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) at the source's size -> (height, width, 3): turned, mirrored, with less noise."""
+        how = self._reading
+        size, turn = (how.width, how.height), _TURNS[how.rotate]
+        image = fit(image, size if how.rotate in (0, 180) else size[::-1])
+        if turn is not None:
+            image = cv2.rotate(image, turn).astype(np.uint8, copy=False)
+        return self._filter(np.ascontiguousarray(image[:, ::-1]) if how.mirror else image)
+
+
+class Counting:
+    """How many pictures a second come, by when they come: over the last seconds, and looked at every few."""
+
+    def __init__(self) -> None:
+        self.fps: float | None = None  # None: not known yet
+        self._times_s: deque[float] = deque(maxlen=_MOST)
+        self._look_s: float | None = None
+
+    def came(self, now_s: float) -> None:
+        """Count a picture; `fps` changes only where it moved by more than a tenth."""
+        if self._look_s is None:
+            self._look_s = now_s + _SETTLED_S
+        if not self._times_s and now_s < self._look_s:
+            return
+        times_s = self._times_s
+        times_s.append(now_s)
+        while len(times_s) > _LEAST + 1 and now_s - times_s[0] > _WINDOW_S:
+            times_s.popleft()
+        over_s = now_s - times_s[0]
+        if len(times_s) <= _LEAST or over_s < _LEAST_S or now_s < self._look_s:
+            return
+        self._look_s = now_s + _LOOK_S
+        fps = (len(times_s) - 1) / over_s
+        if self.fps is None or abs(fps - self.fps) > _MOVED * self.fps:
+            self.fps = float(f"{fps:.3g}")
+
+
 class Reader:
     """Reads one source into a mailbox. Others may look at its attributes, and set `max_fps`, from their threads."""
 
@@ -144,30 +192,28 @@ class Reader:
         self.origin: Origin | None = None  # known once the source was opened
         self.lost: str | None = None  # why nothing comes from a live source, until something does
         self.damage: str | None = None  # of a file, once it was read to its end: what to say of what is missing
-        self._how, self._rng, self._clock, self._now_ms = reading, rng, clock, now_ms
+        self._reading, self._rng, self._clock, self._now_ms = reading, rng, clock, now_ms
         self._epoch = -1
-        self._url = reading.name
 
     def read(self, url: str, mailbox: Mailbox, opened: Callable[[], object]) -> None:
         """Lay down pictures until the mailbox is closed, or a file has ended; says each time that it was opened.
 
         SourceError where the source cannot be read, or a file not any further; ConfigError where it is the wrong one.
         """
-        self._url = url
-        if (kind := kind_of(url)) in ("server", "device"):
-            self._read_live(kind, mailbox, opened)
+        if kind_of(url) in ("server", "device"):
+            self._read_live(url, mailbox, opened)
         else:
-            self._read_file(mailbox, opened)
+            self._read_file(url, mailbox, opened)
 
-    def _read_file(self, mailbox: Mailbox, opened: Callable[[], object]) -> None:
+    def _read_file(self, url: str, mailbox: Mailbox, opened: Callable[[], object]) -> None:
         """Play a file or directory once, or again and again."""
-        how, thinning = self._how, Thinning()
+        how, thinning = self._reading, Thinning()
         ahead_s = max(_AHEAD_S, 2 / how.fps)  # of a slow directory each picture is due long after the one before it
         pace, begin_s, skip_s = Pace(self._clock, ahead_s=ahead_s), 0.0, how.start_s
         self._begin_epoch()
         while True:
-            end_s = 0.0
-            with self._open() as source:
+            end_s, fitting = 0.0, Fitting(how)
+            with self._open(url) as source:
                 opened()
                 mailbox.wait_wanted()  # a file begins when somebody looks, and is seen from its start
                 for picture in source.pictures:
@@ -180,7 +226,7 @@ class Reader:
                     else:
                         mailbox.wait_closed(pace.delay_s(time_s))
                     taken = thinning.takes(time_s, self.max_fps)
-                    if mailbox.closed or (taken and not self._show(picture, mailbox)):
+                    if mailbox.closed or (taken and not self._show(picture, fitting, mailbox)):
                         return
                 if self.damage is None and (found := damage_of(how.name, source)) is not None:
                     self.damage = found
@@ -191,12 +237,12 @@ class Reader:
                 return
             begin_s, skip_s = begin_s + end_s, 0.0
 
-    def _read_live(self, kind: Kind, mailbox: Mailbox, opened: Callable[[], object]) -> None:
+    def _read_live(self, url: str, mailbox: Mailbox, opened: Callable[[], object]) -> None:
         """Show pictures as they come; open the source again when it is lost."""
         retry_s = _RETRY_FIRST_S
         while True:
             try:
-                with self._open() as source:
+                with self._open(url) as source:
                     opened()
                     self._begin_epoch()
                     for _ in self._shown(source, mailbox):
@@ -205,63 +251,57 @@ class Reader:
                     return
                 self.lost = "it ended"
             except SourceError as error:
-                if self.origin is None and kind == "device":
+                if self.origin is None and kind_of(url) == "device":
                     raise
                 self.lost = str(error)
+            except ConfigError as error:
+                if self.origin is None:
+                    raise
+                self.lost = str(error)  # as while a camera starts, and gives a page for its stream
             wait_s = retry_s * self._rng.uniform(0.5, 1.0)
-            log.warning("source lost", source=self._how.name, reason=self.lost, again_in_s=round(wait_s, 1))
+            log.warning("source lost", source=self._reading.name, reason=self.lost, again_in_s=round(wait_s, 1))
             if mailbox.wait_closed(wait_s):
                 return
-            retry_s = min(2 * retry_s, self._how.retry_max_s)
+            retry_s = min(2 * retry_s, self._reading.retry_max_s)
 
     def _shown(self, source: Opened, mailbox: Mailbox) -> Iterator[Picture]:
         """The pictures of a live source, each once it was shown, or passed over; until the mailbox is closed."""
-        thinning, began_s = Thinning(), 0.0
-        for count, picture in enumerate(source.pictures):
+        thinning, fitting, counting = Thinning(), Fitting(self._reading), Counting()
+        for picture in source.pictures:
             now_s = self._clock()
-            began_s = now_s if count == 0 else began_s
             self._found()
-            told = self.origin != source.origin or source.origin.fps is not None
-            if not told and count >= _COUNTED and now_s - began_s >= _COUNTED_S:
-                self.origin = replace(source.origin, fps=round(count / (now_s - began_s), 1))
+            if source.origin.fps is None:
+                counting.came(now_s)
+                self.origin = replace(source.origin, fps=counting.fps)
             taken = thinning.takes(now_s, self.max_fps)
-            if mailbox.closed or (taken and not self._show(picture, mailbox)):
+            if mailbox.closed or (taken and not self._show(picture, fitting, mailbox)):
                 return
             yield picture
 
     def _found(self) -> None:
         if self.lost is not None:
             self.lost = None
-            log.info("source found", source=self._how.name)
+            log.info("source found", source=self._reading.name)
 
     @contextmanager
-    def _open(self) -> Iterator[Opened]:
-        how = self._how
-        with open_source(self._url, fps=how.fps, timeout_s=how.timeout_s, decode_threads=how.decode_threads) as source:
-            source = replace(source, origin=self._turned(source.origin))
+    def _open(self, url: str) -> Iterator[Opened]:
+        how = self._reading
+        with open_source(url, fps=how.fps, timeout_s=how.timeout_s, decode_threads=how.decode_threads) as source:
+            source = replace(source, origin=_turned(source.origin, how.rotate))
             self.origin = source.origin
-            self._filter = picture_filter(noise_reduction=how.noise_reduction)
             yield source
 
     def _begin_epoch(self) -> None:
         epoch = self._rng.randrange(1 << 16)
         self._epoch = epoch if epoch != self._epoch else (epoch + 1) % (1 << 16)
 
-    def _show(self, picture: Picture, mailbox: Mailbox) -> bool:
+    def _show(self, picture: Picture, fitting: Fitting, mailbox: Mailbox) -> bool:
         """Put a picture into the mailbox; false when that was closed."""
         captured_ms = self._now_ms()
-        mailbox.put(Shot(self._epoch, captured_ms, self._filter(self._resized(picture.image))))
+        mailbox.put(Shot(self._epoch, captured_ms, fitting.fitted(picture.image)))
         return not mailbox.closed
 
-    def _turned(self, origin: Origin) -> Origin:
-        """What the source gives once its pictures are turned."""
-        upright = self._how.rotate in (0, 180)
-        return origin if upright else replace(origin, width=origin.height, height=origin.width)
 
-    def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) at the source's size -> (height, width, 3), turned and mirrored."""
-        size, turn = (self._how.width, self._how.height), _TURNS[self._how.rotate]
-        image = fit(image, size if self._how.rotate in (0, 180) else size[::-1])
-        if turn is not None:
-            image = cv2.rotate(image, turn).astype(np.uint8, copy=False)
-        return np.ascontiguousarray(image[:, ::-1]) if self._how.mirror else image
+def _turned(origin: Origin, rotate: Rotation) -> Origin:
+    """What the source gives once its pictures are turned."""
+    return origin if rotate in (0, 180) else replace(origin, width=origin.height, height=origin.width)

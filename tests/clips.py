@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import av
 import cv2
@@ -75,9 +75,11 @@ def write_images(folder: Path, *, count: int = 5) -> Path:
     return folder
 
 
-def _encoded(pictures: Sequence[NDArray[np.uint8]], *, fps: int, format: str) -> bytes:
+def _encoded(
+    pictures: Sequence[NDArray[np.uint8]], *, fps: int, format: str, options: dict[str, str] | None = None
+) -> bytes:
     file = io.BytesIO()
-    with av.open(file, "w", format=format) as container:
+    with av.open(file, "w", format=format, options=options) as container:
         stream = container.add_stream("mpeg4", rate=fps)
         stream.height, stream.width, _ = pictures[0].shape
         stream.pix_fmt = "yuv420p"
@@ -151,11 +153,22 @@ class RtspServer:
 
 
 class MjpegServer:
-    """A network camera's MJPEG over HTTP: `frames` a connection, at a rate that is not said, then silence."""
+    """A network camera's MJPEG over HTTP: `frames` a connection, at a rate that is not said, then silence.
 
-    def __init__(self, *, fps: float, frames: int = 100_000, recording: bool = False) -> None:
+    Instead it may give a recording, whose length it says, or a stream at a rate that is said, each of 10 pictures.
+    """
+
+    def __init__(
+        self, *, fps: int, frames: int = 100_000, instead: Literal["recording", "stream"] | None = None
+    ) -> None:
         self.fps, self.frames = fps, frames
-        self._clip = _encoded([picture(number) for number in range(10)], fps=25, format="mp4") if recording else None
+        pictures = [picture(number) for number in range(10)]
+        self._given = b""
+        if instead == "recording":
+            clip = _encoded(pictures, fps=fps, format="mp4")
+            self._given = f"Content-Length: {len(clip)}\r\n\r\n".encode() + clip
+        elif instead == "stream":
+            self._given = b"\r\n" + _encoded(pictures, fps=fps, format="matroska", options={"live": "1"})
         self._handlers: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -176,8 +189,8 @@ class MjpegServer:
         self._handlers.add(handler)
         try:
             await reader.readuntil(b"\r\n\r\n")
-            if self._clip is not None:
-                writer.write(f"HTTP/1.0 200 OK\r\nContent-Length: {len(self._clip)}\r\n\r\n".encode() + self._clip)
+            if self._given:
+                writer.write(b"HTTP/1.0 200 OK\r\n" + self._given)
                 await writer.drain()
             else:
                 await self._play(writer)

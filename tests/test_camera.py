@@ -23,7 +23,8 @@ from standins import BUNDLE, HASH, LEVELS, MANIFEST, BulkyEncoder
 
 from nodes import camera as node
 from nodes.camera import Camera, stream
-from nodes.camera_setup import presence_of, room_for, source_missing
+from nodes.camera_setup import room_for, source_missing
+from nodes.camera_state import presence_of
 from nodes.preview import Preview
 from nodes.service import Lane
 from nodes.window import Window
@@ -289,14 +290,15 @@ async def test_a_source_that_comes_late_is_said_in_the_state(lane: Lane) -> None
         facts: dict[str, object] = json.loads(broker.retained["maskcast/cam-1/state"])
         return facts
 
-    async with RtspServer() as server, Video(server.url, width=64, height=48) as video:
+    async with RtspServer(frames=200) as server, Video(server.url, width=64, height=48) as video:
         presence = presence_of("cam-1", bundle=BUNDLE, video=video, transport="memory")
-        assert presence.fps is None
+        assert presence.source_width is None
         async with MemoryChannel(broker) as channel:
             camera = camera_of(video, channel, lane, fast=False)
             running = asyncio.create_task(stream(camera, bundle=BUNDLE, channel=channel, presence=presence))
-            await until(lambda: "maskcast/cam-1/state" in broker.retained and state()["fps"] is not None, LIMIT_S)
+            await until(lambda: "maskcast/cam-1/state" in broker.retained and state()["source"] == "ok", LIMIT_S)
             assert (state()["state"], state()["source_width"], state()["source_height"]) == ("online", 64, 48)
+            await until(lambda: state()["fps"] is not None, LIMIT_S)
             running.cancel()
             await asyncio.wait({running}, timeout=LIMIT_S)
 
@@ -453,6 +455,30 @@ async def test_what_a_camera_was_told_is_said_in_its_state_and_why_if_it_was_ref
         await follows(b'{"pause": true, "max_fps": null}', {"quality": 1, "pause": True}, None, 100.0)
         running.cancel()
         await asyncio.wait({running}, timeout=LIMIT_S)
+
+
+async def test_of_refused_messages_each_reason_is_logged_once_until_one_is_obeyed(tmp_path: Path, lane: Lane) -> None:
+    broker = MemoryBroker()
+    first, second = b'{"quality": 8}', b'{"quality": 9}'
+    async with (
+        MemoryChannel(broker) as uplink,
+        MemoryChannel(broker) as other,
+        open_clip(tmp_path, fps=25, fast=False, loop=True) as video,
+    ):
+        camera = camera_of(video, uplink, lane, fast=False)
+        with structlog.testing.capture_logs() as logs:
+            running = asyncio.create_task(camera.run())
+            await asyncio.sleep(0.1)
+            for payload in (first, second, first, second, b'{"quality": 1}', second):
+                await other.publish("cam-1/control", payload, CONTROL)
+            for number in range(100):
+                await other.publish("cam-1/control", b'{"strange%d": 1}' % number, CONTROL)
+            await until(lambda: camera.losses.total.get("control") == 105, LIMIT_S)
+            running.cancel()
+            await asyncio.wait({running}, timeout=LIMIT_S)
+    told = [line["reason"].split()[2] for line in logs if line["event"] == "control message refused"]
+    assert told[:3] == ["8", "9", "9"]
+    assert len(told) == 2 + 32
 
 
 async def test_fewer_frames_are_taken_as_soon_as_a_camera_is_told(tmp_path: Path, lane: Lane) -> None:

@@ -192,7 +192,8 @@ def test_the_operator_reads_what_the_page_reads_and_is_in_the_instructions() -> 
     users = re.split(r"^user ", (BROKER / "acl").read_text(), flags=re.MULTILINE)[1:]
     rule = re.compile(r"^topic (\w+) (maskcast/\S+)$", re.MULTILINE)
     rules = {text.split("\n")[0]: set(rule.findall(text)) for text in users}
-    writes = {("write", "maskcast/+/control"), ("write", "maskcast/+/state")}
+    states = ("maskcast/+/state", "maskcast/gateway/+/state", "maskcast/worker/+/state")
+    writes = {("write", "maskcast/+/control"), *(("write", topic) for topic in states)}
     assert rules["operator"] == rules["viewer"] | writes
     assert "mosquitto_passwd passwd operator\n" in (BROKER / "password.conf").read_text()
 

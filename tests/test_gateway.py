@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from nodes import gateway as node
 from nodes.gateway import Gateway, admit, presence_of, warn_of_others
-from nodes.presence import announced, node_name
+from nodes.presence import announced, host_name
 from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
 from pipeline.config import GatewaySettings, load_settings
 from pipeline.errors import BitstreamError, ConfigError
@@ -328,7 +328,7 @@ async def test_the_node_says_that_it_is_there_and_when_it_goes(mqtt_url: str, ow
         states = channel.subscribe("gateway/+/state")
         task = asyncio.create_task(node.main(load_settings(GatewaySettings, None, given)))
         first = await anext(states)
-        assert (first.topic, json.loads(first.payload)["state"]) == (f"gateway/{node_name()}/state", "online")
+        assert (first.topic, json.loads(first.payload)["state"]) == (f"gateway/{host_name()}/state", "online")
         task.cancel()
         await asyncio.wait({task}, timeout=LIMIT_S)
         assert json.loads((await anext(states)).payload)["state"] == "stopped"

@@ -322,6 +322,27 @@ sys.exit(run(main, NodeSettings()))
     assert node.returncode == 0
 
 
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_tracebacks_are_whole_and_show_no_values(format: str) -> None:
+    script = f"""
+import logging, structlog
+from nodes.service import set_up_logging
+set_up_logging(level="info", format="{format}")
+for log in (logging.getLogger("mqtt"), structlog.get_logger()):
+    token = "".join(["se", "cret"])
+    try:
+        len(token) / 0
+    except ZeroDivisionError:
+        log.exception("failed")
+"""
+    run_out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert run_out.stderr.count("Traceback (most recent call last)") == 2
+    assert run_out.stderr.count("ZeroDivisionError: division by zero") == 2
+    assert "secret" not in run_out.stderr
+    if format == "json":
+        assert all("Traceback" in json.loads(line)["exception"] for line in run_out.stderr.splitlines())
+
+
 def test_what_libraries_log_looks_as_what_nodes_do() -> None:
     script = """
 import logging

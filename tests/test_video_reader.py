@@ -1,16 +1,20 @@
 """The reader's thread: a mailbox of one place, a pace that does not drift, live sources that stall and return."""
 
 import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import structlog
 from clips import MjpegServer, RtspServer, picture, write_clip
 
+from pipeline import video_reader
 from pipeline.errors import ConfigError
-from pipeline.sources import Origin
+from pipeline.sources import Opened, Origin, Picture
 from pipeline.video import Video
-from pipeline.video_reader import Mailbox, Pace, Rotation, Shot
+from pipeline.video_reader import Counting, Mailbox, Pace, Reader, Reading, Rotation, Shot
 
 SIZE = {"width": 32, "height": 16}
 LIMIT_S = 20
@@ -90,20 +94,68 @@ async def test_of_a_live_source_so_many_frames_are_taken_as_are_wanted(
         assert least <= await frames_in(video, 2.0) + video.skipped <= most
 
 
+def counted(times_s: list[float]) -> list[float | None]:
+    """What the rate is after each picture."""
+    counting, rates = Counting(), []
+    for time_s in times_s:
+        counting.came(time_s)
+        rates.append(counting.fps)
+    return rates
+
+
+@pytest.mark.parametrize("fps", [0.01, 0.04, 0.3, 1, 8, 25, 29.97, 500])
+def test_a_rate_is_counted_once_it_can_be_told_and_is_never_none_again_nor_zero(fps: float) -> None:
+    times_s = [100 + number / fps for number in range(int(max(30, 20 * fps)))]
+    rates = counted(times_s)
+    first = next(number for number, rate in enumerate(rates) if rate is not None)
+    assert times_s[first] - times_s[0] <= max(3, 11 / fps) + 1 / fps + 0.01
+    assert all(rate == pytest.approx(fps, rel=0.005) for rate in rates[first:])
+
+
+def test_pictures_that_had_waited_do_not_count() -> None:
+    rates = counted([0.0] * 30 + [0.04 * number for number in range(500)])
+    assert {rate for rate in rates if rate is not None} == {25.0}
+
+
+def test_another_rate_is_seen_within_seconds_and_a_small_change_is_none() -> None:
+    times_s = [number / 25 for number in range(500)]  # 20 s
+    times_s += [20 + number / 24 for number in range(480)]
+    times_s += [40 + number / 5 for number in range(100)]
+    rates = dict(zip(times_s, counted(times_s), strict=True))
+    assert {rate for time_s, rate in rates.items() if 4 < time_s < 40} == {25.0}
+    assert rates[59.8] == pytest.approx(5, rel=0.1)
+
+
+def test_pictures_that_come_unevenly_do_not_change_the_rate() -> None:
+    rng = random.Random(1)
+    times_s = sorted(number / 25 + rng.expovariate(1 / 0.1) for number in range(2500))
+    assert len({rate for rate in counted(times_s) if rate is not None}) == 1
+
+
 async def test_the_rate_of_a_stream_that_does_not_say_it_is_counted() -> None:
     async with MjpegServer(fps=8) as server, Video(server.url, **SIZE) as video:
         assert await video.opened() == Origin(64, 48, None)
-        await frames_in(video, 2.6)
+        await frames_in(video, 3.6)
         assert video.origin is not None and video.origin.fps == pytest.approx(8, rel=0.1)
         video.max_fps = 5
         assert video.origin.fps == 5
 
 
 async def test_a_stream_that_says_its_rate_is_believed() -> None:
-    async with RtspServer(frames=40) as server, Video(server.url, **SIZE) as video:
+    async with MjpegServer(fps=15, instead="stream") as server, Video(server.url, **SIZE) as video:
         async with asyncio.timeout(LIMIT_S):
             await anext(video)
-        assert video.origin == Origin(64, 48, 25)
+        assert video.origin == Origin(64, 48, 15)
+
+
+async def test_a_stream_that_does_not_say_its_rate_has_none_until_it_was_counted() -> None:
+    async with RtspServer(frames=200) as server, Video(server.url, **SIZE) as video:
+        async with asyncio.timeout(LIMIT_S):
+            await anext(video)
+            assert video.origin == Origin(64, 48, None)
+            while video.origin.fps is None:
+                await anext(video)
+        assert video.origin.fps == pytest.approx(25, rel=0.1)
 
 
 async def test_a_stream_that_stalls_is_said_to_and_opened_again() -> None:
@@ -136,10 +188,35 @@ async def test_why_a_stream_was_never_there_is_said_before_it_comes() -> None:
 
 
 async def test_a_recording_on_a_web_server_ends_a_live_source() -> None:
-    async with MjpegServer(fps=25, recording=True) as server, Video(server.url, **SIZE) as video:
+    async with MjpegServer(fps=25, instead="recording") as server, Video(server.url, **SIZE) as video:
         with pytest.raises(ConfigError, match="it is a recording or a picture, no stream"):
             async with asyncio.timeout(LIMIT_S):
                 await anext(video)
+
+
+def test_what_is_no_stream_is_waited_for_once_there_was_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera that starts may give a page or a picture before its stream."""
+    openings = iter([True, False, True])
+
+    @contextmanager
+    def opened_source(url: str, **_: object) -> Iterator[Opened]:
+        if not next(openings):
+            raise ConfigError(f"cannot open {url}: it is a recording or a picture")
+        yield Opened(Origin(64, 48, 25), iter([Picture(picture(1), 0.0)]))
+
+    lost: list[str | None] = []
+
+    def opened() -> None:
+        lost.append(reader.lost)
+        if len(lost) == 2:
+            mailbox.close()
+
+    monkeypatch.setattr(video_reader, "open_source", opened_source)
+    reading = Reading("a camera", 32, 16, retry_max_s=0.01)
+    reader = Reader(reading, max_fps=None, rng=random.Random(1), clock=lambda: 0.0, now_ms=lambda: 0)
+    mailbox = Mailbox(lambda: None)
+    reader.read("http://camera/live", mailbox, opened)
+    assert lost == [None, "cannot open http://camera/live: it is a recording or a picture"]
 
 
 @pytest.mark.parametrize(

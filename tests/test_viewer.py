@@ -428,6 +428,33 @@ async def test_sites_that_are_named_may_read_the_feed_and_show_the_page_in_a_fra
         assert (await viewer.get("/"))[0].headers["Content-Security-Policy"].endswith("frame-ancestors 'none'")
 
 
+async def test_a_page_whose_name_was_made_to_lead_here_gets_nothing() -> None:
+    evil = {"Host": "evil.example:8080"}
+    async with running_viewer(origins=["https://masks.example"]) as viewer:
+        await viewer.publish("cam-1/mask", mask_png())
+        for path in ("/", "/api/cameras", "/api/cameras/cam-1/mask.png", "/nothing"):
+            async with viewer.web.get(viewer.url + path, headers=evil) as answer:
+                assert answer.status == 403
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                text = await answer.text()
+                assert "https://evil.example:8080 or http://evil.example:8080, in viewer.origins" in text
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await viewer.web.ws_connect(viewer.url + "/ws", headers=evil, origin="http://evil.example:8080")
+        assert refused.value.status == 403
+        for path in ("/healthz", "/readyz", "/metrics"):
+            async with viewer.web.get(viewer.url + path, headers=evil) as answer:
+                assert answer.status == 200
+
+
+async def test_a_proxy_on_the_same_machine_passes_its_own_host_on_where_its_origin_is_named() -> None:
+    proxied = {"Host": "masks.example"}
+    async with running_viewer(origins=["https://masks.example"]) as viewer:
+        async with viewer.web.get(viewer.url, headers=proxied) as answer:
+            assert answer.status == 200
+        async with viewer.web.ws_connect(viewer.url + "/ws", headers=proxied, origin="https://masks.example") as socket:
+            await next_of(socket, "viewer")
+
+
 async def test_browsers_are_told_when_the_viewer_stops() -> None:
     async with aiohttp.ClientSession() as web:
         async with running_viewer() as viewer:

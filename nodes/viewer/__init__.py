@@ -8,11 +8,11 @@ from functools import partial
 import structlog
 from aiohttp import web
 
-from nodes.service import now_ms
+from nodes.service import now_ms, until_connected
 from nodes.viewer.access import Access
 from nodes.viewer.feed import Feed
 from nodes.viewer.server import Site
-from nodes.viewer.state import FILTERS, Wall
+from nodes.viewer.state import FILTERS, NODE_FILTERS, Wall
 from pipeline.config import ViewerSection, ViewerSettings
 from pipeline.errors import ConfigError
 from pipeline.metrics import drop
@@ -20,6 +20,7 @@ from pipeline.transport import Channel, Message, open_channel
 
 _log = structlog.get_logger()
 _PULSE_S = 1.0  # the page takes a feed that is silent for some of these as lost
+_LOOK_S = 0.025  # shorter than any pause between two connections to a broker
 _SHUTDOWN_TIMEOUT_S = 2.0
 
 
@@ -58,7 +59,7 @@ async def serve(
     Port 0 takes a free one. Raises ConfigError when the address cannot be listened on.
     """
     wall, feed = Wall(camera_limit=camera_limit, now_ms=now_ms), Feed(limit=browser_limit)
-    site = Site(wall, feed, channel=channel, access=Access(origins), now_ms=now_ms)
+    site = Site(wall, feed, channel=channel, access=Access(origins, host=host), now_ms=now_ms)
     runner = web.AppRunner(site.application(), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
@@ -66,6 +67,7 @@ async def serve(
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(_receive(channel.subscribe(*FILTERS), wall, feed)),
+                tasks.create_task(_follow_nodes(channel, wall, feed, site=site)),
                 tasks.create_task(_pulse(feed, site)),
             ]
             try:
@@ -92,6 +94,23 @@ async def _listen(runner: web.AppRunner, *, host: str, port: int) -> str:
 async def _receive(messages: AsyncIterator[Message], wall: Wall, feed: Feed) -> None:
     async for message in messages:
         feed.send(wall.take(message))
+
+
+async def _follow_nodes(channel: Channel, wall: Wall, feed: Feed, *, site: Site) -> None:
+    """Hear of gateways and workers anew with each connection: a broker that was away may have forgotten some."""
+    while True:
+        await until_connected(channel)
+        feed.send([site.about_viewer()])
+        async with asyncio.TaskGroup() as connection:
+            hearing = connection.create_task(_receive(channel.subscribe(*NODE_FILTERS), wall, feed))
+            await _until_lost(channel)
+            hearing.cancel()
+        feed.send([site.about_viewer(), *wall.forget_nodes()])
+
+
+async def _until_lost(channel: Channel) -> None:
+    while channel.connected:  # noqa: ASYNC110 - a channel that loses its connection sends no signal
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _pulse(feed: Feed, site: Site) -> None:

@@ -25,6 +25,7 @@ _PAGES = {
     "/regions.js": ("regions.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+_HEALTH = {"/healthz", "/readyz", "/metrics"}  # as open as those of other nodes
 _PING_S = 15.0
 _SEND_TIMEOUT_S = 10.0
 _INCOMING_LIMIT_BYTES = 1024
@@ -48,7 +49,7 @@ class Site:
 
     def application(self) -> web.Application:
         """The application with all its routes; it closes the live feeds when it is shut down."""
-        app = web.Application(client_max_size=_INCOMING_LIMIT_BYTES)
+        app = web.Application(client_max_size=_INCOMING_LIMIT_BYTES, middlewares=[self._check_host])
         app.on_response_prepare.append(self._add_headers)
         app.on_shutdown.append(self._say_goodbye)
         app.add_routes(
@@ -72,7 +73,9 @@ class Site:
         return viewer_update(now_ms=self._now_ms(), connected=self._channel.connected)
 
     async def nodes(self, request: web.Request) -> web.Response:
-        """The gateways or workers that are online, by name."""
+        """The gateways or workers that are online, by name; without the broker that is not known."""
+        if not self._channel.connected:
+            raise web.HTTPServiceUnavailable(text="the viewer is not connected to the broker and cannot tell\n")
         kind = request.match_info["kind"]
         known = sorted(self._wall.nodes[kind].items())
         return web.json_response([{kind: name, **_node_facts(state)} for name, state in known])
@@ -91,7 +94,7 @@ class Site:
         mask = self._camera(request).mask
         if mask is None:
             raise web.HTTPNotFound(text="this camera has sent no mask yet\n")
-        answer = web.Response(body=mask.png, content_type="image/png")
+        answer = web.Response(body=mask.png, content_type="image/png", headers=self._access.picture_headers)
         answer.last_modified = mask.captured_ms / 1000
         return answer
 
@@ -100,7 +103,7 @@ class Site:
         preview = self._camera(request).preview
         if preview is None:
             raise web.HTTPNotFound(text="this camera has sent no preview; it does with preview.enabled\n")
-        return web.Response(body=preview.jpeg, content_type="image/jpeg")
+        return web.Response(body=preview.jpeg, content_type="image/jpeg", headers=self._access.picture_headers)
 
     async def labels(self, request: web.Request) -> web.Response:
         """The newest labels of a camera."""
@@ -140,9 +143,19 @@ class Site:
                 self._browsers.discard(browser)
         return browser
 
+    @web.middleware
+    async def _check_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in _HEALTH and not self._access.answers_to(request):
+            host = request.host
+            raise web.HTTPForbidden(
+                text=f"this viewer listens on its own machine only and does not know the name {host}: "
+                f"if a proxy leads here, put its origin, https://{host} or http://{host}, in viewer.origins\n"
+            )
+        return await handler(request)
+
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        for name, text in self._access.headers_for(request).items():
-            response.headers[name] = text
+        for name, text in self._access.headers.items():
+            response.headers.setdefault(name, text)
         response.headers.setdefault("Cache-Control", "no-store")
 
     async def _say_goodbye(self, app: web.Application) -> None:

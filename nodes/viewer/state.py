@@ -21,7 +21,8 @@ from pipeline.messages import FrameId, check_camera_name
 from pipeline.metrics import drop
 from pipeline.transport import Message
 
-FILTERS = ("+/mask", "+/labels", "+/stats", "+/state", "+/preview", "bundle/+", "gateway/+/state", "worker/+/state")
+FILTERS = ("+/mask", "+/labels", "+/stats", "+/state", "+/preview", "bundle/+")
+NODE_FILTERS = ("gateway/+/state", "worker/+/state")
 _NODES = 256  # of a kind that are known at most
 _RATES, _RATE_EVERY_MS = 128, 500  # data rates kept per camera: more than the minute that the page shows
 _BINARY_HEAD = struct.Struct("!I")  # bytes of the JSON header that follows
@@ -110,6 +111,14 @@ class Wall:
             drop("viewer", last if take else "bundle")
             return []
         return self._make_room() + updates
+
+    def forget_nodes(self) -> list[Update]:
+        """Without the broker nobody knows which gateways and workers are online; returns what browsers must be told."""
+        if not any(self.nodes.values()):
+            return []
+        for known in self.nodes.values():
+            known.clear()
+        return [nodes_update(self.nodes)]
 
     def snapshot(self) -> list[Update]:
         """Everything a browser that just came must be told."""
@@ -265,7 +274,7 @@ def gone_update(camera: str) -> Update:
 
 
 def nodes_update(nodes: Mapping[str, Mapping[str, State]]) -> Update:
-    """Which gateways and workers are online."""
+    """Which gateways and workers are known to be online."""
     return _text("nodes", "", {kind: sorted(known) for kind, known in nodes.items()})
 
 

@@ -41,7 +41,7 @@ function element(tag, className, text) {
 }
 
 export class Card {
-  // page: {view, opacity, regions, now(), classesOf(bundle)}, shared by all cards
+  // page: {view, opacity, regions, linked, now(), classesOf(bundle)}, shared by all cards
   constructor(name, page) {
     this.name = name;
     this.page = page;
@@ -61,6 +61,8 @@ export class Card {
     this.grid = new RegionGrid(this.part(".regions"));
     this.regions = ""; // how those of the mask that is shown were coded
     this.allClasses = false;
+    this.sendingSince = Infinity; // on this page's clock, as all that is waited for: cameras have clocks of their own
+    this.arrived = -Infinity; // when the newest mask, or labels, did
     this.part(".name").textContent = name;
     this.listen();
     this.showState(null, null);
@@ -105,13 +107,14 @@ export class Card {
     else this.showState(message.state, message.since_ms);
   }
 
-  // Whether its frames should have become masks by now: it has sent for so long, and no mask has come since.
+  // Whether its frames should have become masks by now: it was seen to send for so long, and nothing came of it since.
   sends(idleMs) {
-    const since = Math.max(this.began ?? Infinity, this.captured ?? 0);
-    return this.state === "online" && this.sending && this.page.now() - since > Math.max(idleMs, 3000 / this.fps);
+    const since = Math.max(this.sendingSince, this.arrived, this.page.linked);
+    return performance.now() - since > Math.max(idleMs, 3000 / this.fps);
   }
 
   takeMask(message) {
+    this.arrived = performance.now();
     if (this.page.regions) this.grid.note(message.regions);
     this.masks.take(message);
   }
@@ -202,10 +205,10 @@ export class Card {
   }
 
   showState(state, since) {
-    this.sending = state?.source !== "waiting" && state?.source !== "lost" && !state?.control?.pause;
-    this.began = since;
-    this.fps = state?.fps || 1;
     this.state = state?.state ?? (this.captured ? "online" : "waiting");
+    const sends = this.state === "online" && !SILENT.has(state?.source) && !state?.control?.pause;
+    this.sendingSince = sends ? Math.min(this.sendingSince, performance.now()) : Infinity;
+    this.fps = state?.fps || 1;
     this.bundle ??= state?.bundle;
     this.root.dataset.state = this.state;
     this.root.dataset.source = state?.source ?? "ok";
@@ -285,6 +288,7 @@ export class Card {
 
   // A camera without masks tells its age and bundle by its labels. They come with every frame; tick shows them.
   takeLabels(labels) {
+    this.arrived = performance.now();
     this.labels = labels;
     if (!this.images.mask) [this.bundle, this.captured] = [labels.bundle, labels.captured_ms];
   }

@@ -6,7 +6,7 @@ import { readPicture } from "./picture.js";
 const VIEWS = ["both", "mask", "preview"];
 const SILENCE_MS = 6000; // the viewer speaks once a second
 const SILENT_MS = 10_000; // and for so long with both of them: what is wrong?
-const IDLE_MS = 5000; // cameras that are online have no mask for so long: are there a gateway and a worker?
+const IDLE_MS = 5000; // cameras that send have no mask for so long: are there a gateway and a worker?
 const RETRY_MS = { first: 500, most: 10_000 };
 const at = (id) => document.getElementById(id);
 
@@ -20,7 +20,8 @@ const page = {
   regions: false, // whether the pictures say how each region was coded
   clockOffset: 0, // viewer's clock minus this browser's
   greeted: false, // whether this connection has told the viewer's clock
-  nodes: { gateway: [], worker: [] }, // the names of those that are online
+  linked: Infinity, // since when this page hears of cameras: it has the viewer, and the viewer its broker
+  nodes: { gateway: [], worker: [] }, // the names of those that are online, as far as is heard
   complete: Infinity, // since when there are both
   problem: "", // with the connection
   now: () => Date.now() + page.clockOffset,
@@ -44,10 +45,11 @@ function cardOf(name) {
 const several = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
 
 function count() {
+  const linked = page.linked < Infinity; // what was online before may be so no more
   const online = [...cards.values()].filter((card) => card.state === "online").length;
   const all = several(cards.size, "camera");
-  const cameras = online < cards.size ? `${all}, ${online} online` : all;
-  const { gateway, worker } = page.nodes;
+  const cameras = linked && online < cards.size ? `${all}, ${online} online` : all;
+  const { gateway, worker } = linked ? page.nodes : { gateway: [], worker: [] };
   const workers = worker.length ? ` · ${several(worker.length, "worker")}` : "";
   at("count").textContent = cameras + workers;
   at("count").title = [...gateway.map((name) => `gateway ${name}`), ...worker.map((name) => `worker ${name}`)].join("\n");
@@ -62,7 +64,8 @@ function take(message) {
   }
   if (message.type === "nodes") {
     page.nodes = { gateway: message.gateway, worker: message.worker };
-    page.complete = message.gateway.length && message.worker.length ? Math.min(page.complete, Date.now()) : Infinity;
+    const complete = message.gateway.length && message.worker.length;
+    page.complete = complete ? Math.min(page.complete, performance.now()) : Infinity;
     return count();
   }
   if (message.type === "gone") forget(message.camera);
@@ -87,9 +90,9 @@ function takeViewer(message) {
   const offset = message.now_ms - Date.now();
   page.clockOffset = page.greeted ? Math.max(page.clockOffset, offset) : offset;
   page.greeted = true;
+  page.linked = message.connected ? Math.min(page.linked, performance.now()) : Infinity;
   if (message.connected) showLink("live", "live");
   else showLink("waiting", "no broker", "The viewer has lost its broker and is trying again; the pictures are the last that came.");
-  count();
 }
 
 function showLink(link, text, problem = "") {
@@ -97,15 +100,16 @@ function showLink(link, text, problem = "") {
   at("link").textContent = text;
   page.problem = problem;
   showBanner();
+  count();
   document.body.classList.toggle("cut", link === "lost");
 }
 
 function showBanner() {
   const missing = ["gateway", "worker"].find((kind) => !page.nodes[kind].length);
-  const idle = (ms) => page.greeted && [...cards.values()].some((card) => card.sends(ms));
+  const idle = (ms) => [...cards.values()].some((card) => card.sends(ms));
   let banner = page.problem;
   if (!banner && missing && idle(IDLE_MS)) banner = `No ${missing} is online, so no masks are made. Start one: maskcast ${missing}`;
-  else if (!banner && Date.now() - page.complete > SILENT_MS && idle(SILENT_MS)) banner = "Cameras send, and no masks come: gateway and workers say why in their logs and at /readyz.";
+  else if (!banner && performance.now() - page.complete > SILENT_MS && idle(SILENT_MS)) banner = "Cameras send, and no masks come: gateway and workers say why in their logs and at /readyz.";
   if (at("banner").textContent !== banner) at("banner").textContent = banner;
   at("banner").hidden = !banner;
 }
@@ -131,6 +135,7 @@ function connect(wait = RETRY_MS.first) {
     socket.onclose = socket.onmessage = null;
     socket.close();
     page.greeted = false;
+    page.linked = Infinity;
     showLink("lost", "not connected", "Connection lost, trying again.");
     if (!taken) sayWhy();
     cards.forEach((card) => (card.heard = false));
