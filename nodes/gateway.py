@@ -19,7 +19,7 @@ from nodes.arrivals import Receipts
 from nodes.bridge import Bridge
 from nodes.buffer import Losses, PacketBuffer
 from nodes.offers import taking_offers
-from nodes.presence import Presence, announced, host_name
+from nodes.presence import Presence, announced, node_name
 from nodes.reports import State, read_report
 from nodes.service import Health, health_page, now_ms
 from pipeline import metrics
@@ -213,7 +213,7 @@ async def warn_of_others(messages: AsyncIterator[Message], own: str) -> None:
 async def main(settings: GatewaySettings) -> None:
     """Run one gateway until it is cancelled; raises ConfigError."""
     health, changed, root = Health(), asyncio.Event(), settings.mqtt.root
-    presence = presence_of(settings.gateway.id or host_name(), transport=settings.mqtt_url.partition(":")[0])
+    presence = presence_of(node_name(settings.gateway.id), transport=settings.mqtt_url.partition(":")[0])
     async with (
         health_page(health, host=settings.health.host, port=settings.health.port),
         RedisWorkQueue(

@@ -47,14 +47,9 @@ class Presence:
         return self.topic, self.payload("offline")
 
 
-def host_name() -> str:
-    """This machine's, as a topic and a broker take it."""
-    return re.sub(r"[^a-z0-9_.-]", "-", socket.gethostname().lower())
-
-
 def node_name(given: str = "") -> str:
-    """The name of one node among many of its kind: as given, else one of its own from host and process."""
-    return given or f"{host_name()}-{os.getpid()}"
+    """The name of a gateway or worker: as given, else one of its own from host and process."""
+    return given or re.sub(r"[^a-z0-9_.-]", "-", f"{socket.gethostname()}-{os.getpid()}".lower())
 
 
 @asynccontextmanager

@@ -270,7 +270,7 @@ class PreviewSection(Section):
 
 
 class GatewaySection(Section):
-    id: NodeName = Field("", description="name of this gateway; empty: that of its machine")
+    id: NodeName = Field("", description="name of this gateway, one of its kind; empty: made from host and process")
     buffer_packets: int = Field(
         256,
         ge=1,

@@ -1,4 +1,4 @@
-"""The commands that make bundles: train, export, refine, adapt, train-labels, train-decide.
+"""The commands that make bundles: train, export, refine, resize, adapt, train-labels, train-decide.
 
 Each imports what is heavy itself; all but refine need torch.
 """
@@ -8,13 +8,16 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.bundle_table import print_manifest
 from pipeline.errors import ConfigError
 from pipeline.options import DataSet, JsonFile
+
+if TYPE_CHECKING:
+    from pipeline.refining import Refined
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="file of configs/train/")]
 Data = Annotated[Path, typer.Option(help="folder of the data set")]
@@ -25,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(export)
     app.command()(refine)
+    app.command()(resize)
     app.command()(adapt)
     app.command("train-labels")(train_labels)
     app.command("train-decide")(train_decide)
@@ -112,11 +116,7 @@ def refine(
     another hash: cameras and workers must get it together.
     """
     _need("refine", "onnx", "ml_dtypes", remedy="pip install onnx ml_dtypes")
-    from rich.console import Console
-
-    from pipeline import rdoq_fitting
     from pipeline.bundle import load_bundle
-    from pipeline.codec import DECODE_INT8
     from pipeline.layouts import layout_of
     from pipeline.refining import refine_and_measure
 
@@ -126,11 +126,38 @@ def refine(
     refined = refine_and_measure(
         loaded, learned, shown, output or bundle, split=measure_on, smoothing=smoothing, tell=_say
     )
-    Console().print(rdoq_fitting.as_table(refined.levels))
-    if refined.int8_moved is not None:
-        kept = "kept" if refined.bundle.has_graph(DECODE_INT8) else "left out"
-        print(f"8-bit integers change the class of {100 * refined.int8_moved:.2f} % of the pixels: {kept}")
-    print_manifest(refined.bundle)
+    _print_refined(refined)
+
+
+def resize(
+    bundle: Annotated[Path, typer.Option(help="folder of the trained model to begin with")],
+    size: Annotated[str, typer.Option(help="of the new one, such as 768x432 for pictures of 16:9")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="folder for the new bundle")],
+    dataset: DataSet = None,
+    split: Annotated[str, typer.Option(help="frames to fit to, of those that it was trained on")] = "train",
+    without_drive: Annotated[
+        list[str] | None, typer.Option(help="drive of that split to leave out; repeatable")
+    ] = None,
+    measure_on: Annotated[str, typer.Option(help="split that the manifest's rates and mIoU are measured on")] = "val",
+) -> None:
+    """Bring a bundle to pictures of another size, without training.
+
+    Width and height differ from its own by multiples of 64. Larger pictures have better masks for more bits and time;
+    of another shape, wider pictures are not squeezed.
+    """
+    _need_torch()
+    from pipeline.bundle import load_bundle
+    from pipeline.layouts import layout_of
+    from pipeline.resizing import resize_and_measure
+
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ConfigError(f"size {size}: expected width x height in pixels, such as 640x432")
+    layout, loaded = layout_of(data, dataset), load_bundle(bundle)
+    learned, shown = layout.frames(data, split, without_drives=without_drive or ()), layout.frames(data, measure_on)
+    made = resize_and_measure(loaded, (int(width), int(height)), learned, shown, output, split=measure_on, tell=_say)
+    _print_refined(made)
 
 
 def adapt(
@@ -203,6 +230,19 @@ def train_decide(
     watched = Watched(tuple(source), tuple(held or ()), tuple(pictures or ()))
     for line in train_into_bundle(config_file, watched, run=run, bundle=bundle, output=output):
         print(line, flush=True)
+
+
+def _print_refined(refined: "Refined") -> None:
+    from rich.console import Console
+
+    from pipeline import rdoq_fitting
+    from pipeline.codec import DECODE_INT8
+
+    Console().print(rdoq_fitting.as_table(refined.levels))
+    if refined.int8_moved is not None:
+        kept = "kept" if refined.bundle.has_graph(DECODE_INT8) else "left out"
+        print(f"8-bit integers change the class of {100 * refined.int8_moved:.2f} % of the pixels: {kept}")
+    print_manifest(refined.bundle)
 
 
 def _say(line: str) -> None:

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from nodes import gateway as node
 from nodes.gateway import Gateway, admit, presence_of, warn_of_others
-from nodes.presence import announced, host_name
+from nodes.presence import announced, node_name
 from pipeline.bitstream import MAX_PACKET_BYTES, pack, unpack
 from pipeline.config import GatewaySettings, load_settings
 from pipeline.errors import BitstreamError, ConfigError
@@ -321,14 +321,18 @@ async def test_two_gateways_at_a_broker_warn_of_each_other_once() -> None:
     assert json.loads(broker.retained["maskcast/gateway/mine/state"])["state"] == "stopped"
 
 
-async def test_the_node_says_that_it_is_there_and_when_it_goes(mqtt_url: str, own_redis: Server) -> None:
-    given = {"mqtt_url": mqtt_url, "redis_url": f"redis://127.0.0.1:{own_redis.port}", "mqtt.root": "gateway-state"}
-    async with open_channel(mqtt_url, root="gateway-state") as channel, asyncio.timeout(LIMIT_S):
+@pytest.mark.parametrize(("name", "said"), [("", node_name()), ("front", "front")])
+async def test_the_node_says_that_it_is_there_and_when_it_goes(
+    mqtt_url: str, own_redis: Server, name: str, said: str
+) -> None:
+    redis_url, root = f"redis://127.0.0.1:{own_redis.port}", f"test-{os.urandom(4).hex()}"
+    given = {"mqtt_url": mqtt_url, "redis_url": redis_url, "mqtt.root": root, "gateway.id": name}
+    async with open_channel(mqtt_url, root=root) as channel, asyncio.timeout(LIMIT_S):
         await channel.wait_connected(LIMIT_S)
         states = channel.subscribe("gateway/+/state")
         task = asyncio.create_task(node.main(load_settings(GatewaySettings, None, given)))
         first = await anext(states)
-        assert (first.topic, json.loads(first.payload)["state"]) == (f"gateway/{host_name()}/state", "online")
+        assert (first.topic, json.loads(first.payload)["state"]) == (f"gateway/{said}/state", "online")
         task.cancel()
         await asyncio.wait({task}, timeout=LIMIT_S)
         assert json.loads((await anext(states)).payload)["state"] == "stopped"

@@ -1,12 +1,10 @@
 """What nodes say of themselves: online, what was learned later, stopped, and offline when they die."""
 
 import json
-import os
-import re
 from dataclasses import asdict, replace
 
 from nodes.control import InForce
-from nodes.presence import Presence, announced, host_name, node_name
+from nodes.presence import Presence, announced
 from nodes.reports import State, read_report
 from pipeline.transport.memory import MemoryBroker, MemoryChannel
 
@@ -61,11 +59,6 @@ async def test_what_was_learned_later_is_said_too_and_once_more_at_the_end() -> 
 def test_a_nodes_client_id_is_its_own_and_the_same_at_each_start() -> None:
     assert PRESENCE.client_id("maskcast") == "maskcast.cam-1"
     assert replace(PRESENCE, topic="worker/a.b/state").client_id("site/hall") == "site.hall.worker.a.b"
-
-
-def test_nodes_are_named_by_the_machine_and_those_of_which_it_has_many_by_their_process() -> None:
-    assert re.fullmatch(r"[a-z0-9_.-]+", host_name())
-    assert node_name() == f"{host_name()}-{os.getpid()}"
 
 
 async def test_a_node_that_dies_is_said_to_be_offline() -> None:

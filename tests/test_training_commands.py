@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
+from test_restoring import described
 
 from pipeline import cli, training_commands
 from pipeline.bundle import Bundle, load_bundle
@@ -238,3 +239,19 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
     with monkeypatch.context() as bare:
         bare.setattr(importlib.util, "find_spec", lambda name: None)
         assert "refine needs onnx; pip install onnx" in refusal(capsys, *words)
+
+
+def test_resizing_says_what_was_fitted_and_measured_and_what_is_no_size(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Bundle, tiny_camvid: Path, tmp_path: Path
+) -> None:
+    plain = described(tiny_bundle, tmp_path / "plain")
+    words = ["resize", "--bundle", plain, "--data", tiny_camvid, "--output", tmp_path / "made"]
+    assert "size 640: expected width x height in pixels" in refusal(capsys, *words, "--size", "640")
+    assert "size 100x64: width and height have to differ" in refusal(capsys, *words, "--size", "100x64")
+    assert not (tmp_path / "made").exists()
+    code, out, err = call(capsys, *words, "--size", "160x64", "--measure-on", "test")
+    assert code == 0
+    made = load_bundle(tmp_path / "made").manifest
+    assert (made.width, made.height) == (160, 64)
+    assert "fitting tables to" in err and "quality levels measured: 3" in err
+    assert "160x64" in out
