@@ -100,14 +100,20 @@ def resize(
         effort=effort,
         start=bundle.tables,
     )
+    return _with_further_graphs(made, bundle)
+
+
+def _with_further_graphs(made: Bundle, old: Bundle) -> Bundle:
+    """What export does not write: the graphs fitted to the old bundle's network, and what its manifest says of it."""
     graphs = dict(made.manifest.graphs)
     for name in (_LABELS, outlining.GRAPH, deciding.GRAPH):
-        if bundle.has_graph(name):
+        if old.has_graph(name):
             graphs[name] = f"{name}.onnx"
-            graph = _of_size(bundle.graph(name), bundle.latent_size, made.latent_size)
-            (folder / graphs[name]).write_bytes(graph)
-    kept = {"graphs": graphs, "presence_share": manifest.presence_share, "quality_levels": manifest.quality_levels}
-    return seal(made.manifest.model_copy(update=kept), folder)
+            graph = _of_size(old.graph(name), old.latent_size, made.latent_size)
+            (made.path / graphs[name]).write_bytes(graph)
+    before = old.manifest
+    kept = {"graphs": graphs, "presence_share": before.presence_share, "quality_levels": before.quality_levels}
+    return seal(made.manifest.model_copy(update=kept), made.path)
 
 
 def _of_size(path: Path, old: tuple[int, int], new: tuple[int, int]) -> bytes:
