@@ -24,7 +24,7 @@ _DOWN = ("control", "mask", "labels")
 _PREVIEW = Delivery(expiry_s=2, content_type="image/jpeg")
 # What is retained is kept, here and at the broker, and names are anybody's where there are no tokens. The camera that
 # is gone for longest makes room for another, at the broker too. Bundles do not: a worker may have told of the same one.
-_CAMERAS, _BUNDLES, _STATE_BYTES = 4096, 64, 4096
+_CAMERAS, _BUNDLES, _STATE_BYTES = 4096, 64, 16 << 10
 _OFFLINE_S = 1.0
 _AT_ONCE = 32  # messages; a channel to a broker takes a bounded number
 

@@ -336,7 +336,9 @@ async def _run(settings: CameraSettings) -> None:
     ):
         with told_if_slow(f"bundle {manifest.name}"):
             encoder = await lane.run(opening(bundle, settings.encoder))
-        presence = presence_of(name, bundle=bundle, video=video, transport=transport_of(settings))
+        presence = presence_of(
+            name, bundle=bundle, video=video, transport=transport_of(settings), zones=settings.camera.zones or None
+        )
         rate = open_rate(settings, bundle=bundle, video=video)
         async with open_uplink(settings, presence) as channel:
             health.need_broker(channel, far_side_of(settings))

@@ -4,7 +4,7 @@ Told by what it is like every quarter of a second, so that whatever changes it n
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from nodes.presence import Presence
 from nodes.service import now_ms
 from pipeline.bundle import Bundle
 from pipeline.sources import Origin
+from pipeline.zones import Polygon
 
 _LOOK_S = 0.25  # from one look to the next
 _LAG_S = 1.0  # half of what a worker lets pass, unless it is told otherwise
@@ -53,7 +54,9 @@ class Described(Protocol):
         ...
 
 
-def presence_of(name: str, *, bundle: Bundle, video: Source, transport: str) -> Presence:
+def presence_of(
+    name: str, *, bundle: Bundle, video: Source, transport: str, zones: Mapping[str, Polygon] | None = None
+) -> Presence:
     """What the camera says of itself, as far as it is known now."""
     manifest = bundle.manifest
     presence = Presence(
@@ -64,6 +67,7 @@ def presence_of(name: str, *, bundle: Bundle, video: Source, transport: str) -> 
         width=manifest.width,
         height=manifest.height,
         source="waiting",
+        zones=zones,
     )
     return _with_source(presence, video)
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 from nodes.control import InForce
 from pipeline.errors import TransportError
 from pipeline.transport import STATE, Channel
+from pipeline.zones import Polygon
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Presence:
     source: Literal["waiting", "ok", "lost"] | None = None  # of a camera: whether anything comes from it
     control: InForce | None = None  # of a camera: what holds of all that it can be told
     refused: str | None = None  # why it did not do what it was told last
+    zones: Mapping[str, Polygon] | None = None  # of a camera: parts of its picture, by their names
 
     def payload(self, state: Literal["online", "stopped", "offline"]) -> bytes:
         """The JSON of docs/wire.md, section 2."""

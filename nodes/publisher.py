@@ -7,20 +7,22 @@ one that made more goes on publishing, the other is silent. So `<camera>/stats` 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nodes.service import Lane, until_connected
 from nodes.stats import Cameras, Served
+from nodes.zoning import CameraZones
 from pipeline.errors import PipelineError, TransportError
 from pipeline.label_report import pack_labels
 from pipeline.mask_image import REGIONS, pack_mask, pack_mask_rle, regions_of
 from pipeline.messages import Decoded, FrameId
 from pipeline.transport import CONTROL, Channel, Delivery
+from pipeline.zones import Polygon, zone_share
 
 _LIVE_EXPIRY_S = 2
 _STATS = Delivery(expiry_s=5, content_type="application/json")
@@ -48,12 +50,13 @@ class Part:
 class Rendered:
     """A frame as it is published.
 
-    `share` (K,) is the part of the mask's pixels per class, zero without a mask; `regions` how each region was coded,
-    as the mask's PNG says it, empty if not known.
+    `share` (K,) is the part of the mask's pixels per class, zero without a mask, `zones` the same of each zone;
+    `regions` how each region was coded, as the mask's PNG says it, empty if not known.
     """
 
     parts: tuple[Part, ...]
     share: NDArray[np.float64]
+    zones: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     regions: str = ""
 
 
@@ -66,9 +69,12 @@ class Looks:
     rle: bool = False
 
 
-def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineError:
-    """What was decoded as bytes, and the share of each class."""
+def render(
+    decoded: Decoded, camera: str, looks: Looks, zones: Mapping[str, Polygon] | None = None
+) -> Rendered | PipelineError:
+    """What was decoded as bytes, and the share of each class in the picture and in its zones."""
     mask, share, parts, regions = decoded.mask, np.zeros(len(looks.palette)), [], ""
+    zoned: dict[str, NDArray[np.float64]] = {}
     try:
         if mask is not None:
             regions = regions_of(mask)
@@ -76,11 +82,12 @@ def render(decoded: Decoded, camera: str, looks: Looks) -> Rendered | PipelineEr
             if looks.rle:
                 parts.append(Part("mask/rle", "application/octet-stream", pack_mask_rle(mask)))
             share = np.bincount(mask.classes.ravel(), minlength=len(share)) / mask.classes.size  # (K,)
+            zoned = {name: zone_share(mask.classes, each, count=len(share)) for name, each in (zones or {}).items()}
         if decoded.scores is not None:
             parts.append(Part("labels", "application/json", pack_labels(decoded.scores, looks.names)))
     except PipelineError as error:
         return error
-    return Rendered(tuple(parts), share, regions)
+    return Rendered(tuple(parts), share, zoned, regions)
 
 
 class FramePublisher:
@@ -90,9 +97,12 @@ class FramePublisher:
     who publishes it waits and tries again.
     """
 
-    def __init__(self, channel: Channel, lane: Lane, *, looks: Looks, live: bool) -> None:
+    def __init__(
+        self, channel: Channel, lane: Lane, *, looks: Looks, live: bool, zones: CameraZones | None = None
+    ) -> None:
         self._channel, self._lane = channel, lane
         self._looks, self._live = looks, live
+        self._zones = CameraZones() if zones is None else zones
 
     @property
     def ready(self) -> bool:
@@ -110,7 +120,7 @@ class FramePublisher:
 
         Between rendering and sending it is asked whether the frame is `due` still; None if it is not.
         """
-        rendered = await self._lane.run(render, decoded, camera, self._looks)
+        rendered = await self._lane.run(render, decoded, camera, self._looks, self._zones.of(camera))
         if isinstance(rendered, PipelineError):
             return rendered
         if not await due():

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from pipeline.errors import BitstreamError
+from pipeline.zones import Zones
 
 LIMIT_BYTES = 256 << 10
 LEGEND_LIMIT = 64
@@ -37,7 +38,10 @@ class KindRate(_Report):
 
 
 class Stats(_Report):
-    """What `<camera>/stats` says once a second; `share` is the part of the pixels (0 to 1) per class name."""
+    """What `<camera>/stats` says once a second.
+
+    `share` is the part of the pixels (0 to 1) per class name, `zones` the same of each zone of the camera.
+    """
 
     fps: NotNegative | None = None
     kbit_s: NotNegative | None = None
@@ -45,6 +49,7 @@ class Stats(_Report):
     latency_p95_ms: NotNegative | None = None
     drops: Annotated[dict[Name, Count], Field(max_length=64)] = {}
     share: Annotated[dict[Name, NotNegative], Field(max_length=256)] = {}
+    zones: Annotated[dict[Name, dict[Name, NotNegative]], Field(max_length=64)] = {}
     key_share: NotNegative | None = None
     kinds: Annotated[dict[Name, KindRate], Field(max_length=8)] = {}
 
@@ -77,6 +82,7 @@ class State(_Report):
     since: Count | None = None
     control: InForce | None = None
     refused: Sentence | None = None
+    zones: Zones | None = None
 
 
 def told(state: State) -> str:

@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -117,10 +117,14 @@ class CaptureClock:
 
 @dataclass(frozen=True, slots=True)
 class MaskFacts:
-    """What one published mask adds to the statistics; `share` (K,) is the part of the pixels per class."""
+    """What one published mask adds to the statistics.
+
+    `share` (K,) is the part of the pixels per class, `zones` the same of each zone of the camera.
+    """
 
     latency_ms: float
     share: NDArray[np.float64]
+    zones: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class CameraStats:
@@ -130,6 +134,8 @@ class CameraStats:
         self._class_names = class_names
         self.drops: Counter[str] = Counter()  # since this worker first saw the camera
         self._latencies_ms: deque[list[float]] = deque([[]], maxlen=_WINDOWS)
+        # What the last interval with masks showed: the last mask stands while none comes.
+        self._shown: dict[str, object] = {"share": self._by_class(np.zeros(len(class_names))), "zones": {}}
         self._begin()
 
     def _begin(self) -> None:
@@ -137,6 +143,7 @@ class CameraStats:
         self._kinds: Counter[str] = Counter()  # regions, by what they are called in the summary
         self._kind_bytes: Counter[str] = Counter()
         self._share = np.zeros(len(self._class_names))
+        self._zones: dict[str, tuple[NDArray[np.float64], int]] = {}  # by name: sums, and of how many masks
 
     def take(self, packet: Packet, *, size_bytes: int) -> None:
         """Count a packet that came and what its regions are, whatever becomes of it."""
@@ -152,12 +159,17 @@ class CameraStats:
         self.masks += 1
         self._latencies_ms[-1].append(facts.latency_ms)
         self._share += facts.share
+        for name, share in facts.zones.items():
+            total, masks = self._zones.get(name, (np.zeros_like(share), 0))
+            self._zones[name] = (total + share, masks + 1)
 
     def summary(self, elapsed_s: float) -> dict[str, object]:
         """The JSON of docs/wire.md, section 2, for the interval of this length, which ends here."""
         latencies_ms = [each for window in self._latencies_ms for each in window]
         p50, p95 = np.percentile(latencies_ms, (50, 95)).tolist() if latencies_ms else (None, None)
-        share = self._share / max(1, self.masks)
+        if self.masks:
+            zones = {name: self._by_class(total / masks) for name, (total, masks) in self._zones.items()}
+            self._shown = {"share": self._by_class(self._share / self.masks), "zones": zones}
         sent = self._kinds.total() - self._kinds[_ABSENT]
         facts = {
             "fps": round(self.masks / elapsed_s, 2),
@@ -165,7 +177,7 @@ class CameraStats:
             "latency_p50_ms": p50 and round(p50, 1),
             "latency_p95_ms": p95 and round(p95, 1),
             "drops": dict(self.drops),
-            "share": dict(zip(self._class_names, share.round(4).tolist(), strict=True)),
+            **self._shown,
             "key_share": round(self._kinds[_called(Kind.KEY)] / max(1, sent), 4),
             "kinds": self._kinds_summary(elapsed_s),
             "masks": self.masks,
@@ -173,6 +185,9 @@ class CameraStats:
         self._latencies_ms.append([])
         self._begin()
         return facts
+
+    def _by_class(self, share: NDArray[np.float64]) -> dict[str, float]:
+        return dict(zip(self._class_names, share.round(4).tolist(), strict=True))
 
     def _kinds_summary(self, elapsed_s: float) -> dict[str, dict[str, float]]:
         return {

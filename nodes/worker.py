@@ -25,6 +25,7 @@ from nodes.publisher import Due, FramePublisher, Looks, StatsPublisher, always
 from nodes.recordings import REPEATED, Recordings, Ticket
 from nodes.service import Health, Lane, health_page, now_ms, told_if_slow
 from nodes.stats import Cameras, MaskFacts
+from nodes.zoning import CameraZones
 from pipeline import metrics
 from pipeline.bundle import Bundle, default_bundle, load_bundle
 from pipeline.codec import Decoder, open_decoder
@@ -286,7 +287,7 @@ class Worker:
             return rendered if tried_again else self._failed(name, rendered)
         camera = self._cameras.of(name)
         latency_ms = camera.clock.age_ms(packet.captured_ms, now_ms=self._wall_ms())
-        camera.stats.mask(MaskFacts(latency_ms, rendered.share))
+        camera.stats.mask(MaskFacts(latency_ms, rendered.share, rendered.zones))
         metrics.LATENCY_SECONDS.observe(latency_ms / 1000)
         for counter, made in ((metrics.MASKS, result.mask), (metrics.LABELS, result.scores)):
             if made is not None:
@@ -319,7 +320,8 @@ async def work(
     """Run a worker over an open queue and channel until cancelled."""
     deadline_ms = settings.deadline_ms
     names = [each.name for each in bundle.manifest.classes]
-    cameras = Cameras(names, deadline_ms=deadline_ms)
+    looks = Looks(bundle.palette, names, rle=settings.rle)
+    cameras, zones = Cameras(names, deadline_ms=deadline_ms), CameraZones()
     async with Lane("png") as png, asyncio.TaskGroup() as tasks:
         worker = Worker(
             name,
@@ -328,15 +330,14 @@ async def work(
             lane=lane,
             requests=KeyRequests(channel),
             cameras=cameras,
-            frames=FramePublisher(
-                channel, png, looks=Looks(bundle.palette, names, rle=settings.rle), live=deadline_ms > 0
-            ),
+            frames=FramePublisher(channel, png, looks=looks, live=deadline_ms > 0, zones=zones),
             batch=settings.batch,
             wait_s=settings.wait_s,
             deadline_ms=deadline_ms,
         )
         health.need(worker.reason)
         tasks.create_task(worker.run())
+        tasks.create_task(zones.listen(channel))
         tasks.create_task(StatsPublisher(name, channel, cameras, interval_s=settings.stats_s).run())
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import NoDecode
 
 from pipeline.messages import check_camera_name
+from pipeline.zones import Zones
 
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -174,6 +175,11 @@ class CameraSection(Section):
     )
     answer_s: float = Field(5.0, gt=0, le=600, description="seconds without a mask until they are sent again, at first")
     tries: int = Field(5, ge=1, le=1000, description="times that they are sent again, after twice as long each time")
+    zones: Annotated[Zones, NoDecode] = Field(
+        {},
+        description='parts of the picture to tell classes of, such as {"door": [[0.1, 0.4], [0.3, 0.4], [0.3, 1]]}: '
+        "x and y of each corner, 0 to 1",
+    )
 
 
 class _EngineSection(Section):

@@ -93,7 +93,7 @@ async def test_pictures_and_manifests_are_carried_and_others_refused() -> None:
         await until(lambda: here.losses.total["bundle"] == 5)
         assert retained(here, f"bundle/{HASH}") == MANIFEST
         assert retained(here, f"bundle/{'ab' * 32}") == {}
-        long = json.dumps({"state": "online", "more": "x" * 5000}).encode()
+        long = json.dumps({"state": "online", "more": "x" * 17_000}).encode()
         for payload in (b"", b"online", b'{"state": "dancing"}', b'{"state": "online", "path": 5}', long):
             await camera.publish("cam-1/state", payload, STATE)
         await until(lambda: here.losses.total["state"] == 5)

@@ -266,6 +266,7 @@ async def test_state_and_manifest_are_published_and_the_end_is_told(tmp_path: Pa
         "source": "ok",
         "control": {"quality": 0, "pause": False, "max_fps": None, "max_kbit_s": None},
         "refused": None,
+        "zones": None,
     }
 
 

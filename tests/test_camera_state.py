@@ -1,6 +1,7 @@
 """A camera's state: told anew whenever it is no longer as it was said, whenever that was."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -8,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import structlog
 from channels import until
+from standins import BUNDLE
 
-from nodes.camera_state import described, keep_described
+from nodes.camera_state import described, keep_described, presence_of
 from nodes.control import InForce
 from nodes.presence import Presence
 from pipeline.sources import Origin
@@ -56,6 +58,13 @@ def test_a_camera_is_described_by_its_source_and_by_what_it_was_told() -> None:
     assert (now.source, now.fps, now.source_width, now.source_height) == ("ok", 25.0, 640, 360)
     camera.video.lost = "it ended"
     assert described(PRESENCE, camera) == replace(now, source="lost")
+
+
+def test_its_zones_are_those_of_its_settings() -> None:
+    zones = {"door": ((0.1, 0.4), (0.3, 0.4), (0.3, 1.0))}
+    said = presence_of("cam-1", bundle=BUNDLE, video=Source(), transport="memory", zones=zones)  # type: ignore[arg-type]
+    assert json.loads(said.payload("online"))["zones"] == {"door": [[0.1, 0.4], [0.3, 0.4], [0.3, 1.0]]}
+    assert described(said, Camera()).zones == zones
 
 
 async def test_what_changed_while_the_camera_was_announced_is_told() -> None:

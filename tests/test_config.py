@@ -321,6 +321,21 @@ def test_ice_servers_are_a_list_in_a_file_and_a_text_with_commas_in_the_environm
     assert load_settings(GatewaySettings, None, {}).webrtc.ice_servers == servers
 
 
+def test_zones_are_a_mapping_in_a_file_and_json_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "camera: {zones: {door: [[0.1, 0.4], [0.3, 0.4], [0.3, 1]]}}")
+    zones = {"door": ((0.1, 0.4), (0.3, 0.4), (0.3, 1.0))}
+    assert load_settings(CameraSettings, file, {}).camera.zones == zones
+    monkeypatch.setenv("MASKCAST_CAMERA__ZONES", '{"door": [[0.1, 0.4], [0.3, 0.4], [0.3, 1]]}')
+    assert load_settings(CameraSettings, None, {}).camera.zones == zones
+
+
+def test_a_zone_that_is_none_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path, "camera: {zones: {Front Door: [[0.1, 0.4], [0.3, 0.4], [0.3, 1]]}}")
+    assert sentence(CameraSettings, file, {}).startswith(f"{file}: camera.zones: 'Front Door' is no name of a zone")
+
+
 @pytest.mark.parametrize("server", ["stun.example", "http://u:secret@h", "webrtc:u:secret@h"])
 def test_what_is_no_ice_server_is_refused_by_its_place_in_the_list(server: str) -> None:
     text = sentence(CameraSettings, None, {"webrtc.ice_servers": ["stun:a", server]})

@@ -267,14 +267,15 @@ def test_a_broker_one_has_already_is_told_to_all_that_use_one() -> None:
     assert not own
 
 
-def test_a_second_camera_is_the_first_with_name_source_and_logins_of_its_own() -> None:
+def test_a_second_camera_is_the_first_with_name_source_zones_and_logins_of_its_own() -> None:
     text = (ROOT / "configs" / "deploy" / "second-camera.yml").read_text()
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     first, second = services["camera"], yaml.safe_load(text)["services"]["camera2"]
     assert second["extends"] == {"file": "docker-compose.yml", "service": "camera"}
     assert not {"depends_on", "links", "volumes_from"} & set(first)  # compose 1 extends no service that has one
     own = {name: text for name, text in second["environment"].items() if name != "MASKCAST_MQTT_URL"}
-    assert set(own) == {"MASKCAST_CAMERA__NAME", "MASKCAST_SOURCE__URL", "MASKCAST_WEBRTC__TOKEN"}
+    names = {"CAMERA__NAME", "CAMERA__ZONES", "SOURCE__URL", "WEBRTC__TOKEN"}
+    assert set(own) == {f"MASKCAST_{name}" for name in names}
     assert {name: text.replace("CAMERA2_", "CAMERA_") for name, text in own.items()} == {
         **{name: first["environment"][name] for name in own},
         "MASKCAST_CAMERA__NAME": "${CAMERA_NAME:-garden}",

@@ -31,6 +31,7 @@ async def test_a_node_says_online_and_then_stopped() -> None:
         "source": None,
         "control": None,
         "refused": None,
+        "zones": None,
     }
 
 

@@ -58,6 +58,16 @@ def test_a_mask_is_rendered_with_the_share_of_each_class() -> None:
     assert (unpack_mask_rle(rle.payload).classes == mask_of().classes).all()
 
 
+def test_a_mask_is_rendered_with_the_shares_of_its_zones() -> None:
+    top = {"top": ((0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (0.0, 0.5))}
+    rendered = render(decoded(), "cam-1", LOOKS, top)
+    alone = render(Decoded(None, scores_of(1, 0, 0, 0, 0)), "cam-1", LOOKS, top)
+    assert isinstance(rendered, Rendered)
+    assert isinstance(alone, Rendered)
+    assert {name: share.tolist() for name, share in rendered.zones.items()} == {"top": [0.5, 0, 0, 0.5, 0]}
+    assert alone.zones == {}
+
+
 def test_scores_are_rendered_beside_a_mask_or_alone() -> None:
     scores = scores_of(0.1, 0.25, 1, 0, 0.99999)
     both = render(Decoded(mask_of(), scores), "cam-1", LOOKS)

@@ -186,6 +186,7 @@ def test_a_summary_has_the_fields_of_the_contract() -> None:
         "latency_p95_ms": 23.8,
         "drops": {"late": 2},
         "share": {"road": 0.25, "sky": 0.75},
+        "zones": {},
         "key_share": 0.5,
         "kinds": {
             "absent": {"regions_s": 100.0, "kbit_s": 0.0},
@@ -194,6 +195,28 @@ def test_a_summary_has_the_fields_of_the_contract() -> None:
         },
         "masks": 25,
     }
+
+
+def test_shares_of_zones_are_averages_over_the_masks_that_had_them() -> None:
+    stats = CameraStats(["road", "sky"])
+    half, door = np.array([0.5, 0.5]), np.array([1.0, 0.0])
+    stats.mask(MaskFacts(1, half))  # before the camera's zones were known
+    stats.mask(MaskFacts(1, half, {"door": door}))
+    stats.mask(MaskFacts(1, half, {"door": half, "gate": door}))
+    facts = stats.summary(1.0)
+    assert facts["share"] == {"road": 0.5, "sky": 0.5}
+    assert facts["zones"] == {"door": {"road": 0.75, "sky": 0.25}, "gate": {"road": 1.0, "sky": 0.0}}
+
+
+def test_while_no_mask_comes_the_last_one_stands() -> None:
+    stats, door = CameraStats(["road", "sky"]), {"door": np.array([1.0, 0.0])}
+    assert stats.summary(1.0)["share"] == {"road": 0.0, "sky": 0.0}
+    stats.mask(MaskFacts(1, np.array([0.25, 0.75]), door))
+    first, silent = stats.summary(1.0), stats.summary(1.0)
+    assert (silent["share"], silent["zones"]) == (first["share"], first["zones"])
+    assert (silent["masks"], silent["share"]) == (0, {"road": 0.25, "sky": 0.75})
+    stats.mask(MaskFacts(1, np.array([1.0, 0.0])))  # its camera started again, without the zone
+    assert stats.summary(1.0)["zones"] == {}
 
 
 def test_regions_and_their_bytes_are_told_by_kind() -> None:

@@ -37,6 +37,7 @@ STATS = {
     "latency_p95_ms": 40.5,
     "drops": {"late": 3},
     "share": {"road": 0.75, "sky": 0.25},
+    "zones": {"door": {"road": 1.0, "sky": 0.0}},
     "key_share": 1.0,
     "kinds": {"key": {"regions_s": 25.0, "kbit_s": 33.5}, "absent": {"regions_s": 0.0, "kbit_s": 0.0}},
 }
@@ -264,6 +265,7 @@ async def test_what_is_not_there_is_not_found(viewer: Viewer, path: str) -> None
         ("/picture.js", "text/javascript"),
         ("/rates.js", "text/javascript"),
         ("/regions.js", "text/javascript"),
+        ("/zones.js", "text/javascript"),
         ("/viewer.css", "text/css"),
         ("/icon.svg", "image/svg+xml"),
     ],

@@ -57,6 +57,7 @@ class StreetCamera:
         self.rng = np.random.default_rng(seed)
         self.sequence = 0
         self.kinds: tuple[Kind | None, ...] = ()  # of 2 x 2 regions
+        self.zones: dict[str, dict[str, float]] = {}  # the share of each class in each of its zones
         image, self.classes = street(seed)
         self.preview = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
@@ -73,6 +74,7 @@ class StreetCamera:
             "latency_p95_ms": 38.2,
             "drops": {"late": 3, "uplink": 1} if self.name == "station-road" else {},
             "share": dict(zip(NAMES, counts.tolist(), strict=True)),
+            "zones": self.zones,
             "key_share": 0.125,
         }
         await self.channel.publish(f"{self.name}/stats", json.dumps(facts).encode())

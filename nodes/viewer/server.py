@@ -23,6 +23,7 @@ _PAGES = {
     "/picture.js": ("picture.js", "text/javascript"),
     "/rates.js": ("rates.js", "text/javascript"),
     "/regions.js": ("regions.js", "text/javascript"),
+    "/zones.js": ("zones.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _HEALTH = {"/healthz", "/readyz", "/metrics"}  # as open as those of other nodes

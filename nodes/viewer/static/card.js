@@ -3,6 +3,7 @@
 import { NewestPicture, colourKey, readPalette } from "./picture.js";
 import { RateCurve } from "./rates.js";
 import { RegionGrid } from "./regions.js";
+import { Zones } from "./zones.js";
 
 const STALE_MS = { late: 1500, old: 5000 };
 const SILENT_MS = 5000; // statistics come once a second; those of a camera that sends no more say nothing of now
@@ -59,6 +60,7 @@ export class Card {
     this.labels = null; // those not shown yet
     this.curve = new RateCurve(this.part(".curve"));
     this.grid = new RegionGrid(this.part(".regions"));
+    this.zones = new Zones(this.part(".zones"), this.part(".zonings"));
     this.regions = ""; // how those of the mask that is shown were coded
     this.allClasses = false;
     this.sendingSince = Infinity; // on this page's clock, as all that is waited for: cameras have clocks of their own
@@ -225,6 +227,8 @@ export class Card {
     const note = { offline: "Offline", stopped: "Stopped" }[this.state];
     this.part(".note").textContent = note ? `${note}${when}` : "";
     if (note && started) this.part(".note").textContent += `, had started at ${clockTime(started)}`;
+    this.zoned = Object.keys(state?.zones ?? {}).length > 0;
+    this.zones.show(state?.zones);
     this.showTransport(state);
     this.describe();
   }
@@ -253,6 +257,7 @@ export class Card {
     const share = Object.entries(stats.share).filter(([, part]) => part >= 0.0005);
     if (share.length) this.share = share.sort((a, b) => b[1] - a[1]); // a second without masks has none
     this.showLegend();
+    this.zones.tell(stats.zones, (name, seen) => this.zoneRow(name, seen));
   }
 
   showNumbers(stats) {
@@ -303,9 +308,20 @@ export class Card {
   }
 
   labelChip({ name, score }, classes) {
-    const chip = element("li", "label", `${name} `);
+    return this.chip("li", name, score, classes);
+  }
+
+  zoneRow(name, seen) {
+    const row = element("li", "zoning");
+    const classes = this.page.classesOf(this.bundle);
+    row.append(element("b", "", name), ...seen.flatMap((each) => [" ", this.chip("span", ...each, classes)]));
+    return row;
+  }
+
+  chip(tag, name, share, classes) {
+    const chip = element(tag, "label", `${name} `);
     chip.prepend(this.swatch(name, classes));
-    chip.append(element("small", "", percent(score)));
+    chip.append(element("small", "", percent(share)));
     return chip;
   }
 

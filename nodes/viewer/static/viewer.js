@@ -51,6 +51,7 @@ function count() {
   const cameras = linked && online < cards.size ? `${all}, ${online} online` : all;
   const { gateway, worker } = linked ? page.nodes : { gateway: [], worker: [] };
   const workers = worker.length ? ` · ${several(worker.length, "worker")}` : "";
+  at("zoning").hidden = ![...cards.values()].some((card) => card.zoned);
   at("count").textContent = cameras + workers;
   at("count").title = [...gateway.map((name) => `gateway ${name}`), ...worker.map((name) => `worker ${name}`)].join("\n");
   at("empty").hidden = cards.size > 0 || !page.greeted;
@@ -177,8 +178,10 @@ function choose() {
   form.elements.percent.value = `${form.elements.opacity.value} %`;
   form.elements.opacity.disabled = page.view !== "both";
   page.regions = form.elements.regions.checked;
+  const zones = form.elements.zones.checked;
   document.body.classList.toggle("coded", page.regions);
-  keepView({ view: page.view, opacity: form.elements.opacity.value, regions: page.regions });
+  document.body.classList.toggle("zoned", zones);
+  keepView({ view: page.view, opacity: form.elements.opacity.value, regions: page.regions, zones });
   cards.forEach((card) => {
     card.draw();
     card.showRegions();
@@ -189,6 +192,7 @@ const kept = keptView();
 if (VIEWS.includes(kept.view)) form.elements.view.value = kept.view;
 if (kept.opacity) form.elements.opacity.value = kept.opacity;
 form.elements.regions.checked = kept.regions === true;
+form.elements.zones.checked = kept.zones !== false;
 form.addEventListener("input", choose);
 choose();
 connect();
