@@ -151,6 +151,7 @@ async def test_what_a_camera_says_of_its_source_and_of_what_it_was_told_is_in_th
     control = {"quality": 4, "pause": True, "max_fps": 5.0, "max_kbit_s": None}
     size = {"source_width": 640, "source_height": 360, "fps": 12.5}
     said = {"source": "lost", "control": control, "refused": "control: no", "transport": "mqtt", **size}
+    said |= {"zones": {"door": [[0.1, 0.4], [0.3, 0.4], [0.3, 1.0]]}}
     await viewer.publish("cam-1/state", {"state": "online", **said})
     (camera,) = json.loads((await viewer.get("/api/cameras"))[1])
     assert {name: camera[name] for name in said} == said

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import pytest
 from browser import chromium
 from channels import LIMIT_S, ready
 from servers import Server
-from viewing import StreetCamera
+from viewing import StreetCamera, part, shown
 
+from nodes import viewer
 from nodes.viewer import serve
 from nodes.viewer.state import Wall
 from pipeline.transport import STATE, Message
@@ -39,6 +41,14 @@ class Told:
     async def until_workers_are(self, expected: list[str] | int) -> None:
         async with asyncio.timeout(LIMIT_S):
             while await self.workers() != expected:  # noqa: ASYNC110 - it is asked, and does not tell
+                await asyncio.sleep(0.01)
+
+    async def until_cameras_are(self, expected: dict[str, str | None]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                async with self.web.get(f"{self.address}/api/cameras") as answer:
+                    if {each["camera"]: each["state"] for each in await answer.json()} == expected:
+                        return
                 await asyncio.sleep(0.01)
 
     async def next_of(self, kind: str) -> dict[str, object]:
@@ -137,11 +147,53 @@ async def relay(port: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
 
 def test_nodes_that_are_forgotten_are_told_of_once() -> None:
     wall = Wall()
-    assert wall.forget_nodes() == []
+    assert wall.lose_touch() == []
     wall.take(Message("worker/a/state", ONLINE))
-    assert [json.loads(update.payload)["worker"] for update in wall.forget_nodes()] == [[]]
-    assert wall.forget_nodes() == []
+    assert [json.loads(update.payload)["worker"] for update in wall.lose_touch()] == [[]]
+    assert wall.lose_touch() == []
     assert wall.take(Message("worker/a/state", ONLINE))
+
+
+def test_states_that_a_broker_does_not_say_again_are_forgotten() -> None:
+    wall = Wall()
+    for camera in ("high-street", "station-road"):
+        wall.take(Message(f"{camera}/state", ONLINE))
+    assert wall.forget_doubtful() == []
+    wall.lose_touch()
+    assert all(camera.state is not None for camera in wall.cameras.values())
+    wall.take(Message("station-road/state", ONLINE))
+    [update] = wall.forget_doubtful()
+    assert json.loads(update.payload) == {"type": "state", "camera": "high-street", "state": None, "since_ms": None}
+    assert wall.cameras["station-road"].state is not None
+    assert wall.forget_doubtful() == []
+
+
+async def test_a_camera_that_died_with_its_broker_is_not_said_to_be_online(
+    own_mosquitto: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewer, "_SAID_AGAIN_S", 1.0)
+    url = f"mqtt://127.0.0.1:{own_mosquitto.port}"
+    async with MqttChannel(url) as camera, viewer_of(url) as told:
+        await camera.publish("cam-2/state", ONLINE, STATE)
+        async with MqttChannel(url) as other:
+            await ready(other)
+            await other.publish("cam-1/state", ONLINE, STATE)
+        await told.until_cameras_are({"cam-1": "online", "cam-2": "online"})
+        own_mosquitto.kill()
+        own_mosquitto.start()
+        await told.until_cameras_are({"cam-1": None, "cam-2": "online"})
+
+
+async def test_a_camera_of_unknown_state_is_online_while_its_masks_come(tmp_path: Path) -> None:
+    badge, count = f"{part('high-street', '.badge')}?.textContent", "document.getElementById('count').textContent"
+    async with shown(tmp_path) as (page, channel):
+        camera = StreetCamera(channel, "high-street", 2)
+        await page.open()
+        await camera.stats()
+        await page.until(f"{badge} === 'no word yet' && {count} === '1 camera, 0 online'")
+        await camera.picture()
+        await page.until(f"{badge} === 'online' && {count} === '1 camera'")
+        assert page.complaints == []
 
 
 async def test_the_page_counts_nobody_as_online_while_the_viewer_has_no_broker(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.transport import Channel, Message, open_channel
 
 _log = structlog.get_logger()
 _PULSE_S = 1.0  # the page takes a feed that is silent for some of these as lost
+_SAID_AGAIN_S = 5.0  # after which a broker has told what it keeps, and cameras are back that were not away for long
 _LOOK_S = 0.025  # shorter than any pause between two connections to a broker
 _SHUTDOWN_TIMEOUT_S = 2.0
 
@@ -97,15 +98,22 @@ async def _receive(messages: AsyncIterator[Message], wall: Wall, feed: Feed) -> 
 
 
 async def _follow_nodes(channel: Channel, wall: Wall, feed: Feed, *, site: Site) -> None:
-    """Hear of gateways and workers anew with each connection: a broker that was away may have forgotten some."""
+    """Hear of all nodes anew with each connection: a broker that was away may have forgotten some."""
     while True:
         await until_connected(channel)
         feed.send([site.about_viewer()])
         async with asyncio.TaskGroup() as connection:
             hearing = connection.create_task(_receive(channel.subscribe(*NODE_FILTERS), wall, feed))
+            forgetting = connection.create_task(_forget_doubtful(wall, feed))
             await _until_lost(channel)
             hearing.cancel()
-        feed.send([site.about_viewer(), *wall.forget_nodes()])
+            forgetting.cancel()
+        feed.send([site.about_viewer(), *wall.lose_touch()])
+
+
+async def _forget_doubtful(wall: Wall, feed: Feed) -> None:
+    await asyncio.sleep(_SAID_AGAIN_S)
+    feed.send(wall.forget_doubtful())
 
 
 async def _until_lost(channel: Channel) -> None:

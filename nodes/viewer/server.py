@@ -32,7 +32,7 @@ _SEND_TIMEOUT_S = 10.0
 _INCOMING_LIMIT_BYTES = 1024
 _SEND_BUFFER_BYTES = 128 << 10  # small, so that what waits, waits in the outbox where newer replaces older
 
-_OF_THE_STATE = {"source", "source_width", "source_height", "fps", "transport"}
+_OF_THE_STATE = {"source", "source_width", "source_height", "fps", "transport", "zones"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -71,6 +71,7 @@ class CameraView:
     rates: deque[Rate] = field(default_factory=lambda: deque(maxlen=_RATES))
     state: State | None = None
     since_ms: int | None = None
+    doubtful: bool = False  # whether its state is from before the broker was away, and was not said again
 
 
 class Wall:
@@ -112,13 +113,25 @@ class Wall:
             return []
         return self._make_room() + updates
 
-    def forget_nodes(self) -> list[Update]:
-        """Without the broker nobody knows which gateways and workers are online; returns what browsers must be told."""
+    def lose_touch(self) -> list[Update]:
+        """The broker is away; returns what browsers must be told.
+
+        Nobody knows then which gateways and workers are online, and each camera's state is to be said again.
+        """
+        for camera in self.cameras.values():
+            camera.doubtful = camera.state is not None
         if not any(self.nodes.values()):
             return []
         for known in self.nodes.values():
             known.clear()
         return [nodes_update(self.nodes)]
+
+    def forget_doubtful(self) -> list[Update]:
+        """What the broker has not said again it does not know any more; returns what browsers must be told."""
+        silent = [camera for camera in self.cameras.values() if camera.doubtful]
+        for camera in silent:
+            camera.state, camera.since_ms, camera.doubtful = None, None, False
+        return [state_update(camera) for camera in silent]
 
     def snapshot(self) -> list[Update]:
         """Everything a browser that just came must be told."""
@@ -178,7 +191,7 @@ class Wall:
             camera.since_ms = state.since
         elif camera.state is None or camera.state.state != state.state:
             camera.since_ms = self._now_ms() if camera.state else None
-        camera.state = state
+        camera.state, camera.doubtful = state, False
         return [state_update(camera)]
 
     def _take_node(self, known: dict[str, State], name: str, payload: bytes) -> list[Update]:

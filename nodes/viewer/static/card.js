@@ -115,8 +115,14 @@ export class Card {
     return performance.now() - since > Math.max(idleMs, 3000 / this.fps);
   }
 
-  takeMask(message) {
+  // Of a camera whose state nobody told, masks say that it is there.
+  arrive() {
     this.arrived = performance.now();
+    if (this.state === "waiting") this.showState(null, null);
+  }
+
+  takeMask(message) {
+    this.arrive();
     if (this.page.regions) this.grid.note(message.regions);
     this.masks.take(message);
   }
@@ -207,7 +213,7 @@ export class Card {
   }
 
   showState(state, since) {
-    this.state = state?.state ?? (this.captured ? "online" : "waiting");
+    this.state = state?.state ?? (performance.now() - this.arrived < SILENT_MS ? "online" : "waiting");
     const sends = this.state === "online" && !SILENT.has(state?.source) && !state?.control?.pause;
     this.sendingSince = sends ? Math.min(this.sendingSince, performance.now()) : Infinity;
     this.fps = state?.fps || 1;
@@ -293,7 +299,7 @@ export class Card {
 
   // A camera without masks tells its age and bundle by its labels. They come with every frame; tick shows them.
   takeLabels(labels) {
-    this.arrived = performance.now();
+    this.arrive();
     this.labels = labels;
     if (!this.images.mask) [this.bundle, this.captured] = [labels.bundle, labels.captured_ms];
   }

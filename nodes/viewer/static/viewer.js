@@ -70,8 +70,13 @@ function take(message) {
     return count();
   }
   if (message.type === "gone") forget(message.camera);
-  else cardOf(message.camera).take(message);
-  if (message.type === "state") count();
+  else takeOfCamera(cardOf(message.camera), message);
+}
+
+function takeOfCamera(card, message) {
+  const before = card.state;
+  card.take(message);
+  if (message.type === "state" || card.state !== before) count();
 }
 
 function forget(name) {
